@@ -1,0 +1,3 @@
+"""spikezip: trained networks in, certified spiking neural networks out."""
+
+__version__ = "0.1.0"

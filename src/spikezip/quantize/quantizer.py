@@ -1,0 +1,94 @@
+"""The LSQ quantizer: a staircase with a learned step size."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from spikezip.levels import Levels
+
+
+class _LSQ(torch.autograd.Function):
+    """``scale * clip(floor(u/scale + 1/2), lowest, highest)`` with LSQ's straight-through gradients."""
+
+    @staticmethod
+    def forward(ctx, drive, scale, lowest, highest, grad_scale):  # type: ignore[override]
+        ratio = drive / scale
+        codes = torch.clamp(torch.floor(ratio + 0.5), lowest, highest)
+        ctx.save_for_backward(ratio, codes)
+        ctx.limits = lowest, highest
+        ctx.grad_scale = grad_scale
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        ratio, codes = ctx.saved_tensors
+        lowest, highest = ctx.limits
+        inside = (ratio > lowest) & (ratio < highest)
+        grad_drive = grad * inside
+        # d(scale * q)/d scale = q - u/scale inside, and q = the limit outside (LSQ, eq. 3).
+        grad_ratio = torch.where(inside, codes - ratio, codes)
+        grad_scale = (grad * grad_ratio).sum() * ctx.grad_scale
+        return grad_drive, grad_scale, None, None, None
+
+
+def lsq(drive: Tensor, scale: Tensor, levels: Levels) -> Tensor:
+    """Quantize with LSQ's gradients.
+
+    ``y = scale * clip(floor(drive/scale + 1/2), lowest, highest)``; the gradient passes ``drive`` unchanged inside
+    the range and is 0 outside; ``scale`` receives ``(q - drive/scale)`` inside and the limit outside, scaled by
+    ``1 / sqrt(numel * highest)``.
+
+    Args:
+        drive: pre-activations, any shape.
+        scale: 0-dim positive tensor.
+        levels: admissible codes.
+
+    Returns:
+        Tensor of ``drive``'s shape on the grid ``scale * {lowest..highest}``.
+
+    Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, eq. 1-5. Departs: ties go up
+    (``floor(x + 1/2)``), as the neuron's comparison ``v >= theta`` does, not to even.
+    """
+    limit = max(levels.highest, -levels.lowest)
+    grad_scale = 1.0 / math.sqrt(max(drive.numel(), 1) * limit)
+    return _LSQ.apply(drive, scale, levels.lowest, levels.highest, grad_scale)  # type: ignore[return-value]
+
+
+class Quantizer(nn.Module):
+    """Rounds activations to ``scale * {lowest..highest}``; it later becomes one layer of ST-BIF neurons.
+
+    Args:
+        levels: admissible codes.
+        scale: initial step size (theta), > 0. One per tensor, stored once, as the parameter ``scale``; ``calibrated``
+            in the state dict says whether it has been set from data.
+
+    Shape: any; the output has the input's shape.
+
+    >>> q = Quantizer(Levels(0, 3), scale=0.5)
+    >>> q(torch.tensor([-1.0, 0.3, 0.75, 9.0])).tolist()
+    [0.0, 0.5, 1.0, 1.5]
+
+    Source: Esser et al., ICLR 2020 (LSQ).
+    """
+
+    scale: nn.Parameter
+    calibrated: Tensor
+
+    def __init__(self, levels: Levels, scale: float = 1.0):
+        super().__init__()
+        self.levels = levels
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.register_buffer("calibrated", torch.tensor(False))
+
+    def forward(self, drive: Tensor) -> Tensor:
+        return lsq(drive, self.scale, self.levels)
+
+    def codes(self, drive: Tensor) -> Tensor:
+        """Whole-number codes of the drive (see :meth:`Levels.codes`)."""
+        return self.levels.codes(drive, self.scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.levels.lowest}..{self.levels.highest}, scale={float(self.scale.detach()):.4g}"
