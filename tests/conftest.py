@@ -1,0 +1,32 @@
+"""What every test may use: real data where there is some, and small machines kept small."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Two xdist workers on two cores: more threads a worker would only wait for each other.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+_BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of CIFAR files and published weights; the test is skipped, visibly, where there is none."""
+    root = Path(os.environ.get("SPIKEZIP_DATA", _BESIDE_THE_CHECKOUT))
+    if not root.is_dir():
+        pytest.skip(f"no data in {root}: set SPIKEZIP_DATA to the folder with cifar10_test.npz")
+    return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where torch sees no CUDA device, and say so."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
