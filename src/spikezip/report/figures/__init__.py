@@ -1,0 +1,35 @@
+"""Every figure of the report, each made from records alone by one function of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from spikezip.report.figures.cost import (
+    energy_by_layer,
+    energy_ratio,
+    pareto_energy,
+    pareto_synops,
+)
+from spikezip.report.figures.distributions import code_histograms, scales, t_eq_histogram, weight_histograms
+from spikezip.report.figures.drawing import Absent, Drawing, Run
+from spikezip.report.figures.maps import firing_rates, l1_distance
+from spikezip.report.figures.neurons import raster, traces
+from spikezip.report.figures.over_time import accuracy, agreement, early_exit
+
+__all__ = ["ACROSS_RUNS", "Absent", "Drawing", "OF_A_RUN", "Run"]
+
+Result = Sequence[Drawing | Absent]
+
+ACROSS_RUNS: tuple[Callable[[Sequence[Run]], Result], ...] = (
+    accuracy,
+    agreement,
+    early_exit,
+    pareto_synops,
+    pareto_energy,
+    energy_ratio,
+)
+OF_A_RUN: tuple[tuple[str, tuple[Callable[[Run], Result], ...]], ...] = (
+    ("Inside the network", (firing_rates, l1_distance, t_eq_histogram, raster, traces)),
+    ("Energy by layer", (energy_by_layer,)),
+    ("Quantization", (code_histograms, scales, weight_histograms)),
+)

@@ -1,0 +1,245 @@
+"""Figures of what an answer costs: SynOps and energy, across runs and by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spikezip.report.figures.drawing import (
+    Absent,
+    Drawing,
+    Run,
+    layer_axis,
+    legend_below,
+    percent_axis,
+    rows_height,
+    step_axis,
+    steps_of,
+)
+from spikezip.report.style import colour, label, new_figure, series_style
+from spikezip.report.tables import Cell, Table, energy_unit
+
+Point = tuple[float, float]
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats: none costs less (or as much) and gives more.
+
+    >>> pareto_front([(1, 0.2), (2, 0.1), (3, 0.9), (3, 0.8), (4, 0.9)])
+    [(1, 0.2), (3, 0.9)]
+    """
+    front: list[Point] = []
+    for cost, gain in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or gain > front[-1][1]:
+            front.append((cost, gain))
+    return front
+
+
+def _gains(runs: Sequence[Run]) -> tuple[str, str, dict[str, Sequence[float]]]:
+    """What is gained: accuracy where every run has it, else agreement with the QANN."""
+    by_accuracy = {r.slug: r.record.accuracy.snn for r in runs if r.record.accuracy and r.record.accuracy.snn}
+    if len(by_accuracy) == len(runs):
+        return "accuracy", "accuracy (%)", {k: v for k, v in by_accuracy.items() if v}
+    return "agreement", "agreement with the QANN (%)", {r.slug: r.record.agreement for r in runs if r.record.agreement}
+
+
+def _pareto(
+    name: str,
+    title: str,
+    runs: Sequence[Run],
+    costs: dict[str, Sequence[float]],
+    axis: tuple[str, float, str],
+    anchors: Sequence[tuple[str, str, float, float]] = (),
+) -> Sequence[Drawing | Absent]:
+    """Gain against cost at every t of every run, and the front over all of them.
+
+    Args:
+        costs: cumulative cost per image, by run.
+        axis: the cost's label, how much of the raw cost is one of its units, the column's name.
+        anchors: (run slug, network, cost, gain) of the networks without time.
+    """
+    text, unit, column = axis
+    gain, gain_text, gains = _gains([run for run in runs if run.slug in costs])
+    if not gains:
+        return [Absent(title, "neither labels nor the QANN's predictions were given")]
+    alone = len(runs) == 1
+    figure = new_figure(310 + (0 if alone else 12 * len(costs)))
+    axes = figure.add_subplot()
+    rows: list[tuple[Cell, ...]] = []
+    every: list[Point] = []
+    for i, run in enumerate(runs):
+        if run.slug not in costs or run.slug not in gains:
+            continue
+        look = series_style(i)
+        points = list(zip(costs[run.slug], gains[run.slug], strict=True))
+        every += points
+        axes.plot(
+            [c / unit for c, _ in points],
+            [100 * g for _, g in points],
+            **{**look, "linewidth": 0.9},
+            markersize=4,
+            label="SNN, a point a step" if alone else label(run.title, 36),
+        )
+        rows += [(run.title, "snn", t, c, g) for t, (c, g) in enumerate(points, start=1)]
+    front = pareto_front(every)
+    axes.step(
+        [c / unit for c, _ in front],
+        [100 * g for _, g in front],
+        where="post",
+        color=colour("ink"),
+        linewidth=1.2,
+        label="Pareto front",
+        zorder=1,
+    )
+    rows += [("all", "pareto front", None, c, g) for c, g in front]
+    titles = {run.slug: run.title for run in runs}
+    index = {run.slug: i for i, run in enumerate(runs)}
+    for slug, network, cost, share in anchors:
+        mark, size = ("*", 11) if network == "QANN" else ("X", 8)
+        axes.plot(
+            [cost / unit],
+            [100 * share],
+            mark,
+            color=colour("ink") if alone else series_style(index[slug])["color"],
+            markersize=size,
+            fillstyle="full" if network == "QANN" else "none",
+            label=network if alone else None,
+            linestyle="none",
+        )
+        rows.append((titles[slug], network.lower(), None, cost, share))
+    reach = [cost for cost, _ in every] + [a[2] for a in anchors]
+    if min(reach) > 0 and max(reach) / min(reach) > 30:
+        from matplotlib.ticker import FuncFormatter
+
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+    axes.set_xlabel(text)
+    axes.grid(axis="x")
+    percent_axis(axes, gain_text)
+    legend_below(figure, 2)
+    caption = "Each point is a step t; cost is everything spent up to t, per image. The front joins what nothing beats."
+    if anchors and not alone:
+        caption += " Stars are the runs' QANNs, crosses their ANNs."
+    missing = [run.title for run in runs if run.slug not in costs]
+    if missing:
+        caption += f" Not measured for: {', '.join(missing)}."
+    table = Table.of(title, ["run", "network", "t", column, gain], rows)
+    return [Drawing(name, title, caption, table, figure)]
+
+
+def pareto_synops(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
+    """Accuracy against synaptic operations per image."""
+    title = "Accuracy against SynOps"
+    costs = {run.slug: run.record.synops for run in runs if run.record.synops}
+    if not costs:
+        return [Absent(title, "synaptic operations were not counted")]
+    most = max(max(values) for values in costs.values())
+    unit, prefix = next(((u, p) for u, p in ((1e9, "10⁹ "), (1e6, "10⁶ "), (1e3, "10³ ")) if most >= u), (1.0, ""))
+    return _pareto(
+        "pareto-synops", title, runs, costs, (f"SynOps per image ({prefix.strip() or 'count'})", unit, "synops")
+    )
+
+
+def pareto_energy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
+    """Accuracy against energy per image, a figure for each energy model."""
+    title = "Accuracy against energy"
+    models = list(
+        dict.fromkeys(m.name for run in runs if run.record.energy for m in run.record.energy.models if m.snn_pj)
+    )
+    if not models:
+        return [Absent(title, "energy was not measured")]
+    drawings: list[Drawing | Absent] = []
+    for number, model_name in enumerate(models, start=1):
+        costs: dict[str, Sequence[float]] = {}
+        anchors = []
+        for run in runs:
+            for model in run.record.energy.models if run.record.energy else ():
+                if model.name != model_name or not model.snn_pj:
+                    continue
+                costs[run.slug] = model.snn_pj
+                result = run.record.accuracy
+                for network, cost, share in (
+                    ("QANN", model.qann_pj, result and result.qann),
+                    ("ANN", model.ann_pj, result and result.ann),
+                ):
+                    if cost is not None and share is not None and result and result.snn:
+                        anchors.append((run.slug, network, cost, share))
+        unit, symbol = energy_unit(max(max(c) for c in costs.values()))
+        name = "pareto-energy" if len(models) == 1 else f"pareto-energy-{number}"
+        axis = (f"energy per image ({symbol})", unit, "energy_pj")
+        drawings += _pareto(name, f"{title}: {model_name}", runs, costs, axis, anchors)
+    return drawings
+
+
+def energy_ratio(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
+    """Energy of the SNN as a multiple of its bit-matched QANN's, at every t."""
+    title = "Energy, SNN / QANN"
+    lines = [
+        (run, model)
+        for run in runs
+        if run.record.energy
+        for model in run.record.energy.models
+        if model.qann_pj and model.snn_pj
+    ]
+    if not lines:
+        return [Absent(title, "energy was not measured for both the SNN and the QANN")]
+    figure = new_figure(310 + 12 * max(len(lines) - 2, 0))
+    axes = figure.add_subplot()
+    rows: list[tuple[Cell, ...]] = []
+    for i, (run, model) in enumerate(lines):
+        ratio = [e / (model.qann_pj or 1.0) for e in model.snn_pj]
+        name = model.name if len(runs) == 1 else f"{label(run.title, 18)}, {label(model.name, 20)}"
+        axes.plot(
+            steps_of(ratio),
+            ratio,
+            **{**series_style(i), "marker": "o"},
+            markersize=3,
+            label=f"{label(name, 40)}: {ratio[-1]:.3g} at the end",
+        )
+        rows += [(run.title, model.name, t, r) for t, r in zip(steps_of(ratio), ratio, strict=True)]
+    step_axis(axes, max(len(model.snn_pj) for _, model in lines))
+    axes.set_ylim(bottom=0)
+    axes.axhline(1, color=colour("ink"), linewidth=1, linestyle=(0, (6, 3)))
+    axes.set_ylabel("energy / energy of the QANN")
+    axes.grid(axis="y")
+    legend_below(figure, 1)
+    caption = (
+        "Under the dashed line the SNN, stopped at step t, has spent less than the integer QANN with the same bits."
+    )
+    return [Drawing("energy-ratio", title, caption, Table.of(title, ["run", "model", "t", "ratio"], rows), figure)]
+
+
+def energy_by_layer(run: Run) -> Sequence[Drawing | Absent]:
+    """Where the energy goes: SNN and QANN, layer by layer."""
+    title = "Energy by layer"
+    layers = [x for x in (run.record.energy.layers if run.record.energy else ()) if x.snn_pj is not None]
+    if not layers:
+        return [Absent(title, "energy was not measured by layer")]
+    most = max(max(x.snn_pj or 0, x.qann_pj or 0) for x in layers)
+    unit, symbol = energy_unit(most)
+    figure = new_figure(rows_height(len(layers)))
+    axes = figure.add_subplot()
+    places = range(len(layers))
+    axes.barh(places, [(x.snn_pj or 0) / unit for x in layers], height=0.66, color=colour("s1"), label="SNN")
+    known = [i for i in places if layers[i].qann_pj is not None]
+    if known:
+        values = [(layers[i].qann_pj or 0) / unit for i in known]
+        axes.plot(values, known, "|", color=colour("s2"), markersize=9, markeredgewidth=2.2, label="QANN")
+    layer_axis(axes, [x.name for x in layers])
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"energy per image ({symbol})")
+    axes.grid(axis="x")
+    legend_below(figure)
+    model = run.record.energy.models[0].name if run.record.energy and run.record.energy.models else None
+    caption = f"Energy of one image over all {run.record.steps} steps{f', model {model}' if model else ''}."
+    if run.record.energy and run.record.energy.uncounted:
+        caption += f" Not counted, so not here: {', '.join(run.record.energy.uncounted)}."
+    rows = [(x.name, x.kind, x.input, x.snn_pj, x.qann_pj) for x in layers]
+    return [
+        Drawing(
+            "energy-by-layer",
+            title,
+            caption,
+            Table.of(title, ["layer", "kind", "input", "snn_pj", "qann_pj"], rows),
+            figure,
+        )
+    ]

@@ -1,0 +1,96 @@
+"""Heat maps of layer by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spikezip.report.figures.drawing import (
+    Absent,
+    Drawing,
+    Run,
+    heat,
+    heat_key,
+    layer_axis,
+    rows_height,
+    step_axis,
+)
+from spikezip.report.record import Layer
+from spikezip.report.style import colour, new_figure
+from spikezip.report.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def _map(layers: Sequence[Layer], values: list[list[float]], key: str) -> tuple[Figure, Axes]:
+    import numpy as np
+
+    steps = len(values[0])
+    figure = new_figure(rows_height(len(layers)))
+    axes = figure.add_subplot()
+    top = max(max(row) for row in values) or 1.0
+    heat(axes, np.array(values), (0.5, steps + 0.5, len(layers) - 0.5, -0.5), top)
+    step_axis(axes, steps)
+    axes.set_xlim(0.5, steps + 0.5)
+    layer_axis(axes, [layer.name for layer in layers])
+    axes.spines[:].set_visible(False)
+    heat_key(figure, axes, key, top)
+    return figure, axes
+
+
+def firing_rates(run: Run) -> Sequence[Drawing | Absent]:
+    """Spikes per neuron, of either sign, for each layer and step."""
+    title = "Firing rate"
+    layers = [layer for layer in run.record.layers if layer.rate]
+    if not layers:
+        return [Absent(title, "the record holds no firing rates")]
+    figure, _ = _map(layers, [list(layer.rate) for layer in layers], "spikes per neuron")
+    neurons = sum(layer.neurons for layer in layers) or 1
+    mean = sum(sum(layer.rate) * layer.neurons for layer in layers) / neurons / run.record.steps
+    caption = (
+        f"Spikes of either sign per neuron, for each layer and step (mean over images). Sparsity is one minus it: over"
+        f" the whole run {100 * (1 - mean):.1f} % of neurons are silent in a step."
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (layer.name, t, rate, 1 - rate) for layer in layers for t, rate in enumerate(layer.rate, start=1)
+    ]
+    return [Drawing("firing-rate", title, caption, Table.of(title, ["layer", "t", "rate", "sparsity"], rows), figure)]
+
+
+def settled_step(layer: Layer) -> int | None:
+    """First step from which every neuron of the layer, in every image, holds its QANN code; none if it never does."""
+    if not layer.differ or layer.differ[-1] > 0:
+        return None
+    return 1 + max((t for t, share in enumerate(layer.differ, start=1) if share > 0), default=0)
+
+
+def l1_distance(run: Run) -> Sequence[Drawing | Absent]:
+    """How far each layer is from its QANN activations at each step."""
+    title = "L1 distance, QANN – SNN"
+    layers = [layer for layer in run.record.layers if layer.l1]
+    if not layers:
+        return [Absent(title, "the record holds no distances to the QANN")]
+    figure, axes = _map(layers, [[d / layer.scale for d in layer.l1] for layer in layers], "mean |S − Q|, levels")
+    reached = 0
+    for row, layer in enumerate(layers):
+        step = settled_step(layer)
+        if step is not None:
+            reached += 1
+            axes.plot([step - 0.5] * 2, [row - 0.5, row + 0.5], color=colour("s2"), linewidth=2)
+    caption = (
+        "Mean distance between tracer S at step t and the QANN's code Q, in levels (the data give it in units too)."
+    )
+    if any(layer.differ for layer in layers):
+        caption += (
+            f" The orange edge is where a layer holds its QANN's codes for good, in every image:"
+            f" {reached} of {len(layers)} layers do."
+        )
+    rows: list[tuple[Cell, ...]] = [
+        (layer.name, t, d, d / layer.scale, layer.differ[t - 1] if layer.differ else None)
+        for layer in layers
+        for t, d in enumerate(layer.l1, start=1)
+    ]
+    columns = ["layer", "t", "l1", "l1_levels", "share_of_codes_that_differ"]
+    return [Drawing("l1-distance", title, caption, Table.of(title, columns, rows), figure)]

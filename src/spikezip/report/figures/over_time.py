@@ -1,0 +1,190 @@
+"""Figures along the time axis: accuracy, agreement with the QANN, early exit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spikezip.report.figures.drawing import (
+    Absent,
+    Drawing,
+    Run,
+    legend_below,
+    mark_steps,
+    percent_axis,
+    step_axis,
+    steps_of,
+)
+from spikezip.report.style import colour, label, new_figure, series_style
+from spikezip.report.tables import Cell, Table, percent
+
+
+def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
+    """Accuracy of the SNN at every t, with the ANN's and the QANN's as lines and T_off and T_eq marked."""
+    title = "Accuracy against time"
+    shown = [(run, run.record.accuracy) for run in runs if run.record.accuracy and run.record.accuracy.snn]
+    if not shown:
+        return [Absent(title, "no labels were given")]
+    alone = len(runs) == 1
+    figure = new_figure(310 + (0 if alone else 12 * len(shown)))
+    axes = figure.add_subplot()
+    columns, rows = ["run", "t", "snn", "qann", "ann"], []
+    for i, (run, result) in enumerate(shown):
+        assert result.snn is not None
+        look = series_style(i)
+        steps = steps_of(result.snn)
+        name = "SNN" if alone else label(run.title, 30)
+        last = 100 * result.snn[-1]
+        axes.plot(
+            steps, [100 * a for a in result.snn], **{**look, "marker": "o"}, markersize=3, label=f"{name} {last:.2f} %"
+        )
+        if result.qann is not None:
+            axes.axhline(
+                100 * result.qann,
+                color=colour("ink") if alone else look["color"],
+                linewidth=1.1,
+                linestyle=(0, (6, 3)),
+                label=f"QANN {100 * result.qann:.2f} %" if alone else None,
+            )
+        if result.ann is not None and alone:
+            axes.axhline(
+                100 * result.ann,
+                color=colour("muted"),
+                linewidth=1.2,
+                linestyle=(0, (1, 2)),
+                label=f"ANN {100 * result.ann:.2f} %",
+            )
+        settled = run.record.settled
+        if not alone and settled and settled.t_eq_max and settled.t_eq_max <= len(steps):
+            at = 100 * result.snn[settled.t_eq_max - 1]
+            axes.plot([settled.t_eq_max], [at], look["marker"], color=look["color"], markersize=8, fillstyle="none")
+        rows += [(run.title, t, a, result.qann, result.ann) for t, a in zip(steps, result.snn, strict=True)]
+    step_axis(axes, max(len(result.snn or ()) for _, result in shown))
+    percent_axis(axes, "accuracy (%)")
+    if alone:
+        mark_steps(axes, _marks(runs[0]))
+        caption = "Top-1 accuracy of the SNN when read out at step t. " + _marks_in_words(runs[0])
+    else:
+        caption = (
+            "Top-1 accuracy when read out at step t; a run's QANN is the dashed line in its colour, the large open"
+            " marker is its T_eq (slowest image). The legend gives the accuracy at the last step."
+        )
+    legend_below(figure, 3 if alone else 1)
+    data = Table.of(title, columns, rows)
+    left_out = [run.title for run in runs if not (run.record.accuracy and run.record.accuracy.snn)]
+    if left_out:
+        caption += f" Without labels, so without a line: {', '.join(left_out)}."
+    return [Drawing("accuracy", title, caption, data, figure)]
+
+
+def _marks(run: Run) -> list[tuple[float, str]]:
+    settled = run.record.settled
+    marks = []
+    if settled and settled.t_off:
+        marks.append((settled.t_off, "T_off"))
+    if settled and settled.t_eq_max and settled.t_eq_max <= run.record.steps:
+        marks.append((settled.t_eq_max, "T_eq"))
+    return marks
+
+
+def _marks_in_words(run: Run) -> str:
+    settled = run.record.settled
+    words = []
+    if settled and settled.t_off:
+        words.append(f"T_off = {settled.t_off}: from here on the whole input has been delivered.")
+    if settled and settled.outcome == "STEP_LIMIT":
+        words.append(f"The network was still firing at the last step, {run.record.steps}, so T_eq is not known.")
+    elif settled and settled.t_eq_max:
+        words.append(
+            f"T_eq = {settled.t_eq_max}: from here on even the slowest image's neurons hold their final codes."
+        )
+    return " ".join(words)
+
+
+def agreement(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
+    """Share of images whose prediction at step t is the QANN's."""
+    title = "Agreement with the QANN"
+    shown = [(run, run.record.agreement) for run in runs if run.record.agreement]
+    if not shown:
+        return [Absent(title, "the record holds no predictions of the QANN")]
+    alone = len(runs) == 1
+    figure = new_figure(310 + (0 if alone else 12 * len(shown)))
+    axes = figure.add_subplot()
+    rows: list[tuple[Cell, ...]] = []
+    for i, (run, shares) in enumerate(shown):
+        steps = steps_of(shares)
+        axes.plot(
+            steps,
+            [100 * a for a in shares],
+            **{**series_style(i), "marker": "o"},
+            markersize=3,
+            label=f"{'SNN = QANN' if alone else label(run.title, 30)} {percent(shares[-1])}",
+        )
+        rows += [(run.title, t, a) for t, a in zip(steps, shares, strict=True)]
+    step_axis(axes, max(len(shares) for _, shares in shown))
+    percent_axis(axes, "same prediction (%)")
+    caption = (
+        "Share of images for which the SNN, read out at step t, predicts what its QANN predicts; no labels needed."
+    )
+    if alone:
+        mark_steps(axes, _marks(runs[0]))
+        whole = next((t for t in steps_of(shown[0][1]) if min(shown[0][1][t - 1 :]) == 1), None)
+        caption += (
+            f" From t = {whole} on, all agree." if whole else f" At the last step {percent(shown[0][1][-1])} agree."
+        )
+    legend_below(figure, 3 if alone else 1)
+    return [Drawing("agreement", title, caption, Table.of(title, ["run", "t", "agreement"], rows), figure)]
+
+
+def early_exit(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
+    """Accuracy against the mean number of steps when confident images stop early."""
+    title = "Early exit"
+    curves = [(run, run.record.early_exit.curve) for run in runs if run.record.early_exit]
+    shown = [(run, [p for p in curve if p.accuracy is not None]) for run, curve in curves]
+    shown = [(run, curve) for run, curve in shown if curve]
+    if not shown:
+        return [Absent(title, "early exit was not measured")]
+    alone = len(runs) == 1
+    figure = new_figure(310 + (0 if alone else 12 * len(shown)))
+    axes = figure.add_subplot()
+    rows: list[tuple[Cell, ...]] = []
+    for i, (run, curve) in enumerate(shown):
+        curve = sorted(curve, key=lambda p: (p.mean_steps, p.threshold))
+        axes.plot(
+            [p.mean_steps for p in curve],
+            [100 * (p.accuracy or 0) for p in curve],
+            **series_style(i),
+            markersize=5,
+            label="confidence threshold beside the point" if alone else label(run.title, 36),
+        )
+        if alone:
+            for point in _spread([(p.mean_steps, 100 * (p.accuracy or 0), p.threshold) for p in curve]):
+                axes.annotate(
+                    f"{point[2]:g}",
+                    point[:2],
+                    xytext=(7, -4),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=9.5,
+                    color=colour("muted"),
+                )
+        rows += [(run.title, p.threshold, p.mean_steps, p.accuracy) for p in curve]
+    axes.set_xlabel("mean time steps per image")
+    axes.margins(x=0.09, y=0.12)
+    percent_axis(axes, "accuracy (%)")
+    legend_below(figure, 1)
+    caption = (
+        "An image stops at the first step at which its confidence passes the threshold; each point is a threshold."
+    )
+    columns = ["run", "threshold", "mean_steps", "accuracy"]
+    return [Drawing("early-exit", title, caption, Table.of(title, columns, rows), figure)]
+
+
+def _spread(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
+    """The points that can be named without their names running into each other."""
+    wide = max(x for x, _, _ in points) - min(x for x, _, _ in points) or 1.0
+    tall = max(y for _, y, _ in points) - min(y for _, y, _ in points) or 1.0
+    kept: list[tuple[float, float, float]] = []
+    for x, y, name in points:
+        if all(abs(x - u) > 0.1 * wide or abs(y - v) > 0.08 * tall for u, v, _ in kept):
+            kept.append((x, y, name))
+    return kept

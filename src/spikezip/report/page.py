@@ -1,0 +1,232 @@
+"""Records in, one HTML page (and figure files) out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from spikezip.errors import OutputError
+from spikezip.report import summary
+from spikezip.report.figures import ACROSS_RUNS, OF_A_RUN, Absent, Drawing, Run
+from spikezip.report.record import load_record, parse_record
+from spikezip.report.style import file_pdf, file_svg, house_style, inline_svg, theme_css
+from spikezip.report.tables import Table
+
+BUDGET = 4_500_000  # bytes; the page is to stay under 5 MB, to be mailed and opened on a phone
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A drawing as the page shows it."""
+
+    anchor: str
+    title: str
+    caption: str
+    svg: str
+    data: Table
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures under one heading, and those that could not be drawn."""
+
+    title: str
+    plates: Sequence[Plate]
+    absent: Sequence[Absent]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything about one run."""
+
+    run: Run
+    verdict: summary.Verdict
+    outcome: str | None
+    figures: Sequence[summary.KeyFigure]
+    groups: Sequence[Group]
+    layers: Sequence[Table]
+    energy: Sequence[Table]
+    certificate: Sequence[Table]
+    provenance: Sequence[tuple[str, str]]
+
+
+def write_report(
+    records: Sequence[Mapping[str, Any] | str | Path] | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    figures: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Make one self-contained HTML page from one or several runs.
+
+    The page needs no network, follows the reader's light or dark theme, and is the same, byte for byte, for the same
+    records.
+
+    Args:
+        records: decoded records or paths of ``record.json`` (or of the folders holding them), in the order to show.
+        out: the HTML file to write.
+        figures: a folder to write every figure to as ``NAME.svg``, ``NAME.pdf`` and ``NAME.csv``; None for no files.
+        overwrite: whether files that exist may be replaced.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        BundleError: a record is missing, truncated, foreign or malformed.
+        OutputError: a file exists and ``overwrite`` is False, or cannot be written.
+
+    Invariant: the page is written whole or not at all, and says nothing that the records do not.
+    """
+    if isinstance(records, (str, Path, Mapping)):
+        records = [records]
+    out, folder = Path(out), None if figures is None else Path(figures)
+    runs = _runs(records)
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; name the file to write, for example {out / 'report.html'}.")
+    _may_write(out, overwrite)
+    with house_style():
+        shared = [d for make in ACROSS_RUNS for d in make(runs)]
+        own = [[(title, [d for make in makers for d in make(run)]) for title, makers in OF_A_RUN] for run in runs]
+        page = _page(runs, shared, own)
+        files = {} if folder is None else _files(folder, runs, shared, own)
+    for path in files:
+        _may_write(path, overwrite)
+    for path, content in {**files, out: page.encode("utf-8")}.items():
+        _write(path, content)
+    return out
+
+
+def _runs(records: Sequence[Mapping[str, Any] | str | Path]) -> list[Run]:
+    if not records:
+        raise OutputError("There are no records to report on. Give at least one record.json.")
+    runs: list[Run] = []
+    for number, given in enumerate(records, start=1):
+        content = load_record(given) if isinstance(given, (str, Path)) else given
+        record = parse_record(content, f"record {number} of {len(records)}")
+        title = record.name.strip() or "unnamed"
+        same = sum(r.record.name.strip() == record.name.strip() for r in runs)
+        title = f"{title} ({same + 1})" if same else title
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower())[:40].strip("-") or "run"
+        while slug in {r.slug for r in runs}:
+            slug += "-2"
+        runs.append(Run(record, title, slug))
+    return runs
+
+
+def _plate(drawing: Drawing, slug: str) -> Plate:
+    anchor = f"{slug}-{drawing.name}" if slug else drawing.name
+    svg = inline_svg(drawing.figure, anchor, f"{drawing.title}. {drawing.caption}")
+    return Plate(anchor, drawing.title, drawing.caption, svg, drawing.data)
+
+
+def _group(title: str, drawings: Sequence[Drawing | Absent], slug: str) -> Group:
+    plates = [_plate(d, slug) for d in drawings if isinstance(d, Drawing)]
+    return Group(title, plates, [d for d in drawings if isinstance(d, Absent)])
+
+
+def _weight(group: Group) -> int:
+    return sum(len(p.svg.encode()) + len(p.data.csv().encode()) + len(p.data.latex().encode()) for p in group.plates)
+
+
+def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence[Any]) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    curves = _group("Accuracy, agreement and cost", shared, "")
+    spent = _weight(curves)
+    sections = []
+    for run, titled in zip(runs, own, strict=True):
+        groups = []
+        for title, drawings in titled:
+            group = _group(title, drawings, run.slug if len(runs) > 1 else "")
+            if spent + _weight(group) > BUDGET:
+                why = "left out to keep this page small: report on this run alone to see it"
+                group = Group(title, [], [Absent(plate.title, why) for plate in group.plates] + list(group.absent))
+            spent += _weight(group)
+            groups.append(group)
+        record = run.record
+        sections.append(
+            Section(
+                run,
+                summary.verdict(record),
+                summary.outcome(record),
+                summary.key_figures(record),
+                groups,
+                [t for t in (summary.layer_table(record), summary.weight_table(record)) if t],
+                summary.energy_tables(record),
+                summary.certificate_tables(record),
+                summary.provenance(record),
+            )
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spikezip.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Wrapped as Markup: text of our own, or SVG whose text ElementTree has escaped. All else is escaped by Jinja.
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(
+        title=runs[0].title if len(runs) == 1 else f"{len(runs)} runs compared",
+        css=Markup(theme_css() + _asset("page.css")),
+        script=Markup(script),
+        script_hash=digest,
+        svg=lambda plate: Markup(plate.svg),
+        several=len(runs) > 1,
+        comparison=summary.comparison(runs) if len(runs) > 1 else None,
+        cautions=summary.cautions(runs),
+        curves=curves,
+        sections=sections,
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("spikezip.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _files(
+    folder: Path, runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence[Any]
+) -> dict[Path, bytes]:
+    named = {d.name: d for d in shared if isinstance(d, Drawing)}
+    for run, titled in zip(runs, own, strict=True):
+        prefix = f"{run.slug}-" if len(runs) > 1 else ""
+        named.update({prefix + d.name: d for _, drawings in titled for d in drawings if isinstance(d, Drawing)})
+    files: dict[Path, bytes] = {}
+    for name, drawing in named.items():
+        files[folder / f"{name}.svg"] = file_svg(drawing.figure)
+        files[folder / f"{name}.pdf"] = file_pdf(drawing.figure)
+        files[folder / f"{name}.csv"] = drawing.data.csv().encode("utf-8")
+    return files
+
+
+def _may_write(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists. Choose another name, or pass overwrite=True (--overwrite) to replace it.")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write whole or not at all: first beside it, then into its place."""
+    beside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(beside, 0o644)  # mkstemp's files are for their owner alone
+        os.replace(beside, path)
+    except OSError as error:
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}. Choose a folder that you may write to."
+        ) from None
