@@ -34,17 +34,37 @@ class _LSQ(torch.autograd.Function):
         return grad_drive, grad_scale, None, None, None
 
 
-def lsq(drive: Tensor, scale: Tensor, levels: Levels) -> Tensor:
+def gradient_scale(drive: Tensor, limit: int, batch_dim: int = 0) -> float:
+    """LSQ's factor on the step size's gradient: ``g = 1 / sqrt(N_F * Q_P)``, ``N_F`` the features of one sample.
+
+    ``N_F = numel / size of the batch dimension``, not ``numel``: the factor is then the same however a batch is cut into
+    processes, accumulation steps or folded paths, and the gradient of a mean loss is a mean over samples.
+
+    Args:
+        drive: pre-activations with the batch in ``batch_dim``.
+        limit: greatest magnitude of a code (``Q_P``).
+
+    >>> gradient_scale(torch.zeros(32, 9), 4) == gradient_scale(torch.zeros(1, 9), 4) == 1 / 6
+    True
+
+    Source: Esser et al., ICLR 2020, section 2.2 ("N_F is the number of features in a layer").
+    """
+    batch = drive.shape[batch_dim] if drive.dim() else 1
+    return 1.0 / math.sqrt(max(drive.numel() // max(batch, 1), 1) * limit)
+
+
+def lsq(drive: Tensor, scale: Tensor, levels: Levels, batch_dim: int = 0) -> Tensor:
     """Quantize with LSQ's gradients.
 
     ``y = scale * clip(floor(drive/scale + 1/2), lowest, highest)``; the gradient passes ``drive`` unchanged inside
     the range and is 0 outside; ``scale`` receives ``(q - drive/scale)`` inside and the limit outside, scaled by
-    ``1 / sqrt(numel * highest)``.
+    ``1 / sqrt(features of a sample * highest)`` (see :func:`gradient_scale`).
 
     Args:
         drive: pre-activations, any shape.
         scale: 0-dim positive tensor.
         levels: admissible codes.
+        batch_dim: the dimension that counts samples.
 
     Returns:
         Tensor of ``drive``'s shape on the grid ``scale * {lowest..highest}``.
@@ -53,7 +73,7 @@ def lsq(drive: Tensor, scale: Tensor, levels: Levels) -> Tensor:
     (``floor(x + 1/2)``), as the neuron's comparison ``v >= theta`` does, not to even.
     """
     limit = max(levels.highest, -levels.lowest)
-    grad_scale = 1.0 / math.sqrt(max(drive.numel(), 1) * limit)
+    grad_scale = gradient_scale(drive, limit, batch_dim)
     return _LSQ.apply(drive, scale, levels.lowest, levels.highest, grad_scale)  # type: ignore[return-value]
 
 

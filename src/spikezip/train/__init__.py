@@ -1,0 +1,1 @@
+"""QANN -> better QANN: the loop, the losses, and paths-ensemble training (PET)."""

@@ -1,0 +1,239 @@
+"""All paths of a network at once: a graph that shares its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, fx, nn
+
+from spikezip.errors import StageError
+from spikezip.graph.network import Spec
+from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq
+from spikezip.train.paths import Main, Path, Reading, magnitude
+
+
+@dataclass(frozen=True)
+class Folded:
+    """All paths in one batch ``[P*B, ...]``: one call per operation. Fast where kernels are launched (GPUs)."""
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """One path after the other: ``P`` calls per operation. Often faster on CPUs, where memory traffic decides.
+
+    Args:
+        recompute: keep the activations of no path, and compute each again in the backward pass: the memory of one
+            path for about a third more time.
+    """
+
+    recompute: bool = False
+
+
+def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | InTurn = Folded()) -> fx.GraphModule:
+    """The network that computes the main path and every sub-path of ``qann`` with one set of parameters.
+
+    Args:
+        qann: a graph with quantizers, without live BatchNorm.
+        paths: the sub-paths; the main path is put before them.
+        execution: in one batch, or in turn. Same results, to rounding.
+
+    Returns:
+        A GraphModule from ``[B, ...]`` to ``[P, B, ...]`` (each output, if there are several), ``P = 1 + len(paths)``,
+        main path first. Its parameters **are** those of ``qann``: training it trains ``qann``.
+
+    Raises:
+        StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm, or mixes the batch into other dimensions.
+
+    Source: SpikeZIP (ICLR 2025 submission), paths-ensemble training; slimmable networks, Yu et al., ICLR 2019. Departs:
+    BatchNorm is folded before, so that all paths (as all time steps of the SNN) share one affine map.
+    """
+    if not isinstance(qann, fx.GraphModule):
+        raise StageError(f"PET takes a QANN's graph, but was given a {type(qann).__name__}. Call quantize() before it.")
+    every = (Main(), *paths)
+    _check(qann, folded=isinstance(execution, Folded))
+    if isinstance(execution, Folded):
+        return _folded(qann, every)
+    members: dict[str, nn.Module] = {}
+    graph = fx.Graph()
+    inputs = [graph.placeholder(str(n.target)) for n in qann.graph.nodes if n.op == "placeholder"]
+    answers = []
+    for index, path in enumerate(every):
+        member = _with_quantizers(qann, path)
+        members[f"path{index}"] = _Recomputed(member) if execution.recompute else member
+        answers.append(graph.call_module(f"path{index}", tuple(inputs)))
+    graph.output(graph.call_function(_stack, (answers,)))
+    return fx.GraphModule(members, graph)
+
+
+class PathsQuantizer(nn.Module):
+    """A quantizer read by ``P`` paths at once; the batch holds path after path.
+
+    Args:
+        scale: the QANN's own scale parameter, shared.
+        readings: how each path reads it.
+        batch_dim: the dimension that holds the ``P * B`` samples.
+
+    Shape: ``[P*B, ...]`` to the same.
+    """
+
+    factors: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    def __init__(self, scale: nn.Parameter, readings: Sequence[Reading], batch_dim: int = 0):
+        super().__init__()
+        self.scale = scale
+        self.readings = tuple(readings)
+        self.batch_dim = batch_dim
+        columns = {
+            "factors": [r.factor for r in readings],
+            "lowest": [r.levels.lowest for r in readings],
+            "highest": [r.levels.highest for r in readings],
+        }
+        for name, values in columns.items():
+            tensor = torch.tensor(values, dtype=scale.dtype, device=scale.device)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, drive: Tensor) -> Tensor:
+        paths = len(self.readings)
+        parted = drive.unflatten(self.batch_dim, (paths, drive.shape[self.batch_dim] // paths))
+        shape = (paths,) + (1,) * (parted.dim() - 1 - self.batch_dim)
+        gains = [r.factor * gradient_scale(drive, magnitude(r.levels), self.batch_dim) for r in self.readings]
+        out = _PathsLSQ.apply(
+            parted, self.scale, self.factors.view(shape), self.lowest.view(shape), self.highest.view(shape), gains
+        )
+        return out.flatten(self.batch_dim, self.batch_dim + 1)  # type: ignore[union-attr]
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{r.factor:.4g}s*[{r.levels.lowest}..{r.levels.highest}]" for r in self.readings)
+
+
+class _PathsLSQ(torch.autograd.Function):
+    """LSQ for all paths at once: ``dL/ds = sum_p factor_p g_p sum(grad * d(s_p q_p)/d s_p)``, ``s_p = factor_p s``."""
+
+    @staticmethod
+    def forward(ctx, drive, scale, factors, lowest, highest, gains):  # type: ignore[override]
+        scales = scale * factors
+        out = (drive / scales).add_(0.5).floor_().clamp_(lowest, highest).mul_(scales)
+        # Only the drive is kept, which exists anyway; the ratio and codes are computed again in the backward pass.
+        ctx.save_for_backward(drive, scales, lowest, highest)
+        ctx.gains = gains
+        return out.to(drive.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        drive, scales, lowest, highest = ctx.saved_tensors
+        ratio = drive / scales
+        codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
+        inside = (ratio > lowest) & (ratio < highest)
+        slope = codes.sub_(ratio.mul_(inside)).mul_(grad)
+        dim = drive.dim() - scales.dim()
+        others = [d for d in range(drive.dim()) if d != dim]
+        per_path = slope.sum(others, dtype=scales.dtype)
+        grad_scale = (per_path * torch.tensor(ctx.gains, dtype=scales.dtype, device=scales.device)).sum()
+        return grad * inside, grad_scale, None, None, None, None
+
+
+class PathQuantizer(nn.Module):
+    """A quantizer read by one path: :func:`lsq` with scale ``factor * s`` and the path's levels."""
+
+    def __init__(self, scale: nn.Parameter, reading: Reading, batch_dim: int = 0):
+        super().__init__()
+        self.scale = scale
+        self.reading = reading
+        self.batch_dim = batch_dim
+
+    def forward(self, drive: Tensor) -> Tensor:
+        return lsq(drive, self.scale * self.reading.factor, self.reading.levels, self.batch_dim)
+
+
+class _Recomputed(nn.Module):
+    def __init__(self, member: nn.Module):
+        super().__init__()
+        self.member = member
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return torch.utils.checkpoint.checkpoint(self.member, *inputs, use_reentrant=False)
+
+
+def _folded(qann: fx.GraphModule, paths: Sequence[Path]) -> fx.GraphModule:
+    graph, kept = _copy(qann)
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            with graph.inserting_after(node):
+                repeated = graph.call_function(_repeat, (node, len(paths)))
+            node.replace_all_uses_with(repeated, delete_user_cb=lambda user, new=repeated: user is not new)
+        elif node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer | PathsQuantizer):
+            quantizer = kept[str(node.target)]
+            if isinstance(quantizer, Quantizer):
+                readings = [path.reading(quantizer.levels) for path in paths]
+                kept[str(node.target)] = PathsQuantizer(quantizer.scale, readings, _batch_dim(node))
+        elif node.op == "output":
+            with graph.inserting_before(node):
+                node.args = (
+                    fx.map_arg(node.args[0], lambda n: graph.call_function(_part, (n, len(paths), _batch_dim(n)))),
+                )
+    return fx.GraphModule(kept, graph)
+
+
+def _with_quantizers(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
+    graph, kept = _copy(qann)
+    for node in graph.nodes:
+        if node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer):
+            quantizer = kept[str(node.target)]
+            kept[str(node.target)] = PathQuantizer(quantizer.scale, path.reading(quantizer.levels), _batch_dim(node))
+    return fx.GraphModule(kept, graph)
+
+
+def _copy(qann: fx.GraphModule) -> tuple[fx.Graph, dict[str, Any]]:
+    """The graph anew, and what its nodes refer to: the very modules and tensors."""
+    graph = fx.Graph()
+    result = graph.graph_copy(qann.graph, {})
+    graph.output(result)
+    kept: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            owner, _, leaf = str(node.target).rpartition(".")
+            kept[str(node.target)] = getattr(qann.get_submodule(owner), leaf)
+    return graph, kept
+
+
+def _check(qann: fx.GraphModule, *, folded: bool) -> None:
+    if not any(isinstance(m, Quantizer) for m in qann.modules()):
+        raise StageError("This network has no quantizer, so it has no paths. Call quantize() before PET.")
+    for name, module in qann.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise StageError(
+                f"{name!r} is a live BatchNorm: its statistics would mix the paths. "
+                "Call morph(), which folds it, before."
+            )
+    for node in qann.graph.nodes:
+        spec = node.meta.get("spec")
+        if folded and isinstance(spec, Spec) and not spec.outer:
+            raise StageError(
+                f"{node.name!r} merges the batch into another dimension, so paths cannot share a batch there. "
+                "Use execution=InTurn()."
+            )
+
+
+def _batch_dim(node: fx.Node) -> int:
+    spec = node.meta.get("spec")
+    return spec.batch_dim if isinstance(spec, Spec) and spec.batch_dim is not None else 0
+
+
+def _repeat(x: Any, paths: int) -> Any:
+    return torch.cat([x] * paths) if isinstance(x, Tensor) else x
+
+
+def _part(x: Tensor, paths: int, dim: int) -> Tensor:
+    return x.unflatten(dim, (paths, x.shape[dim] // paths)).movedim(dim, 0)
+
+
+def _stack(answers: Sequence[Any]) -> Any:
+    if isinstance(answers[0], Tensor):
+        return torch.stack(list(answers))
+    return tuple(torch.stack(column) for column in zip(*answers, strict=True))

@@ -1,0 +1,304 @@
+"""Paths: one network at several numbers of levels, and the steps of an SNN that each stands for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_nets import Residual, chain, residual, traced
+
+from spikezip.errors import RecipeError, StageError
+from spikezip.levels import Levels
+from spikezip.quantize.quantizer import Quantizer, lsq
+from spikezip.spike.encoding import Constant, Even, Pulse
+from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
+from spikezip.train.paths import Capped, Main, Rescaled, paths_for
+
+UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
+
+
+# -- LSQ's gradients --------------------------------------------------------------------------------------------------
+
+
+def published(
+    grad: list[float], drive: list[float], s: float, low: int, high: int, features: int
+) -> tuple[list[float], float]:
+    """LSQ as published (eq. 1-5), value by value in plain Python; ties up."""
+    to_drive, to_scale = [], 0.0
+    for g, v in zip(grad, drive, strict=True):
+        ratio = v / s
+        if ratio <= low:
+            slope, passes = float(low), 0.0
+        elif ratio >= high:
+            slope, passes = float(high), 0.0
+        else:
+            slope, passes = -ratio + math.floor(ratio + 0.5), 1.0
+        to_drive.append(g * passes)
+        to_scale += g * slope
+    return to_drive, to_scale / math.sqrt(features * max(high, -low))
+
+
+@pytest.mark.parametrize("levels", [UNSIGNED, SIGNED, Levels(-4, 3), Levels(0, 1)])
+def test_lsq_gradients_are_the_published_ones(levels: Levels):
+    torch.manual_seed(0)
+    drive = (torch.randn(5, 12, dtype=torch.float64) * 2).requires_grad_()
+    scale = torch.tensor(0.37, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(5, 12, dtype=torch.float64)
+    lsq(drive, scale, levels).backward(grad)
+    want_drive, want_scale = published(
+        grad.flatten().tolist(), drive.flatten().tolist(), 0.37, levels.lowest, levels.highest, features=12
+    )
+    assert drive.grad is not None
+    assert drive.grad.flatten().tolist() == want_drive
+    assert scale.grad is not None
+    assert float(scale.grad) == pytest.approx(want_scale, rel=1e-12)
+
+
+def test_outside_the_range_lsq_is_the_true_derivative():
+    """Where every drive is clipped the staircase is differentiable: finite differences must agree."""
+    drive = torch.tensor([[9.0, -9.0, 4.0, -7.0]], dtype=torch.float64)
+    weights = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)
+    scale = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+    (lsq(drive, scale, SIGNED) * weights).sum().backward()
+    h = 1e-6
+    with torch.no_grad():
+        up, down = ((lsq(drive, scale + d, SIGNED) * weights).sum() for d in (h, -h))
+    assert scale.grad is not None
+    assert float(scale.grad) * math.sqrt(4 * 4) == pytest.approx(float((up - down) / (2 * h)), rel=1e-8)
+
+
+def test_inside_the_range_the_scale_moves_the_grid_while_codes_keep():
+    """Off ties d(s q)/ds = q by finite differences; LSQ's straight-through slope is that less u/s."""
+    drive = torch.tensor([[0.31, 0.83, 1.13]], dtype=torch.float64)
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    lsq(drive, scale, UNSIGNED).sum().backward()
+    h = 1e-7
+    with torch.no_grad():
+        true = float((lsq(drive, scale + h, UNSIGNED) - lsq(drive, scale - h, UNSIGNED)).sum() / (2 * h))
+    assert scale.grad is not None
+    assert float(scale.grad) * math.sqrt(3 * 7) == pytest.approx(true - float((drive / 0.5).sum()), rel=1e-6)
+
+
+def test_gradient_scale_does_not_depend_on_how_a_batch_is_cut():
+    torch.manual_seed(0)
+    drive, grad = torch.randn(8, 6, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
+    whole = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    parts = whole.detach().clone().requires_grad_()
+    lsq(drive, whole, UNSIGNED).backward(grad / 8)
+    for d, g in zip(drive.split([3, 5]), grad.split([3, 5]), strict=True):
+        lsq(d, parts, UNSIGNED).backward(g / 8)
+    assert whole.grad is not None
+    assert parts.grad is not None
+    assert float(whole.grad) == pytest.approx(float(parts.grad), rel=1e-12)
+
+
+# -- what a path is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [UNSIGNED, SIGNED, Levels(-4, 3), Levels(-2, 8)])
+@pytest.mark.parametrize("top", [1, 2, 4, 99])
+def test_capped_codes_are_the_main_codes_capped(levels: Levels, top: int):
+    drive, scale = torch.linspace(-6, 6, 997), 0.4
+    reading = Capped(top).reading(levels)
+    codes = reading.levels.codes(drive, scale * reading.factor)
+    assert torch.equal(codes, levels.codes(drive, scale).clamp(-top, top))
+
+
+@pytest.mark.parametrize("levels", [UNSIGNED, SIGNED, Levels(0, 8)])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_rescaled_path_clips_where_the_main_path_does(levels: Levels, steps: int):
+    reading = Rescaled(steps).reading(levels)
+    assert reading.levels.highest == steps
+    assert reading.levels.highest * reading.factor == pytest.approx(levels.highest)
+    assert reading.levels.lowest * reading.factor == pytest.approx(levels.lowest)
+
+
+@pytest.mark.parametrize("path", [Capped(3), Rescaled(3), Rescaled(3, 12)])
+@pytest.mark.parametrize("levels", [Levels(0, 1), Levels(-4, 3), Levels(-1, 9), Levels(-9, 0)])
+def test_no_path_has_codes_the_main_path_lacks(path: Capped | Rescaled, levels: Levels):
+    reading = path.reading(levels)
+    assert levels.lowest <= reading.levels.lowest <= 0 <= reading.levels.highest <= levels.highest
+
+
+def test_default_paths():
+    assert paths_for(Pulse(), Levels(0, 3)) == (Capped(1), Capped(2))
+    assert paths_for(Even(16), Levels(0, 15)) == (Rescaled(2, 16), Rescaled(4, 16), Rescaled(8, 16))
+    assert paths_for(Pulse(), Levels(0, 1)) == ()
+    with pytest.raises(RecipeError, match=r"Constant.*Even\(N\)"):
+        paths_for(Constant(), UNSIGNED)
+
+
+@pytest.mark.parametrize("make", [lambda: Capped(0), lambda: Rescaled(-1), lambda: Rescaled(True)])
+def test_a_path_needs_a_level(make):
+    with pytest.raises(StageError, match="whole number of levels"):
+        make()
+
+
+def test_a_release_may_not_end_before_the_step():
+    with pytest.raises(StageError, match=r"Capped\(8\)"):
+        Rescaled(8, release=4)
+
+
+# -- the theorem: paths are time steps --------------------------------------------------------------------------------
+
+
+class _NoLag(nn.Module):
+    """A neuron without lag: at step t it holds any code of magnitude up to t."""
+
+    def __init__(self, quantizer: Quantizer, t: int):
+        super().__init__()
+        self.quantizer, self.t = quantizer, t
+
+    def forward(self, drive: Tensor) -> Tensor:
+        self.codes = self.quantizer.codes(drive).clamp(-self.t, self.t)
+        return self.codes * self.quantizer.scale
+
+
+def no_lag_codes(network: nn.Module, image: Tensor, t: int, share: float) -> dict[str, Tensor]:
+    """Codes of an SNN without lag at step t: input and biases have arrived by ``share``."""
+    neurons = {name: _NoLag(m, t) for name, m in network.named_modules() if isinstance(m, Quantizer)}
+    for name, neuron in neurons.items():
+        setattr(network, name, neuron)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert module.bias is not None
+            module.bias.data *= share
+    network(image * share)
+    return {name: neuron.codes for name, neuron in neurons.items()}
+
+
+def path_codes(network, image: Tensor, path: Capped | Rescaled) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    paths = ensemble(network, [path])
+    for name, module in paths.named_modules():
+        if isinstance(module, PathsQuantizer):
+            reading = module.readings[1]
+
+            def keep(module, inputs, output, name=name, reading=reading):
+                drive = inputs[0][len(inputs[0]) // 2 :]
+                found[name] = reading.levels.codes(drive, module.scale * reading.factor)
+
+            module.register_forward_hook(keep)
+    paths(image)
+    return found
+
+
+@pytest.mark.parametrize("levels", [(UNSIGNED, SIGNED), (Levels(0, 8), Levels(-4, 3)), (Levels(0, 4), Levels(-2, 5))])
+@pytest.mark.parametrize("t", [1, 2, 3, 5, 7])
+def test_codes_without_lag_are_a_sub_paths(levels: tuple[Levels, Levels], t: int):
+    """FINDINGS: even release over n, step t == rescaled to t levels; pulse, step t == capped at t."""
+    n = levels[0].highest if t <= levels[0].highest else 8
+    for path, share in [(Rescaled(t, n), t / n), (Capped(t), 1.0)]:
+        torch.manual_seed(t)
+        module = Residual(*levels).double()
+        image = torch.randn(16, 1, 4, 4, dtype=torch.float64) * 2
+        with torch.no_grad():
+            wanted = path_codes(traced(module), image, path)
+            given = no_lag_codes(module, image, t, share)
+        assert wanted.keys() == given.keys() == {"relu1", "mix", "relu2"}
+        for name in wanted:
+            assert torch.equal(wanted[name], given[name]), (path, name)
+            assert wanted[name].unique().numel() > 1
+
+
+# -- the ensemble -----------------------------------------------------------------------------------------------------
+
+PATHS = (Capped(1), Rescaled(2), Rescaled(4, 7))
+
+
+def gradients(network, execution) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(1)
+    image, towards = torch.randn(6, 1, 4, 4, dtype=torch.float64), torch.randn(4, 6, 5, dtype=torch.float64)
+    network.zero_grad()
+    logits = ensemble(network, PATHS, execution)(image)
+    (logits * towards).sum().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize("execution", [InTurn(), InTurn(recompute=True)])
+def test_folded_and_in_turn_agree(execution: InTurn):
+    network = residual(dtype=torch.float64)
+    logits, grads = gradients(network, Folded())
+    logits_in_turn, grads_in_turn = gradients(network, execution)
+    assert logits.shape == (4, 6, 5)
+    torch.testing.assert_close(logits, logits_in_turn, rtol=0, atol=1e-12)
+    assert grads.keys() == grads_in_turn.keys()
+    for name in grads:
+        torch.testing.assert_close(grads[name], grads_in_turn[name], rtol=1e-10, atol=1e-12)
+        assert grads[name].abs().sum() > 0, name
+
+
+def test_scale_gradient_of_all_paths_is_the_published_formula_summed():
+    torch.manual_seed(0)
+    readings = [path.reading(SIGNED) for path in (Main(), Capped(2), Rescaled(3))]
+    scale = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    drive = (torch.randn(3 * 4, 10, dtype=torch.float64)).requires_grad_()
+    grad = torch.randn(3 * 4, 10, dtype=torch.float64)
+    PathsQuantizer(scale, readings)(drive).backward(grad)
+    to_scale, to_drive = 0.0, []
+    for r, g, d in zip(readings, grad.split(4), drive.split(4), strict=True):
+        part, slope = published(
+            g.flatten().tolist(), d.flatten().tolist(), 0.3 * r.factor, r.levels.lowest, r.levels.highest, features=10
+        )
+        to_drive += part
+        to_scale += r.factor * slope  # the chain rule through s_p = factor * s
+    assert drive.grad is not None
+    assert scale.grad is not None
+    assert drive.grad.flatten().tolist() == to_drive
+    assert float(scale.grad) == pytest.approx(to_scale, rel=1e-12)
+
+
+def test_main_path_is_the_network_and_parameters_are_shared():
+    network = residual()
+    image = torch.randn(3, 1, 4, 4)
+    for execution in (Folded(), InTurn()):
+        paths = ensemble(network, PATHS, execution)
+        assert {id(p) for p in paths.parameters()} == {id(p) for p in network.parameters()}
+        torch.testing.assert_close(paths(image)[0], network(image), rtol=0, atol=1e-6)
+    assert all(type(m) is Quantizer for m in (network.relu1, network.mix, network.relu2))
+
+
+def test_each_path_alone_answers_as_it_does_in_the_ensemble():
+    network, image = residual(dtype=torch.float64), torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    together = ensemble(network, PATHS)(image)
+    for index, path in enumerate(PATHS, start=1):
+        torch.testing.assert_close(together[index], ensemble(network, [path])(image)[1], rtol=0, atol=1e-12)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(together, 2))
+
+
+def test_several_outputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.head = Quantizer(UNSIGNED, 0.2), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor):
+            x = self.relu(x)
+            return self.head(x), x
+
+    for execution in (Folded(), InTurn()):
+        logits, codes = ensemble(traced(Two()), [Capped(1)], execution)(torch.randn(4, 6))
+        assert (logits.shape, codes.shape) == ((2, 4, 3), (2, 4, 6))
+        assert codes[1].max().item() == pytest.approx(0.2)
+
+
+def test_what_pet_refuses():
+    with pytest.raises(StageError, match=r"Sequential.*quantize\(\)"):
+        ensemble(nn.Sequential(nn.Linear(2, 2)), [Capped(1)])  # type: ignore[arg-type]
+    with pytest.raises(StageError, match="no quantizer"):
+        ensemble(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))), [Capped(1)])
+    with pytest.raises(StageError, match=r"'1' is a live BatchNorm.*morph\(\)"):
+        ensemble(traced(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Quantizer(UNSIGNED))), [Capped(1)])
+    assert chain()(torch.zeros(2, 6)).shape == (2, 3)
+
+
+def test_bfloat16_drives_keep_their_type():
+    scale = nn.Parameter(torch.tensor(0.25))
+    out = PathsQuantizer(scale, [Main().reading(UNSIGNED), Capped(1).reading(UNSIGNED)])(torch.randn(4, 3).bfloat16())
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert scale.grad is not None
+    assert scale.grad.dtype == torch.float32
