@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from spikezip.report.record import load_record, parse_record
 from spikezip.report.style import file_pdf, file_svg, house_style, inline_svg, theme_css
 from spikezip.report.tables import Table
 
+_SUBSCRIPT = re.compile(r"\bT_(eq|off)\b")
 BUDGET = 4_500_000  # bytes; the page is to stay under 5 MB, to be mailed and opened on a phone
 
 
@@ -36,11 +37,13 @@ class Plate:
 
 @dataclass(frozen=True)
 class Group:
-    """Figures under one heading, and those that could not be drawn."""
+    """Figures and tables under one heading, the figures that could not be drawn, and what was not counted."""
 
     title: str
-    plates: Sequence[Plate]
-    absent: Sequence[Absent]
+    plates: Sequence[Plate] = ()
+    absent: Sequence[Absent] = ()
+    tables: Sequence[Table] = ()
+    uncounted: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,6 @@ class Section:
     outcome: str | None
     figures: Sequence[summary.KeyFigure]
     groups: Sequence[Group]
-    layers: Sequence[Table]
-    energy: Sequence[Table]
-    certificate: Sequence[Table]
     provenance: Sequence[tuple[str, str]]
 
 
@@ -138,7 +138,7 @@ def _weight(group: Group) -> int:
 
 def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence[Any]) -> str:
     import jinja2
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     curves = _group("Accuracy, agreement and cost", shared, "")
     spent = _weight(curves)
@@ -149,10 +149,17 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
             group = _group(title, drawings, run.slug if len(runs) > 1 else "")
             if spent + _weight(group) > BUDGET:
                 why = "left out to keep this page small: report on this run alone to see it"
-                group = Group(title, [], [Absent(plate.title, why) for plate in group.plates] + list(group.absent))
+                group = Group(title, absent=[*(Absent(plate.title, why) for plate in group.plates), *group.absent])
             spent += _weight(group)
+            if title == "Energy":
+                uncounted = run.record.energy.uncounted if run.record.energy else ()
+                group = replace(group, tables=summary.energy_tables(run.record), uncounted=uncounted)
             groups.append(group)
         record = run.record
+        groups += [
+            Group("Layer by layer", tables=summary.layer_tables(record)),
+            Group("Certificate", tables=summary.certificate_tables(record)),
+        ]
         sections.append(
             Section(
                 run,
@@ -160,9 +167,6 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
                 summary.outcome(record),
                 summary.key_figures(record),
                 groups,
-                [t for t in (summary.layer_table(record), summary.weight_table(record)) if t],
-                summary.energy_tables(record),
-                summary.certificate_tables(record),
                 summary.provenance(record),
             )
         )
@@ -173,6 +177,7 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["low"] = lambda text: Markup(_SUBSCRIPT.sub(r"T<sub>\1</sub>", str(escape(text))))
     # Wrapped as Markup: text of our own, or SVG whose text ElementTree has escaped. All else is escaped by Jinja.
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -322,8 +322,8 @@ def load_record(path: str | Path) -> dict[str, Any]:
         raise BundleError(f"There is no record at {path}. Write one with measure(...).save({path.name!r}).") from None
     except json.JSONDecodeError as error:
         raise BundleError(
-            f"{path} is not whole JSON (line {error.lineno}, column {error.colno}: {error.msg}); was writing it cut off?"
-            " Measure the run again."
+            f"{path} is not whole JSON (line {error.lineno}, column {error.colno}: {error.msg}); was writing it"
+            " cut off? Measure the run again."
         ) from None
     except UnicodeDecodeError:
         raise BundleError(f"{path} is not a text file, so not a spikezip record.") from None

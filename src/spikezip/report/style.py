@@ -37,15 +37,16 @@ RAMPS = {
     "dark": ("#20262d", "#1d4a6e", "#2f7fb5", "#7dbbe6", "#e4f3ff"),
 }
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-WIDTH = 460.0
+WIDTH = 420.0
 
 _LIGHT_TO_VARIABLE = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_SUBSCRIPT = re.compile(r"T_(eq|off)\b(.*)", re.DOTALL)
 _SETTINGS = {
     "axes.edgecolor": PALETTE["muted"][0],
     "axes.labelcolor": PALETTE["ink"][0],
-    "axes.labelsize": 11.5,
+    "axes.labelsize": 11,
     "axes.linewidth": 0.8,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -55,7 +56,7 @@ _SETTINGS = {
     "savefig.facecolor": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11.5,
+    "font.size": 11,
     "grid.color": PALETTE["grid"][0],
     "grid.linewidth": 0.8,
     "image.composite_image": False,
@@ -115,7 +116,7 @@ def new_figure(height: float = 290.0) -> Figure:
     return figure
 
 
-def label(text: str, limit: int = 26) -> str:
+def label(text: str, limit: int = 24) -> str:
     """A name fit for a figure: one line, printable, cut in the middle where it is long.
 
     >>> label("features.stages.3.blocks.17.mlp.fc1", 16)
@@ -132,8 +133,9 @@ def _render(figure: Figure, kind: str, **settings: str) -> bytes:
 
     out = io.BytesIO()
     stamp = {"svg": "Date", "pdf": "CreationDate"}[kind]
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
         figure.savefig(out, format=kind, metadata={stamp: None})
+    figure.set_layout_engine("none")  # it has been laid out: not again for the next format
     return out.getvalue()
 
 
@@ -174,6 +176,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
             attributes[key] = value
         node.attrib.clear()
         node.attrib.update(attributes)
+        _lower_subscript(node)
         if node.tag != "text" and node.tag != "tspan" and node.text and not node.text.strip():
             node.text = None
         if node.tail and not node.tail.strip():
@@ -187,6 +190,17 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     root.set("role", "img")
     root.set("aria-label", description)
     return ET.tostring(root, encoding="unicode")
+
+
+def _lower_subscript(node: ET.Element) -> None:
+    """Set T_eq and T_off with a subscript, where a text starts with one."""
+    match = _SUBSCRIPT.match(node.text or "") if node.tag == "text" else None
+    if match:
+        node.text = "T"
+        low = ET.SubElement(node, "tspan", {"dy": "2.5", "font-size": "80%"})
+        low.text = match[1]
+        rest = ET.SubElement(node, "tspan", {"dy": "-2.5"})
+        rest.text = match[2]
 
 
 def file_svg(figure: Figure) -> bytes:

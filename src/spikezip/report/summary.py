@@ -10,6 +10,8 @@ from spikezip.report.figures.maps import settled_step
 from spikezip.report.record import CertificatePart, Layer, Record
 from spikezip.report.tables import Cell, Column, Table, compact, energy, percent, plain
 
+CONDITIONS = ("C1", "C2", "C3", "C4", "C5", "C6")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -39,7 +41,8 @@ def verdict(record: Record) -> Verdict:
     if proof is None:
         told = ""
         if record.agreement:
-            told = f" Its predictions agree with the QANN's on {percent(record.agreement[-1])} of images, which is no proof."
+            share = percent(record.agreement[-1])
+            told = f" Its predictions agree with the QANN's on {share} of images, which is no proof."
         return Verdict(
             "unverified",
             "Not verified",
@@ -78,13 +81,21 @@ def verdict(record: Record) -> Verdict:
 
 
 def _reach(proof: CertificatePart) -> str:
-    """How far beyond the images checked an 'equal' carries."""
-    if not proof.conditions:
-        return "No conditions were recorded, so nothing is claimed beyond these images."
-    open_ones = [c.id for c in proof.conditions if c.holds is not True]
-    if open_ones:
-        return f"Not shown to hold: {', '.join(open_ones)}; so equality is measured on these images, not proven for others."
-    return f"The conditions {proof.conditions[0].id}–{proof.conditions[-1].id} hold, so it is equal on every input."
+    """How far beyond the images checked an 'equal' carries: to every input only if all conditions are shown to hold."""
+    state = {condition.id: condition.holds for condition in proof.conditions}
+    failing = [name for name, holds in state.items() if holds is False]
+    unknown = [name for name in (*CONDITIONS, *(set(state) - set(CONDITIONS))) if state.get(name) is None]
+    if failing:
+        return f"{_these(failing)} violated, so equality is measured on these images, not proven for others."
+    if unknown:
+        names = _these(sorted(unknown))
+        return f"{names} not shown to hold, so equality is measured on these images, not proven for others."
+    return "All conditions of the equivalence theorem hold, so once settled it is equal on every input."
+
+
+def _these(names: Sequence[str]) -> str:
+    one = len(names) == 1
+    return f"Condition{'' if one else 's'} {', '.join(names)} {'is' if one else 'are'}"
 
 
 def outcome(record: Record) -> str | None:
@@ -94,8 +105,8 @@ def outcome(record: Record) -> str | None:
         return "Whether the network settled was not recorded: figures at the last step may not be final."
     if ended.outcome == "STEP_LIMIT":
         return (
-            f"The run stopped at its limit of {_count(record.steps, 'step')} before every neuron was silent (STEP_LIMIT):"
-            " figures at the last step are those of an unsettled network. Run it longer to see it settle."
+            f"The run stopped at its limit of {_count(record.steps, 'step')} before every neuron was silent"
+            " (STEP_LIMIT): figures at the last step are those of an unsettled network. Run it longer to see it settle."
         )
     if ended.outcome == "CONFIDENT":
         return "The run stopped images once they were confident (CONFIDENT), not once they had settled."
@@ -141,6 +152,11 @@ def key_figures(record: Record) -> list[KeyFigure]:
             KeyFigure("SynOps per image", compact(record.synops[-1]), f"over {_count(record.steps, 'step')}")
         )
     return figures
+
+
+def layer_tables(record: Record) -> list[Table]:
+    """What is known of every layer, and of every layer's weights."""
+    return [table for table in (layer_table(record), weight_table(record)) if table]
 
 
 def layer_table(record: Record) -> Table | None:
@@ -264,7 +280,10 @@ def provenance(record: Record) -> list[tuple[str, str]]:
         ("network", _network(record)),
         ("residual", network.residual),
         ("fine-tuning", network.fine_tuning),
-        ("neuron", " ".join(x for x in (record.neuron, f"slew {record.slew}" if record.slew is not None else "") if x)),
+        (
+            "neuron",
+            " ".join(x for x in (record.neuron, f"slew {plain(record.slew)}" if record.slew is not None else "") if x),
+        ),
         (
             "encoding",
             encoding and f"{encoding.name}{f', T_off = {encoding.t_off}' if encoding.t_off is not None else ''}",

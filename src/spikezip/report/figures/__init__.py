@@ -16,7 +16,7 @@ from spikezip.report.figures.maps import firing_rates, l1_distance
 from spikezip.report.figures.neurons import raster, traces
 from spikezip.report.figures.over_time import accuracy, agreement, early_exit
 
-__all__ = ["ACROSS_RUNS", "Absent", "Drawing", "OF_A_RUN", "Run"]
+__all__ = ["ACROSS_RUNS", "OF_A_RUN", "Absent", "Drawing", "Run"]
 
 Result = Sequence[Drawing | Absent]
 
@@ -30,6 +30,6 @@ ACROSS_RUNS: tuple[Callable[[Sequence[Run]], Result], ...] = (
 )
 OF_A_RUN: tuple[tuple[str, tuple[Callable[[Run], Result], ...]], ...] = (
     ("Inside the network", (firing_rates, l1_distance, t_eq_histogram, raster, traces)),
-    ("Energy by layer", (energy_by_layer,)),
+    ("Energy", (energy_by_layer,)),
     ("Quantization", (code_histograms, scales, weight_histograms)),
 )

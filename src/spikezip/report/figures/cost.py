@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from spikezip.report.figures.drawing import (
     Absent,
@@ -15,6 +15,7 @@ from spikezip.report.figures.drawing import (
     step_axis,
     steps_of,
 )
+from spikezip.report.record import EnergyModel
 from spikezip.report.style import colour, label, new_figure, series_style
 from spikezip.report.tables import Cell, Table, energy_unit
 
@@ -46,7 +47,7 @@ def _pareto(
     name: str,
     title: str,
     runs: Sequence[Run],
-    costs: dict[str, Sequence[float]],
+    costs: Mapping[str, Sequence[float]],
     axis: tuple[str, float, str],
     anchors: Sequence[tuple[str, str, float, float]] = (),
 ) -> Sequence[Drawing | Absent]:
@@ -171,32 +172,46 @@ def pareto_energy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
 
 
 def energy_ratio(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
-    """Energy of the SNN as a multiple of its bit-matched QANN's, at every t."""
+    """Energy of the SNN as a multiple of its bit-matched QANN's, at every t; a figure a model for several runs."""
     title = "Energy, SNN / QANN"
     lines = [
-        (run, model)
-        for run in runs
-        if run.record.energy
-        for model in run.record.energy.models
+        (i, run, model)
+        for i, run in enumerate(runs)
+        for model in (run.record.energy.models if run.record.energy else ())
         if model.qann_pj and model.snn_pj
     ]
     if not lines:
         return [Absent(title, "energy was not measured for both the SNN and the QANN")]
+    if len(runs) == 1:
+        shown = [(i, run, model, model.name) for i, (_, run, model) in enumerate(lines)]
+        return [_ratio("energy-ratio", title, shown)]
+    models = list(dict.fromkeys(model.name for _, _, model in lines))
+    return [
+        _ratio(
+            "energy-ratio" if len(models) == 1 else f"energy-ratio-{number}",
+            f"{title}: {name}",
+            [(i, run, model, run.title) for i, run, model in lines if model.name == name],
+        )
+        for number, name in enumerate(models, start=1)
+    ]
+
+
+def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, str]]) -> Drawing:
+    """SNN / QANN over time; each line with the index of its style and its name."""
     figure = new_figure(310 + 12 * max(len(lines) - 2, 0))
     axes = figure.add_subplot()
     rows: list[tuple[Cell, ...]] = []
-    for i, (run, model) in enumerate(lines):
+    for i, run, model, said in lines:
         ratio = [e / (model.qann_pj or 1.0) for e in model.snn_pj]
-        name = model.name if len(runs) == 1 else f"{label(run.title, 18)}, {label(model.name, 20)}"
         axes.plot(
             steps_of(ratio),
             ratio,
             **{**series_style(i), "marker": "o"},
             markersize=3,
-            label=f"{label(name, 40)}: {ratio[-1]:.3g} at the end",
+            label=f"{label(said, 32)}: {ratio[-1]:.3g} at the end",
         )
         rows += [(run.title, model.name, t, r) for t, r in zip(steps_of(ratio), ratio, strict=True)]
-    step_axis(axes, max(len(model.snn_pj) for _, model in lines))
+    step_axis(axes, max(len(model.snn_pj) for _, _, model, _ in lines))
     axes.set_ylim(bottom=0)
     axes.axhline(1, color=colour("ink"), linewidth=1, linestyle=(0, (6, 3)))
     axes.set_ylabel("energy / energy of the QANN")
@@ -205,7 +220,7 @@ def energy_ratio(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     caption = (
         "Under the dashed line the SNN, stopped at step t, has spent less than the integer QANN with the same bits."
     )
-    return [Drawing("energy-ratio", title, caption, Table.of(title, ["run", "model", "t", "ratio"], rows), figure)]
+    return Drawing(name, title, caption, Table.of(title, ["run", "model", "t", "ratio"], rows), figure)
 
 
 def energy_by_layer(run: Run) -> Sequence[Drawing | Absent]:

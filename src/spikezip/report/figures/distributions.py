@@ -23,7 +23,7 @@ def t_eq_histogram(run: Run) -> Sequence[Drawing | Absent]:
     counts = sorted(settled.t_eq_histogram.items())
     figure = new_figure()
     axes = figure.add_subplot()
-    axes.bar([t for t, _ in counts], [n for _, n in counts], width=0.84, color=colour("s1"), label="images")
+    axes.bar([t for t, _ in counts], [n for _, n in counts], width=0.84, color=colour("s1"))
     if settled.t_eq_mean is not None:
         axes.axvline(
             settled.t_eq_mean,

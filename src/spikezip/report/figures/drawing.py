@@ -70,7 +70,7 @@ def percent_axis(axes: Axes, text: str) -> None:
     axes.set_ylabel(text)
     axes.grid(axis="y")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -2), min(high, 102))
+    axes.set_ylim(max(low, -2), min(high + 0.02 * (high - low), 102))  # a line at the very top stays in sight
 
 
 def mark_steps(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
@@ -147,7 +147,7 @@ def layer_axis(axes: Axes, names: Sequence[str]) -> None:
     """A y axis of layers, first on top; where there are too many, every so many is named."""
     every = -(-len(names) // 44)
     ticks = range(0, len(names), every)
-    axes.set_yticks(list(ticks), [label(names[i]) for i in ticks], fontsize=9.5)
+    axes.set_yticks(list(ticks), [label(names[i]) for i in ticks], fontsize=10)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
 

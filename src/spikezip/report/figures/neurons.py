@@ -40,11 +40,12 @@ def raster(run: Run) -> Sequence[Drawing | Absent]:
     for sign, ink, name in ((1, "s1", "spike +1"), (-1, "s2", "spike −1")):
         if marks[sign]:
             path = Path(marks[sign], [Path.MOVETO, Path.LINETO] * (len(marks[sign]) // 2))
-            axes.add_patch(PathPatch(path, edgecolor=colour(ink), facecolor="none", linewidth=2, label=name))
+            axes.add_patch(PathPatch(path, edgecolor=colour(ink), facecolor="none", linewidth=2))
+            axes.plot([], [], "|", color=colour(ink), markersize=9, markeredgewidth=2, label=name)
     step_axis(axes, run.record.steps)
     axes.set_xlim(0.4, run.record.steps + 0.6)
     axes.set_ylim(top - gap, 0)
-    axes.set_yticks([y for y, _ in ticks], [label(name) for _, name in ticks], fontsize=9.5)
+    axes.set_yticks([y for y, _ in ticks], [label(name) for _, name in ticks], fontsize=10)
     axes.tick_params(axis="y", length=0)
     legend_below(figure)
     caption = f"Spikes of chosen neurons for image {part.image}; one row a neuron, grouped by layer."
@@ -106,7 +107,7 @@ def _trace(trace: Trace, number: int) -> Drawing:
     caption = (
         f"Image {trace.image}. The tracer follows the drive at one level a step"
         f"{f' towards the QANN code {trace.target:g}{end}' if trace.target is not None else ''}."
-        " Triangles are spikes (up +1, down −1); in the shaded band the neuron is silent."
+        " Triangles are spikes (up +1, down −1); shaded is 0 ≤ v < θ, where no spike is due."
     )
     series = (trace.membrane, trace.tracer, trace.spikes, trace.drive)
     rows = [(t, *(s[t - 1] if s else None for s in series)) for t in steps]

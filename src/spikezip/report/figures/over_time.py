@@ -21,14 +21,16 @@ from spikezip.report.tables import Cell, Table, percent
 def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     """Accuracy of the SNN at every t, with the ANN's and the QANN's as lines and T_off and T_eq marked."""
     title = "Accuracy against time"
-    shown = [(run, run.record.accuracy) for run in runs if run.record.accuracy and run.record.accuracy.snn]
+    shown = [
+        (i, run, run.record.accuracy) for i, run in enumerate(runs) if run.record.accuracy and run.record.accuracy.snn
+    ]
     if not shown:
         return [Absent(title, "no labels were given")]
     alone = len(runs) == 1
     figure = new_figure(310 + (0 if alone else 12 * len(shown)))
     axes = figure.add_subplot()
     columns, rows = ["run", "t", "snn", "qann", "ann"], []
-    for i, (run, result) in enumerate(shown):
+    for i, run, result in shown:
         assert result.snn is not None
         look = series_style(i)
         steps = steps_of(result.snn)
@@ -58,14 +60,14 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
             at = 100 * result.snn[settled.t_eq_max - 1]
             axes.plot([settled.t_eq_max], [at], look["marker"], color=look["color"], markersize=8, fillstyle="none")
         rows += [(run.title, t, a, result.qann, result.ann) for t, a in zip(steps, result.snn, strict=True)]
-    step_axis(axes, max(len(result.snn or ()) for _, result in shown))
+    step_axis(axes, max(len(result.snn or ()) for _, _, result in shown))
     percent_axis(axes, "accuracy (%)")
     if alone:
         mark_steps(axes, _marks(runs[0]))
-        caption = "Top-1 accuracy of the SNN when read out at step t. " + _marks_in_words(runs[0])
+        caption = "Accuracy of the SNN when read out at step t. " + _marks_in_words(runs[0])
     else:
         caption = (
-            "Top-1 accuracy when read out at step t; a run's QANN is the dashed line in its colour, the large open"
+            "Accuracy when read out at step t; a run's QANN is the dashed line in its colour, the large open"
             " marker is its T_eq (slowest image). The legend gives the accuracy at the last step."
         )
     legend_below(figure, 3 if alone else 1)
@@ -103,14 +105,14 @@ def _marks_in_words(run: Run) -> str:
 def agreement(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     """Share of images whose prediction at step t is the QANN's."""
     title = "Agreement with the QANN"
-    shown = [(run, run.record.agreement) for run in runs if run.record.agreement]
+    shown = [(i, run, run.record.agreement) for i, run in enumerate(runs) if run.record.agreement]
     if not shown:
         return [Absent(title, "the record holds no predictions of the QANN")]
     alone = len(runs) == 1
     figure = new_figure(310 + (0 if alone else 12 * len(shown)))
     axes = figure.add_subplot()
     rows: list[tuple[Cell, ...]] = []
-    for i, (run, shares) in enumerate(shown):
+    for i, run, shares in shown:
         steps = steps_of(shares)
         axes.plot(
             steps,
@@ -120,16 +122,16 @@ def agreement(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
             label=f"{'SNN = QANN' if alone else label(run.title, 30)} {percent(shares[-1])}",
         )
         rows += [(run.title, t, a) for t, a in zip(steps, shares, strict=True)]
-    step_axis(axes, max(len(shares) for _, shares in shown))
+    step_axis(axes, max(len(shares) for _, _, shares in shown))
     percent_axis(axes, "same prediction (%)")
     caption = (
         "Share of images for which the SNN, read out at step t, predicts what its QANN predicts; no labels needed."
     )
     if alone:
         mark_steps(axes, _marks(runs[0]))
-        whole = next((t for t in steps_of(shown[0][1]) if min(shown[0][1][t - 1 :]) == 1), None)
+        whole = next((t for t in steps_of(shown[0][2]) if min(shown[0][2][t - 1 :]) == 1), None)
         caption += (
-            f" From t = {whole} on, all agree." if whole else f" At the last step {percent(shown[0][1][-1])} agree."
+            f" From t = {whole} on, all agree." if whole else f" At the last step {percent(shown[0][2][-1])} agree."
         )
     legend_below(figure, 3 if alone else 1)
     return [Drawing("agreement", title, caption, Table.of(title, ["run", "t", "agreement"], rows), figure)]
@@ -138,16 +140,16 @@ def agreement(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
 def early_exit(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     """Accuracy against the mean number of steps when confident images stop early."""
     title = "Early exit"
-    curves = [(run, run.record.early_exit.curve) for run in runs if run.record.early_exit]
-    shown = [(run, [p for p in curve if p.accuracy is not None]) for run, curve in curves]
-    shown = [(run, curve) for run, curve in shown if curve]
+    curves = [(i, run, run.record.early_exit.curve) for i, run in enumerate(runs) if run.record.early_exit]
+    shown = [(i, run, [p for p in curve if p.accuracy is not None]) for i, run, curve in curves]
+    shown = [(i, run, curve) for i, run, curve in shown if curve]
     if not shown:
         return [Absent(title, "early exit was not measured")]
     alone = len(runs) == 1
     figure = new_figure(310 + (0 if alone else 12 * len(shown)))
     axes = figure.add_subplot()
     rows: list[tuple[Cell, ...]] = []
-    for i, (run, curve) in enumerate(shown):
+    for i, run, curve in shown:
         curve = sorted(curve, key=lambda p: (p.mean_steps, p.threshold))
         axes.plot(
             [p.mean_steps for p in curve],
@@ -169,7 +171,7 @@ def early_exit(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
                 )
         rows += [(run.title, p.threshold, p.mean_steps, p.accuracy) for p in curve]
     axes.set_xlabel("mean time steps per image")
-    axes.margins(x=0.09, y=0.12)
+    axes.margins(x=0.12, y=0.12)
     percent_axis(axes, "accuracy (%)")
     legend_below(figure, 1)
     caption = (
