@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.train import PET, SGD, AdamW, Capped, Plan, TensorBatches
 
 
 class _Leaves(fx.Tracer):
@@ -15,6 +19,9 @@ class _Leaves(fx.Tracer):
 
 
 def traced(module: nn.Module) -> fx.GraphModule:
+    for quantizer in module.modules():
+        if isinstance(quantizer, Quantizer):
+            quantizer.calibrated.fill_(True)
     return fx.GraphModule(module, _Leaves().trace(module))
 
 
@@ -58,3 +65,41 @@ def clusters(count: int = 96, inputs: int = 6, classes: int = 3, seed: int = 0) 
     centres = torch.randn(classes, inputs, generator=draw) * 2
     labels = torch.randint(0, classes, (count,), generator=draw)
     return centres[labels] + torch.randn(count, inputs, generator=draw), labels
+
+
+def small_data() -> TensorBatches:
+    return TensorBatches(*clusters(120), held_out=40)
+
+
+def pet_plan(**changes: Any) -> Plan:
+    plan = Plan(objective=PET((Capped(1), Capped(2))), epochs=3, batch=16, optimizer=SGD(0.1))
+    return replace(plan, **changes)
+
+
+def resumable_plan() -> Plan:
+    """With everything that has state: Adam's moments, averaged weights, checkpoints within an epoch."""
+    return pet_plan(optimizer=AdamW(0.01), ema=0.9, warmup=0.5, clip=1.0, checkpoint_every=2, log_every=1, accumulate=2)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def classes_apart() -> nn.Module:
+    """A teacher that knows the clusters: the nearest centre, as one linear layer."""
+    images, labels = clusters(120)
+    centres = torch.stack([images[labels == c].mean(0) for c in range(3)])
+    teacher = nn.Linear(6, 3)
+    teacher.weight.data = centres
+    teacher.bias.data = -centres.square().sum(1) / 2
+    return teacher
+
+
+def residual_data(count: int = 100, held_out: int = 21) -> TensorBatches:
+    """Images for :func:`residual` whose class is the brightest row, with noise."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (count,), generator=draw)
+    images = torch.randn(count, 1, 4, 4, generator=draw)
+    images[torch.arange(count), 0, labels] += 2.0
+    return TensorBatches(images, labels, held_out=held_out)

@@ -1,1 +1,47 @@
-"""QANN -> better QANN: the loop, the losses, and paths-ensemble training (PET)."""
+"""Training: the loop, the losses, and paths-ensemble training (PET)."""
+
+from spikezip.train.batches import Data, TensorBatches
+from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
+from spikezip.train.loop import Training, finetune, train
+from spikezip.train.loss import CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
+from spikezip.train.objective import PET, QAT, Objective
+from spikezip.train.paths import Capped, Main, Path, Rescaled, paths_for
+from spikezip.train.plan import SGD, AdamW, Plan, Precision
+from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
+
+__all__ = [
+    "PET",
+    "QAT",
+    "SGD",
+    "AdamW",
+    "Capped",
+    "CrossEntropy",
+    "Data",
+    "Distil",
+    "EpochDone",
+    "Event",
+    "Folded",
+    "HardLabels",
+    "InTurn",
+    "Listener",
+    "Main",
+    "MainLabels",
+    "Objective",
+    "PETLoss",
+    "Path",
+    "PathsQuantizer",
+    "Plan",
+    "Precision",
+    "ProgressBar",
+    "Rescaled",
+    "Saved",
+    "StepDone",
+    "TeacherLabels",
+    "TensorBatches",
+    "TensorBoard",
+    "Training",
+    "ensemble",
+    "finetune",
+    "paths_for",
+    "train",
+]

@@ -1,0 +1,140 @@
+"""The state of training as a value, and as one file: safetensors with JSON in its header. Never pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spikezip.errors import BundleError, OutputError
+
+FORMAT = "spikezip.checkpoint/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything training needs to go on as if it had not stopped.
+
+    Attributes:
+        tensors: ``network/NAME``, ``average/NAME`` and ``optimizer/KEY/PARAMETER``, on the CPU.
+        facts: JSON data: where training is, sums of the epoch, history, the plan.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under one prefix, without it."""
+        return {n.removeprefix(f"{prefix}/"): t for n, t in self.tensors.items() if n.startswith(f"{prefix}/")}
+
+    def check(self, plan: dict[str, Any], network: nn.Module) -> None:
+        """Raise BundleError unless this is a checkpoint of that plan and network."""
+        before = self.facts.get("plan", {})
+        changed = sorted(key for key in plan.keys() | before.keys() if plan.get(key) != before.get(key))
+        if changed:
+            raise BundleError(
+                f"The checkpoint is of another plan: {', '.join(changed)} differ. Resume with the plan "
+                "it was begun with, or start anew in another folder."
+            )
+        shapes = {n: tuple(t.shape) for n, t in network.state_dict().items()}
+        differ = [n for n, t in self.part("network").items() if shapes.pop(n, None) != tuple(t.shape)]
+        if differ or shapes:
+            name = [*differ, *shapes][0]
+            raise BundleError(
+                f"The checkpoint is of another network: {name!r} is missing or of another shape. "
+                "Resume with the network it was begun with, or start anew in another folder."
+            )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state by the names of parameters."""
+    names = {id(p): name for name, p in network.named_parameters()}
+    return {
+        f"{key}/{names[id(parameter)]}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """The inverse of :func:`optimizer_tensors`."""
+    parameters = dict(network.named_parameters())
+    for name, tensor in tensors.items():
+        key, _, parameter = name.partition("/")
+        owner = parameters[parameter]
+        # torch keeps the step count of Adam on the CPU.
+        optimizer.state[owner][key] = tensor.clone() if key == "step" else tensor.to(owner.device, copy=True)
+
+
+def write(checkpoint: Checkpoint, target: Path) -> None:
+    """Write a checkpoint; ``target`` is the old file or the whole new one, whenever the machine stops."""
+    facts = {"format": FORMAT, **checkpoint.facts}
+    write_tensors(checkpoint.tensors, target, {"spikezip": json.dumps(facts)})
+
+
+def write_tensors(tensors: dict[str, Tensor], target: Path, header: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, in one step."""
+    # Tied weights would share memory, which safetensors refuses; a clone each is what loading makes of them anyway.
+    apart = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    with replacing(target) as draft:
+        save_file(apart, draft, metadata=header)
+
+
+def read(source: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        BundleError: the file is damaged, or not a checkpoint of spikezip.
+    """
+    try:
+        with safe_open(source, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("spikezip", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, ValueError, OSError) as reason:
+        raise BundleError(
+            f"'{source}' cannot be read as a checkpoint: {reason}. Give another folder, or start anew with overwrite."
+        ) from reason
+    if facts.get("format") != FORMAT:
+        raise BundleError(f"'{source}' is not a {FORMAT} file. Give another folder, or start anew with overwrite.")
+    return Checkpoint(tensors, facts)
+
+
+@contextlib.contextmanager
+def replacing(target: Path):
+    """Give a draft beside ``target`` to write to; it takes its place in one step, flushed to disk, at the end.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        os.close(handle)
+    except OSError as reason:
+        raise OutputError(f"'{target}' cannot be written: {reason.strerror}. Give another out folder.") from reason
+    draft = Path(name)
+    try:
+        yield draft
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(draft, 0o644)
+        os.replace(draft, target)
+    except OSError as reason:
+        raise OutputError(f"'{target}' cannot be written: {reason.strerror}. Give another out folder.") from reason
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(value: Any, target: Path) -> None:
+    """Write JSON in one step."""
+    with replacing(target) as draft:
+        draft.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,342 @@
+"""The training loop: any objective, one or many processes, resumable to the same result."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikezip.errors import DataError, RecipeError, StageError
+from spikezip.graph import network as graph_network
+from spikezip.quantize.quantizer import Quantizer
+from spikezip.train import checkpoint as files
+from spikezip.train.average import Average
+from spikezip.train.batches import Data, stream
+from spikezip.train.checkpoint import Checkpoint
+from spikezip.train.folder import Folder
+from spikezip.train.plan import Plan, Precision, describe
+from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone
+from spikezip.train.sums import Sums
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What training gave: the new network, and one record an epoch."""
+
+    network: nn.Module
+    history: tuple[EpochDone, ...]
+
+
+def finetune(
+    network: Network,
+    data: Data,
+    plan: Plan,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_event: Listener | None = None,
+) -> Network:
+    """Train a network, and return the trained one; see :func:`train`, which returns the history too."""
+    trained = train(network, data, plan, out=out, resume=resume, overwrite=overwrite, on_event=on_event)
+    return trained.network  # type: ignore[return-value]  # a deep copy keeps its type
+
+
+def train(
+    network: nn.Module,
+    data: Data,
+    plan: Plan,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_event: Listener | None = None,
+) -> Training:
+    """Train a copy of a network: an ANN, or a QANN.
+
+    Every step is a function of (plan, step number): data order, augmentation, dropout and learning rate are drawn or
+    computed anew from them. So a run that is killed and resumed gives the same bits (on hardware whose kernels do), and
+    ``accelerate launch`` with ``W`` processes takes the same steps as one process, to the rounding of sums.
+
+    Args:
+        network: it is not changed.
+        data: the splits that the plan names; labelled images.
+        plan: how to train.
+        out: folder for ``checkpoint.safetensors`` (the latest), ``history.json`` and, at the end,
+            ``network.safetensors``; None writes nothing.
+        resume: go on from the checkpoint in ``out``, if there is one.
+        overwrite: start anew although ``out`` holds files; those of an earlier run are replaced.
+        on_event: is told of steps, epochs and files, in the main process. By default a progress bar, on a terminal.
+
+    Returns:
+        The trained copy, in evaluation mode, where the network was (CPU or GPU), and the history. With ``plan.ema``,
+        the averaged weights.
+
+    Raises:
+        RecipeError: the plan does not fit, or the loss is no longer finite.
+        StageError: the network cannot be trained with this objective.
+        DataError: there is nothing to train on.
+        OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
+        BundleError: the checkpoint in ``out`` is damaged or of another plan or network.
+
+    >>> from spikezip.train import SGD, Plan, TensorBatches
+    >>> images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    >>> data = TensorBatches(images, (images[:, 0] > 0).long(), held_out=16)
+    >>> done = train(nn.Linear(4, 2), data, Plan(epochs=8, batch=8, optimizer=SGD(rate=0.5)))
+    >>> done.history[-1].validation["accuracy"] > 0.8
+    True
+    """
+    _check_network(network)
+    accelerator = _accelerator(plan.precision)
+    with contextlib.ExitStack() as stack:
+        if on_event is None and accelerator.is_main_process and sys.stderr.isatty():
+            on_event = stack.enter_context(ProgressBar())
+        tell = on_event if on_event is not None and accelerator.is_main_process else _silence
+        device = accelerator.device
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        folder = Folder(Path(out), accelerator) if out is not None else None
+        start = folder.open(resume=resume, overwrite=overwrite) if folder is not None else None
+        run = _Run(network, data, plan, accelerator, tell)
+        if start is not None:
+            run.restore(start)
+        run.run(folder)
+        result = run.result(next(iter(network.parameters())).device)
+        if folder is not None:
+            folder.finish(result)
+        return Training(result, tuple(run.history))
+
+
+class _Box(nn.Module):
+    """What accelerate may wrap and patch, so that the network itself stays as it is."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Any) -> Any:
+        return self.module(images)
+
+
+class _Run:
+    """One training in progress."""
+
+    def __init__(self, network: nn.Module, data: Data, plan: Plan, accelerator: Accelerator, tell: Listener):
+        self.plan, self.data, self.accelerator, self.tell = plan, data, accelerator, tell
+        self.student = copy.deepcopy(network).to(accelerator.device)
+        self.plain = plan.objective.module(self.student).to(accelerator.device)
+        self.module = accelerator.prepare_model(_Box(self.plain))
+        self.bare_optimizer = plan.optimizer.build(plan.groups(self.student))
+        self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
+        self.average = Average(self.student, plan.ema) if plan.ema is not None else None
+        self.scales = [m.scale for m in self.student.modules() if isinstance(m, Quantizer) and m.scale.requires_grad]
+        self.history: list[EpochDone] = []
+        self.sums = Sums(accelerator)
+        self.epoch = self.step = 0
+        world, count = accelerator.num_processes, data.count(plan.train_split)
+        if count == 0:
+            raise DataError(f"The split {plan.train_split!r} has no images: there is nothing to train on.")
+        # Fewer images than a batch: one batch of them all, cut as the plan says.
+        self.part = min(plan.batch, count) // plan.accumulate
+        if self.part < world:
+            raise RecipeError(
+                f"A batch of {min(plan.batch, count)} in {plan.accumulate} accumulation steps gives "
+                f"less than one image to each of {world} processes. Use a greater batch or a smaller accumulate."
+            )
+        images = min(count, plan.train_images or count)
+        self.steps = max(images // (self.part * plan.accumulate), 1)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        tensors = {f"network/{n}": t for n, t in self.student.state_dict().items()}
+        tensors |= {f"optimizer/{n}": t for n, t in files.optimizer_tensors(self.bare_optimizer, self.student).items()}
+        if self.average is not None:
+            tensors |= {f"average/{n}": t for n, t in self.average.tensors.items()}
+        scaler = self.accelerator.scaler
+        facts = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums.as_json(),
+            "history": [record.as_json() for record in self.history],
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "plan": describe(self.plan),
+        }
+        return Checkpoint(tensors, facts)
+
+    def restore(self, start: Checkpoint) -> None:
+        start.check(describe(self.plan), self.student)
+        self.student.load_state_dict(start.part("network"))
+        files.restore_optimizer(self.bare_optimizer, self.student, start.part("optimizer"))
+        if self.average is not None:
+            self.average.restore(start.part("average"), steps=start.facts["epoch"] * self.steps + start.facts["step"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(start.facts["scaler"])
+        self.epoch, self.step = start.facts["epoch"], start.facts["step"]
+        self.sums.restore(start.facts["sums"])
+        self.history = [EpochDone(**record) for record in start.facts["history"]]
+
+    def result(self, device: torch.device) -> nn.Module:
+        if self.average is not None:
+            self.average.put()
+        result = self.student.to(device).eval()
+        result.zero_grad()
+        if isinstance(result, fx.GraphModule) and isinstance(result.meta.get("spikezip"), graph_network.Info):
+            graph_network.remark(result, fine_tuning=type(self.plan.objective).__name__.lower())
+        return result
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def run(self, folder: Folder | None) -> None:
+        while self.epoch < self.plan.epochs:
+            began = time.perf_counter()
+            self._epoch(folder)
+            loss, numbers, images = self.sums.means()
+            self.sums.clear()
+            validation = self._validate()
+            self.epoch, self.step = self.epoch + 1, 0
+            record = EpochDone(
+                epoch=self.epoch,
+                epochs=self.plan.epochs,
+                images=images,
+                loss=loss,
+                numbers=numbers,
+                validation=validation,
+                rate=self.plan.rate_at(self.epoch),
+                seconds=time.perf_counter() - began,
+            )
+            self.history.append(record)
+            self.tell(record)
+            if folder is not None:
+                self._save(folder)
+
+    def _epoch(self, folder: Folder | None) -> None:
+        plan = self.plan
+        self.module.train()
+        parts = self._batches(plan.train_split, train=True)
+        while self.step < self.steps:
+            self._optimize([next(parts) for _ in range(plan.accumulate)])
+            self.step += 1
+            saves = plan.checkpoint_every and (self.epoch * self.steps + self.step) % plan.checkpoint_every == 0
+            if self.step % plan.log_every == 0 or self.step == self.steps or saves:
+                self._report()
+            if saves and folder is not None and self.step < self.steps:
+                self._save(folder)
+
+    def _optimize(self, parts: list[tuple[Any, Tensor]]) -> None:
+        plan, accelerator = self.plan, self.accelerator
+        torch.manual_seed(stream(plan.seed, self.epoch, self.step, accelerator.process_index))
+        # The middle of the step: neither the first nor the last has rate 0.
+        share = plan.rate_at(self.epoch + (self.step + 0.5) / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["height"] * share
+        for index, (images, labels) in enumerate(parts):
+            last = index + 1 == len(parts)
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.module), accelerator.autocast():
+                loss, numbers = plan.objective.loss(self.module, images, labels)
+                # A mean over the whole batch, however processes and accumulation cut it: DDP averages over processes.
+                weight = len(labels) * accelerator.num_processes / (self.part * plan.accumulate)
+                self.sums.add(loss, numbers, len(labels))
+                accelerator.backward(loss * weight)
+        if plan.clip is not None:
+            accelerator.clip_grad_norm_(self.student.parameters(), plan.clip)
+        before = [scale.detach() / 2 for scale in self.scales]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            # A scale must stay above 0; one step may halve it at most.
+            for scale, least in zip(self.scales, before, strict=True):
+                scale.clamp_(min=least)
+        if self.average is not None:
+            self.average.update()
+
+    def _report(self) -> None:
+        loss, numbers, _ = self.sums.means()
+        if not math.isfinite(loss):
+            raise RecipeError(
+                f"The loss is {loss} at epoch {self.epoch + 1}, step {self.step}: training has diverged. Lower the "
+                "learning rate (and scale_rate), clip the gradient (clip: 1.0), warm up longer, or use bf16 rather than fp16. "
+                "Nothing was saved since the last checkpoint."
+            )
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.tell(StepDone(self.epoch, self.step, self.steps, self.plan.epochs, loss, numbers, rate))
+
+    def _validate(self) -> dict[str, float]:
+        plan, split = self.plan, self.plan.validation_split
+        if split is None or self.data.count(split) == 0:
+            return {}
+        self.plain.eval()
+        sums = Sums(self.accelerator)
+        with self.average.shown() if self.average is not None else contextlib.nullcontext(), torch.no_grad():
+            for images, labels in self._batches(split, train=False):
+                if len(labels):
+                    with self.accelerator.autocast():
+                        loss, numbers = plan.objective.loss(self.plain, images, labels)
+                    sums.add(loss, numbers, len(labels))
+        loss, numbers, _ = sums.means()
+        return {"loss": loss, **numbers}
+
+    def _batches(self, split: str, *, train: bool) -> Iterator[tuple[Any, Tensor]]:
+        plan, accelerator = self.plan, self.accelerator
+        batches = self.data.batches(
+            split,
+            self.part if train else max(plan.batch // plan.accumulate, accelerator.num_processes),
+            seed=plan.seed,
+            epoch=self.epoch,
+            augment=train and plan.augment,
+            shuffle=train,
+            drop_last=train,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            start=self.step * plan.accumulate if train else 0,
+            device=accelerator.device,
+        )
+        if not train and plan.validation_images is not None:
+            each = max(plan.batch // plan.accumulate, accelerator.num_processes)
+            batches = itertools.islice(batches, math.ceil(plan.validation_images / each))
+        return ((images.to(accelerator.device), labels.to(accelerator.device)) for images, labels in batches)
+
+    def _save(self, folder: Folder) -> None:
+        folder.save(self.checkpoint())
+        self.tell(Saved(folder.checkpoint))
+
+
+def _check_network(network: nn.Module) -> None:
+    if not any(p.requires_grad for p in network.parameters()):
+        raise StageError(f"This {type(network).__name__} has no parameter to train. Call network.requires_grad_(True).")
+    for name, module in network.named_modules():
+        if isinstance(module, Quantizer) and not bool(module.calibrated):
+            raise StageError(
+                f"The scale of {name!r} has not been calibrated, and training from "
+                f"scale {float(module.scale.detach()):g} rarely works. Call quantize() with calibration data, or calibrate()."
+            )
+
+
+def _accelerator(precision: Precision) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # A second training in one process may use another precision; accelerate would refuse. Processes stay as they are.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    try:
+        return Accelerator(mixed_precision=precision.value)
+    except ValueError as reason:
+        raise RecipeError(f"precision {precision.value} cannot be used here: {reason} Use 'no' or 'bf16'.") from reason
+
+
+def _silence(event: Event) -> None:
+    pass

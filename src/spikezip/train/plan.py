@@ -1,0 +1,194 @@
+"""How a network is trained: one frozen plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikezip.errors import RecipeError
+from spikezip.quantize.quantizer import Quantizer
+from spikezip.train.objective import QAT, Objective
+
+
+class Precision(enum.Enum):
+    """Number format of the forward pass; weights and scales stay float32."""
+
+    NO = "no"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum.
+
+    Args:
+        rate: learning rate at its height.
+        momentum: share of the last step that is kept.
+        weight_decay: pull of weights (tensors of 2 or more dimensions) towards 0; biases and scales have none.
+        scale_rate: learning rate of quantizer scales, as a multiple of ``rate``.
+        nesterov: look ahead.
+    """
+
+    rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    scale_rate: float = 0.1
+    nesterov: bool = False
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """torch's optimizer for parameter groups."""
+        return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum, nesterov=self.nesterov)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019); arguments as for :class:`SGD`."""
+
+    rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    scale_rate: float = 1.0
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """torch's optimizer for parameter groups."""
+        return torch.optim.AdamW(groups, lr=self.rate, betas=self.betas)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides how training goes, but for the network and the data.
+
+    Args:
+        objective: what is trained for: :class:`QAT`, :class:`PET`, or another :class:`Objective`.
+        epochs: passes over the training split.
+        batch: images of one optimizer step, over all processes and accumulation steps together. A last, smaller batch
+            is left out.
+        accumulate: backward passes that one optimizer step is cut into (memory, not results).
+        optimizer: SGD or AdamW.
+        warmup: epochs (may be a fraction) over which the learning rate rises linearly; it then falls along a cosine.
+        final_rate: where the cosine ends, as a share of the height.
+        clip: greatest norm of the gradient; None for no clipping.
+        precision: number format of the forward pass.
+        ema: decay of the averaged weights that are evaluated and returned; None returns the last weights.
+        seed: of data order, augmentation and dropout.
+        augment: let the data augment training images.
+        train_split: the split trained on.
+        validation_split: the split evaluated after every epoch; None for none.
+        train_images: end an epoch after so many images (quick runs); None for all.
+        validation_images: evaluate on the first so many; None for all.
+        checkpoint_every: optimizer steps between checkpoints within an epoch; None for epoch ends only.
+        log_every: optimizer steps between reports.
+
+    Raises:
+        RecipeError: a number is out of range.
+    """
+
+    objective: Objective = field(default_factory=QAT)
+    epochs: int = 1
+    batch: int = 128
+    accumulate: int = 1
+    optimizer: SGD | AdamW = field(default_factory=SGD)
+    warmup: float = 0.0
+    final_rate: float = 0.0
+    clip: float | None = None
+    precision: Precision = Precision.NO
+    ema: float | None = None
+    seed: int = 0
+    augment: bool = True
+    train_split: str = "train"
+    validation_split: str | None = "val"
+    train_images: int | None = None
+    validation_images: int | None = None
+    checkpoint_every: int | None = None
+    log_every: int = 10
+
+    def __post_init__(self):
+        for name in (
+            "epochs",
+            "batch",
+            "accumulate",
+            "log_every",
+            "train_images",
+            "validation_images",
+            "checkpoint_every",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name}={value}: give 1 or more.")
+        if self.batch % self.accumulate:
+            raise RecipeError(
+                f"batch={self.batch} cannot be cut into accumulate={self.accumulate} equal parts. "
+                f"Use batch={math.ceil(self.batch / self.accumulate) * self.accumulate}."
+            )
+        if self.optimizer.rate <= 0 or self.optimizer.scale_rate < 0 or self.optimizer.weight_decay < 0:
+            raise RecipeError("The learning rate must be above 0; scale_rate and weight_decay 0 or more.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise RecipeError(f"ema={self.ema}: a decay lies between 0 and 1, for example 0.999.")
+        if self.clip is not None and self.clip <= 0:
+            raise RecipeError(f"clip={self.clip}: give a norm above 0, or None for no clipping.")
+        if not 0 <= self.warmup <= self.epochs or not 0 <= self.final_rate <= 1:
+            raise RecipeError(
+                f"warmup={self.warmup}, final_rate={self.final_rate}: give 0 <= warmup <= epochs ({self.epochs}) and "
+                "0 <= final_rate <= 1."
+            )
+
+    def rate_at(self, epochs_done: float) -> float:
+        """The learning rate's share of its height: linear warm-up, then a cosine. A pure function of progress.
+
+        >>> [round(Plan(epochs=5, warmup=1).rate_at(e), 3) for e in (0.5, 1, 3, 5)]
+        [0.5, 1.0, 0.5, 0.0]
+
+        Source: Loshchilov & Hutter, "SGDR", ICLR 2017, eq. 5 (one cycle).
+        """
+        if epochs_done < self.warmup:
+            return epochs_done / self.warmup
+        share = (epochs_done - self.warmup) / max(self.epochs - self.warmup, 1e-12)
+        return self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups: weights (decayed), biases and norms (not), quantizer scales (own rate, not decayed)."""
+        scales = {id(m.scale) for m in network.modules() if isinstance(m, Quantizer)}
+        trained = [p for p in network.parameters() if p.requires_grad]
+        rows = [
+            ([p for p in trained if id(p) not in scales and p.dim() >= 2], 1.0, self.optimizer.weight_decay),
+            ([p for p in trained if id(p) not in scales and p.dim() < 2], 1.0, 0.0),
+            ([p for p in trained if id(p) in scales], self.optimizer.scale_rate, 0.0),
+        ]
+        return [
+            {
+                "params": params,
+                "lr": self.optimizer.rate * rate,
+                "height": self.optimizer.rate * rate,
+                "weight_decay": decay,
+            }
+            for params, rate, decay in rows
+            if params
+        ]
+
+
+def describe(choice: Any) -> Any:
+    """A choice as JSON data, with the name of each type: what a checkpoint keeps to know its plan again.
+
+    >>> describe(SGD(rate=0.5))["rate"], describe(Precision.BF16)
+    (0.5, 'bf16')
+    """
+    if isinstance(choice, nn.Module):
+        return type(choice).__name__
+    if isinstance(choice, enum.Enum):
+        return choice.value
+    if dataclasses.is_dataclass(choice):
+        return {"type": type(choice).__name__} | {
+            f.name: describe(getattr(choice, f.name)) for f in dataclasses.fields(choice)
+        }
+    if isinstance(choice, list | tuple):
+        return [describe(c) for c in choice]
+    if choice is None or isinstance(choice, bool | int | float | str):
+        return choice
+    return repr(choice)

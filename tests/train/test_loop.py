@@ -1,0 +1,256 @@
+"""The loop: what it leaves alone, what it gives, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from training_nets import chain, classes_apart, clusters, pet_plan, same, small_data
+
+from spikezip.errors import DataError, RecipeError, StageError
+from spikezip.levels import Levels
+from spikezip.train import (
+    PET,
+    QAT,
+    SGD,
+    AdamW,
+    Capped,
+    CrossEntropy,
+    Distil,
+    EpochDone,
+    HardLabels,
+    InTurn,
+    MainLabels,
+    PETLoss,
+    Precision,
+    ProgressBar,
+    StepDone,
+    TeacherLabels,
+    TensorBatches,
+    TensorBoard,
+    finetune,
+    train,
+)
+
+PET_PATHS = (Capped(1), Capped(2))
+
+
+def test_a_new_network_comes_back_and_the_given_one_keeps_every_bit():
+    network = chain()
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    random = torch.get_rng_state()
+    trained = finetune(network, small_data(), pet_plan())
+    assert isinstance(trained, fx.GraphModule)
+    assert not trained.training
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+    assert not any(torch.equal(t, before[n]) for n, t in trained.state_dict().items() if t.is_floating_point())
+    assert torch.equal(torch.get_rng_state(), random), "training must not touch the user's random numbers"
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        QAT(),
+        QAT(CrossEntropy(smoothing=0.1, distil=Distil(0.5, 2.0)), teacher=classes_apart()),
+        PET(PET_PATHS),
+        PET(PET_PATHS, PETLoss(0.5, 0.5, MainLabels(2.0)), InTurn()),
+        PET(PET_PATHS, PETLoss(0.5, 0.0, TeacherLabels(), distil=Distil()), teacher=classes_apart()),
+    ],
+    ids=["qat", "qat-taught", "pet", "pet-main-labels", "pet-teacher"],
+)
+def test_every_objective_learns(objective):
+    done = train(chain(), small_data(), pet_plan(objective=objective, epochs=4))
+    first, last = done.history[0], done.history[-1]
+    assert last.loss < first.loss
+    assert last.validation["accuracy"] > 0.9
+    if isinstance(objective, PET):
+        assert last.validation["accuracy/capped2"] > 0.6
+        assert {"loss", "accuracy", "loss/capped1", "accuracy/capped1"} <= last.validation.keys()
+
+
+def test_the_teacher_is_not_changed():
+    teacher = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    before = {n: t.clone() for n, t in teacher.state_dict().items()}
+    objective = QAT(CrossEntropy(distil=Distil()), teacher=teacher)
+    trained = finetune(chain(), small_data(), pet_plan(objective=objective, epochs=1))
+    assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
+    assert trained.state_dict().keys() == chain().state_dict().keys()
+
+
+def test_pet_without_sub_paths_is_qat():
+    plan = pet_plan(epochs=1)
+    pet = finetune(chain(), small_data(), replace(plan, objective=PET(())))
+    assert same(pet, finetune(chain(), small_data(), replace(plan, objective=QAT())))
+
+
+def test_accumulation_takes_the_same_steps():
+    one, four = (train(chain(), small_data(), pet_plan(epochs=1, accumulate=n)) for n in (1, 4))
+    assert one.history[0].loss == pytest.approx(four.history[0].loss, rel=1e-5)
+    for name, tensor in one.network.state_dict().items():
+        torch.testing.assert_close(tensor, four.network.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_first_step_against_torch_by_hand():
+    """One SGD step of one batch, with its own rate and no decay for scales."""
+    images, labels = clusters(32)
+    network, by_hand = chain(), chain()
+    plan = pet_plan(
+        objective=QAT(), epochs=1, batch=32, optimizer=SGD(0.1, momentum=0.0, weight_decay=0.5, scale_rate=0.25)
+    )
+    plan = replace(plan, validation_split=None)
+    trained = finetune(network, TensorBatches(images, labels), plan)
+    nn.functional.cross_entropy(by_hand(images), labels).backward()
+    rate = 0.1 * 0.5  # the middle of a cosine's single step
+    for (name, parameter), after in zip(by_hand.named_parameters(), trained.parameters(), strict=True):
+        assert parameter.grad is not None
+        scale = name.endswith("scale")
+        decay = 0.5 if parameter.dim() >= 2 else 0.0
+        wanted = parameter - rate * (0.25 if scale else 1.0) * (parameter.grad + decay * parameter)
+        torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_scales_stay_positive_at_a_wild_rate():
+    plan = pet_plan(epochs=1, optimizer=SGD(0.01, scale_rate=1e5))
+    trained = finetune(chain(), small_data(), replace(plan, objective=QAT()))
+    assert all(t > 0 for n, t in trained.state_dict().items() if n.endswith("scale"))
+
+
+def test_ema_is_what_is_evaluated_and_returned():
+    plan = pet_plan(epochs=2, objective=QAT(), ema=0.9)
+    averaged, last = train(chain(), small_data(), plan), train(chain(), small_data(), replace(plan, ema=None))
+    assert not same(averaged.network, last.network)
+    images, labels = next(small_data().batches("val", 1000, shuffle=False))
+    for done in (averaged, last):
+        accuracy = (done.network(images).argmax(-1) == labels).float().mean()
+        assert done.history[-1].validation["accuracy"] == pytest.approx(accuracy.item())
+
+
+def test_events_and_history(tmp_path: Path):
+    events = []
+    done = train(chain(), small_data(), pet_plan(log_every=2), out=tmp_path / "run", on_event=events.append)
+    steps = [e for e in events if isinstance(e, StepDone)]
+    assert [(e.epoch, e.step, e.steps) for e in steps] == [(k, s, 5) for k in range(3) for s in (2, 4, 5)]
+    assert [e for e in events if isinstance(e, EpochDone)] == list(done.history)
+    assert [r["epoch"] for r in json.loads((tmp_path / "run" / "history.json").read_text())] == [1, 2, 3]
+    assert done.history[0].images == 5 * 16
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "checkpoint.safetensors",
+        "history.json",
+        "network.safetensors",
+    ]
+
+
+def test_listeners(tmp_path: Path, capsys):
+    with ProgressBar() as bar, TensorBoard(tmp_path / "tb") as board:
+        train(chain(), small_data(), pet_plan(epochs=1), on_event=lambda e: [bar(e), board(e)][0])
+    assert "epoch 1/1" in capsys.readouterr().err
+    assert any(p.stat().st_size for p in (tmp_path / "tb").iterdir())
+
+
+def test_bfloat16_trains():
+    done = train(chain(), small_data(), pet_plan(epochs=2, precision=Precision.BF16))
+    assert done.network(torch.zeros(1, 6)).dtype == torch.float32
+    assert done.history[-1].loss < done.history[0].loss
+
+
+def test_fewer_images_an_epoch():
+    done = train(chain(), small_data(), pet_plan(epochs=1, train_images=40, validation_images=16))
+    assert done.history[0].images == 32
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"loss is nan at epoch 1, step \d.*Lower the learning rate"):
+        finetune(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "network.safetensors").exists()
+
+
+class Nothing:
+    def count(self, split: str) -> int:
+        return 0
+
+    def batches(self, *args, **kwargs):
+        return iter(())
+
+
+def test_data_errors():
+    with pytest.raises(DataError, match="nothing to train on"):
+        finetune(chain(), Nothing(), pet_plan())
+    with pytest.raises(DataError, match="3 images and 2 labels"):
+        TensorBatches(torch.zeros(3, 6), torch.zeros(2))
+    with pytest.raises(DataError, match="Hold out fewer"):
+        TensorBatches(torch.zeros(3, 6), torch.zeros(3), held_out=3)
+
+
+def test_network_errors():
+    with pytest.raises(StageError, match=r"no parameter to train.*requires_grad_"):
+        finetune(chain().requires_grad_(False), small_data(), pet_plan())
+    uncalibrated = chain()
+    uncalibrated.get_submodule("1").calibrated.fill_(False)  # type: ignore[union-attr]
+    with pytest.raises(StageError, match="'1' has not been calibrated"):
+        finetune(uncalibrated, small_data(), pet_plan())
+    with pytest.raises(StageError, match=r"one output of logits .* \(16, 4, 3\)"):
+        finetune(chain(), TensorBatches(torch.zeros(16, 4, 6), torch.zeros(16).long()), pet_plan(objective=QAT()))
+    with pytest.raises(RecipeError, match="no teacher was given"):
+        finetune(chain(), small_data(), pet_plan(objective=QAT(CrossEntropy(distil=Distil()))))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs=0: give 1 or more"),
+        ({"batch": 10, "accumulate": 4}, "Use batch=12"),
+        ({"ema": 1.0}, "between 0 and 1"),
+        ({"clip": 0.0}, "above 0"),
+        ({"warmup": 9.0}, "warmup <= epochs"),
+        ({"optimizer": AdamW(rate=0.0)}, "above 0"),
+    ],
+)
+def test_plans_out_of_range(change: dict, message: str):
+    with pytest.raises(RecipeError, match=message):
+        pet_plan(**change)
+
+
+def test_losses_out_of_range():
+    for make in (lambda: PETLoss(alpha=-1), lambda: CrossEntropy(smoothing=1.0), lambda: MainLabels(0.0)):
+        with pytest.raises(RecipeError):
+            make()
+
+
+def test_soft_labels_hold_their_target_fixed():
+    """With labels from the main path no gradient of the sub-paths' part reaches the main logits."""
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    labels = torch.arange(4)
+    only_main, _ = PETLoss(alpha=0.0)(logits, labels, ["main", "a", "b"])
+    both, _ = PETLoss(alpha=1.0, sub_labels=MainLabels(2.0))(logits, labels, ["main", "a", "b"])
+    (first,), (second,) = torch.autograd.grad(only_main, logits), torch.autograd.grad(both, logits)
+    assert torch.equal(first[0], second[0])
+    # d T^2 KL / d z = T (softmax(z/T) - softmax(z_0/T)) / B
+    wanted = 2.0 * ((logits[1:] / 2).softmax(-1) - (logits[:1] / 2).softmax(-1)) / 4
+    torch.testing.assert_close(second[1:], wanted.detach())
+
+
+def test_pet_loss_adds_up():
+    logits, labels = torch.randn(3, 4, 5), torch.arange(4)
+
+    def cross_entropy(z: Tensor) -> Tensor:
+        return -z.log_softmax(-1)[torch.arange(4), labels].mean()
+
+    loss, numbers = PETLoss(alpha=0.3, beta=0.7, sub_labels=HardLabels())(logits, labels, ["main", "a", "b"])
+    wanted = cross_entropy(logits[0]) + 0.3 * (cross_entropy(logits[1]) + cross_entropy(logits[2]))
+    torch.testing.assert_close(loss, wanted + 0.7 * cross_entropy(logits.mean(0)))
+    assert numbers.keys() == {
+        "accuracy", "loss/a", "accuracy/a", "loss/b", "accuracy/b", "loss/ensemble", "accuracy/ensemble",
+    }  # fmt: skip
+
+
+def test_levels_stay_what_they_were():
+    trained = finetune(chain(Levels(0, 3)), small_data(), pet_plan(epochs=1))
+    assert trained.get_submodule("1").levels == Levels(0, 3)

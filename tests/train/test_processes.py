@@ -1,0 +1,96 @@
+"""Two processes take the steps of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_nets import pet_plan, residual, residual_data
+
+from spikezip.errors import RecipeError
+from spikezip.train import PET, QAT, Capped, InTurn, Rescaled, train
+
+OBJECTIVES = {
+    "qat": QAT(),
+    "pet": PET((Capped(1), Rescaled(4))),
+    "pet-in-turn": PET((Capped(1), Rescaled(4)), execution=InTurn()),
+}
+
+
+def plan(name: str):
+    # 3 of 30 images in two parts: the processes get unequal shares.
+    return pet_plan(objective=OBJECTIVES[name], epochs=2, batch=30, accumulate=2, clip=5.0, log_every=1)
+
+
+def main(out: str) -> None:
+    torch.set_num_threads(1)
+    for name in OBJECTIVES:
+        train(residual(), residual_data(), plan(name), out=Path(out) / name)
+
+
+def launch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    launcher += ["--main_process_port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, __file__, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    done = launch([str(out)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_give_the_losses_and_weights_of_one(name: str, two_processes: Path, tmp_path: Path):
+    """To 1e-5: sums are taken in another order."""
+    one = train(residual(), residual_data(), plan(name), out=tmp_path / name)
+    two = json.loads((two_processes / name / "history.json").read_text())
+    for mine, theirs in zip(one.history, two, strict=True):
+        assert mine.loss == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine.numbers == pytest.approx(theirs["numbers"], rel=1e-5)
+        assert mine.validation == pytest.approx(theirs["validation"], rel=1e-5)
+    weights = load_file(two_processes / name / "network.safetensors")
+    before = residual().state_dict()
+    for key, tensor in one.network.state_dict().items():
+        torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
+        if key.endswith("scale"):
+            assert (tensor - before[key]).abs() > 1e-4, "the scale must have moved for this to say anything"
+
+
+def test_an_error_of_the_main_process_ends_all(tmp_path: Path):
+    (tmp_path / "qat").mkdir()
+    (tmp_path / "qat" / "mine.txt").write_text("kept")
+    done = launch([str(tmp_path)])
+    assert done.returncode != 0
+    assert done.stderr.count("OutputError: ") >= 2
+    assert [p.name for p in (tmp_path / "qat").iterdir()] == ["mine.txt"]
+
+
+def test_a_batch_too_small_to_share():
+    with pytest.raises(RecipeError, match="less than one image to each of 1 processes"):
+        train(residual(), residual_data(count=3, held_out=1), pet_plan(objective=QAT(), batch=4, accumulate=4))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,95 @@
+"""A training cut short, and resumed, gives the bits of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_nets import chain, pet_plan, resumable_plan, same, small_data
+
+from spikezip.errors import BundleError, OutputError
+from spikezip.train import train
+from spikezip.train.checkpoint import Checkpoint, read
+
+CHILD = """
+import os, signal, sys
+import torch
+from spikezip.train import StepDone, train, checkpoint as files
+from training_nets import chain, pet_plan, resumable_plan, small_data
+
+torch.set_num_threads(1)
+how, out = sys.argv[1:]
+saved = []
+write = files.save_file
+
+def killed_while_writing(tensors, path, metadata=None):
+    saved.append(path)
+    if len(saved) == 4:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(tensors, path, metadata)
+
+def killed_between(event):
+    if isinstance(event, StepDone) and (event.epoch, event.step) == (1, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if how == "while-writing":
+    files.save_file = killed_while_writing
+train(chain(), small_data(), resumable_plan(), out=out, on_event=killed_between if how == "between" else None)
+"""
+
+
+@pytest.mark.parametrize("how", ["between", "while-writing"])
+def test_killed_and_resumed_gives_the_same_bits(how: str, tmp_path: Path):
+    out = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, how, str(out)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert (out / "checkpoint.safetensors").is_file()
+    assert not (out / "network.safetensors").exists()
+
+    with pytest.raises(OutputError, match=r"not empty.*resume"):
+        train(chain(), small_data(), resumable_plan(), out=out)
+    resumed = train(chain(), small_data(), resumable_plan(), out=out, resume=True)
+    whole = train(chain(), small_data(), resumable_plan(), out=tmp_path / "whole")
+    assert same(resumed.network, whole.network)
+    # The bytes on disk too: average, momentum and where training is.
+    first, second = (_checkpoint(folder) for folder in (out, tmp_path / "whole"))
+    assert first.tensors.keys() == second.tensors.keys()
+    assert any(name.startswith("optimizer/exp_avg/") for name in first.tensors)
+    assert all(torch.equal(first.tensors[n], second.tensors[n]) for n in first.tensors)
+    assert [replace(r, seconds=0) for r in resumed.history] == [replace(r, seconds=0) for r in whole.history]
+    assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
+    again = train(chain(), small_data(), resumable_plan(), out=out, resume=True)
+    assert same(again.network, whole.network)
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    return read(folder / "checkpoint.safetensors")
+
+
+def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):
+    plan = pet_plan(epochs=1)
+    train(chain(), small_data(), plan, out=tmp_path)
+    with pytest.raises(BundleError, match="another plan: seed"):
+        train(chain(), small_data(), replace(plan, seed=3), out=tmp_path, resume=True)
+    with pytest.raises(BundleError, match=r"another network: '0\.weight'"):
+        train(chain(inputs=9), small_data(), plan, out=tmp_path, resume=True)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(BundleError, match="cannot be read as a checkpoint"):
+        train(chain(), small_data(), plan, out=tmp_path, resume=True)
+    train(chain(), small_data(), plan, out=tmp_path, overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    with pytest.raises(OutputError, match="no checkpoint in it to resume"):
+        train(chain(), small_data(), plan, out=tmp_path / "mine", resume=True)
+    with pytest.raises(OutputError, match="is a file"):
+        train(chain(), small_data(), plan, out=tmp_path / "mine" / "notes.txt")
