@@ -19,6 +19,15 @@ def digits():
 
 
 @pytest.fixture(scope="module")
+def bytes_(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bytes") / "set.npz"
+    np.savez(
+        path, images=np.random.default_rng(0).integers(0, 256, (300, 8, 9), dtype=np.uint8), labels=np.arange(300) % 3
+    )
+    return open_data(path, mean=[0.4], std=[0.3])
+
+
+@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
@@ -64,7 +73,7 @@ def test_carving_takes_a_share_of_every_class_and_leaves_one():
 # ---- batches
 
 
-@pytest.mark.parametrize("name", ["digits", "photos"])
+@pytest.mark.parametrize("name", ["digits", "bytes_", "photos"])
 def test_seed_and_epoch_say_everything(name, request):
     data = request.getfixturevalue(name)
     images, labels = _all(data, seed=1, epoch=2)
@@ -189,10 +198,11 @@ def test_datasets_can_be_sent_to_worker_processes(digits):
 
 
 @pytest.mark.gpu
-def test_batches_on_the_gpu_are_those_of_the_cpu(digits):
-    for (a, x), (b, y) in zip(
-        digits.batches("train", 64, augment=True), digits.batches("train", 64, augment=True, device="cuda"), strict=True
-    ):
+@pytest.mark.parametrize("name", ["digits", "bytes_"])
+def test_batches_on_the_gpu_are_those_of_the_cpu(name, request):
+    data = request.getfixturevalue(name)
+    on_cpu, on_gpu = (data.batches("train", 64, augment=True, device=device) for device in ("cpu", "cuda"))
+    for (a, x), (b, y) in zip(on_cpu, on_gpu, strict=True):
         assert b.is_cuda
         assert y.is_cuda
         assert torch.equal(a, b.cpu())

@@ -36,7 +36,10 @@ class Source(Protocol):
 
 def as_float(pixels: Tensor) -> Tensor:
     """Bytes to ``[0, 1]``; floating-point pixels stay as they are."""
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    if pixels.dtype != torch.uint8:
+        return pixels
+    # Divided by a tensor on the device: CUDA multiplies by the rounded inverse of a plain number, one bit off the CPU.
+    return pixels.float() / torch.full((), 255.0, device=pixels.device)
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

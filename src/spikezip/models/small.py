@@ -46,17 +46,17 @@ class DigitsNet(nn.Module):
         in_channels: channels of the images.
 
     Shape: ``[B, in_channels, 8, 8] -> [B, num_classes]``. It has every kind of layer that a conversion has to get
-    right, and reaches 98 % on the digits after a few seconds of training on one CPU core.
+    right, and reaches 98 to 99 % on the digits after 20 epochs, a few seconds on one CPU core.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 24, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(24)
+        self.conv1 = nn.Conv2d(in_channels, 32, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(2)
-        self.block = BasicBlock(24, 24)
-        self.linear = nn.Linear(24 * 4 * 4, num_classes)
+        self.block = BasicBlock(32, 32)
+        self.linear = nn.Linear(32 * 4 * 4, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,5 +70,5 @@ def vgg16(num_classes: int = 10, in_channels: int = 3) -> CifarVGG16:
 
 
 def digits(num_classes: int = 10, in_channels: int = 1) -> DigitsNet:
-    """The network for the 8x8 digits (14 k parameters)."""
+    """The network for the 8x8 digits (24 k parameters)."""
     return DigitsNet(num_classes, in_channels)

@@ -97,7 +97,7 @@ def resolve(
     """
     _check_request(num_classes, in_channels, example_shape)
     kind, _, name = spec.partition(":")
-    pretrained = weights == "pretrained"
+    pretrained = weights is not None and str(weights) == "pretrained"
     if kind == "spikezip":
         source = _own(spec, name, num_classes, in_channels, pretrained, root)
     elif kind in ("torchvision", "timm"):
