@@ -1,0 +1,6 @@
+"""ANN -> SNN-friendly ANN: BatchNorm folded, attention spelled out, pooling and activations chosen, residuals re-routed."""
+
+from spikezip.morph.choices import Activation, Morph, Pooling, Residual
+from spikezip.morph.rules import RULES, Rule, morph
+
+__all__ = ["RULES", "Activation", "Morph", "Pooling", "Residual", "Rule", "morph"]

@@ -1,0 +1,188 @@
+"""From a PyTorch module to a graph of ATen operations, by ``torch.export``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, export
+
+from spikezip.errors import CaptureError, InputError
+from spikezip.graph import network
+from spikezip.graph.network import InputSpec, Stage
+
+_aten = torch.ops.aten
+
+#: Operations that hand their input on unchanged at inference.
+_IDENTITIES = {
+    _aten.clone.default,
+    _aten.detach.default,
+    _aten.detach_.default,
+    _aten.alias.default,
+    _aten.lift_fresh_copy.default,
+    _aten.contiguous.default,
+}
+#: Identities while their ``train`` argument (the third) is off; random otherwise.
+_DROPOUTS = {
+    _aten.dropout.default,
+    _aten.feature_dropout.default,
+    _aten.alpha_dropout.default,
+    _aten.feature_alpha_dropout.default,
+}
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
+
+
+def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphModule:
+    """Capture a trained model as a graph that later stages can read and rewrite.
+
+    The model is captured in evaluation mode with a free batch size. It is not changed: the graph owns copies of its
+    parameters, under the names they had. Every node knows the module it came from (:func:`network.origin`).
+
+    Args:
+        model: any ``nn.Module`` that ``torch.export`` can capture.
+        example: one input of shape ``[B, ...]`` (any ``B``), or a sequence of such inputs, as the model takes them
+            by position. Only shapes and types matter.
+
+    Returns:
+        The ANN as a ``torch.fx.GraphModule``; it takes the model's inputs and returns its outputs (one tensor, or a
+        flat tuple of tensors).
+
+    Raises:
+        CaptureError: the model cannot be captured, changes its own buffers, draws random numbers, mixes the samples of
+            a batch, or holds NaN.
+        InputError: the example is not one or more floating-point tensors with a batch dimension.
+
+    >>> ann = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(1, 4))
+    >>> [network.origin(node) for node in ann.graph.nodes if node.op == "call_function"]
+    ['0', '1']
+    """
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    _check_examples(examples)
+    _check_weights(model)
+    program = _export(model, examples)
+    if program.graph_signature.buffers_to_mutate:
+        name = next(iter(program.graph_signature.buffers_to_mutate.values()))
+        raise CaptureError(
+            f"The model changes its own buffer {name!r} in forward: its answer depends on what it saw before. "
+            "A network to be converted must be stateless: pass the state in and out instead."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = program.module(check_guards=False)
+    graph_module = _own(module)
+    _normalise(graph_module)
+    network.refuse_impure(graph_module)
+    network.mark(graph_module, Stage.ANN, [InputSpec.of(x) for x in examples])
+    network.annotate(graph_module)
+    network.refuse_batch_mixing(graph_module)
+    return graph_module
+
+
+def _check_examples(examples: tuple[Tensor, ...]) -> None:
+    if not examples:
+        raise InputError("No example input was given. Pass one tensor of shape [B, ...], as the model takes it.")
+    for index, x in enumerate(examples):
+        if not isinstance(x, Tensor):
+            raise InputError(f"Example input {index} is a {type(x).__name__}; pass a torch.Tensor of shape [B, ...].")
+        if x.dim() < 1 or x.shape[0] < 1:
+            raise InputError(
+                f"Example input {index} has shape {tuple(x.shape)}; it needs a batch dimension in front, of size ≥ 1."
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise InputError(f"Example input {index} holds NaN or infinity. Pass real data.")
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CaptureError(
+                f"The weight {name!r} holds NaN or infinity: the model is not a trained network. "
+                "Load sound weights before converting."
+            )
+
+
+def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
+    # torch.export specializes a batch of 1; a batch of 2 keeps it free.
+    examples = tuple(torch.cat([x, x])[:2] if x.shape[0] == 1 else x for x in examples)
+    was_training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            dynamic = tuple({0: Dim.DYNAMIC} for _ in examples)
+            program = export(model, examples, dynamic_shapes=dynamic)
+            return program.run_decompositions({})
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CaptureError(
+            f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: {reason}\n"
+            "Control flow that depends on the values of tensors, .item(), and code outside torch cannot be captured. "
+            "Rewrite that part with tensor operations, and check that the model runs on the example with batch sizes 2 and 3."
+        ) from error
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+def _own(exported: fx.GraphModule) -> fx.GraphModule:
+    """A plain GraphModule with copies of the tensors: shared weights stay shared, the user's stay untouched."""
+    owned = fx.GraphModule(nn.Module(), fx.Graph())
+    copies: dict[int, Tensor] = {}
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op == "call_module":  # guards of torch.export
+            continue
+        if node.op == "get_attr":
+            tensor = network.get_tensor(exported, node.target)
+            copy = copies.get(id(tensor))
+            if copy is None:
+                copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+                if isinstance(tensor, nn.Parameter):
+                    copy = nn.Parameter(copy)
+                copies[id(tensor)] = copy
+            network.put_tensor(owned, node.target, copy)
+        if node.op == "output":
+            flat = [a for a in torch.utils._pytree.tree_leaves(node.args[0]) if isinstance(a, fx.Node)]
+            outputs = tuple(values[a] for a in flat)
+            values[node] = graph.output(outputs[0] if len(outputs) == 1 else outputs)
+            continue
+        new = graph.node_copy(node, lambda n: values[n])
+        new.meta = {"origin": _author_name(node), "dtype": getattr(node.meta.get("val"), "dtype", None)}
+        values[node] = new
+    owned.graph = graph
+    return owned
+
+
+def _author_name(node: fx.Node) -> str:
+    """The dotted name of the innermost module whose forward made this node; ``name@1`` (second call) loses its mark."""
+    stack = node.meta.get("nn_module_stack") or {}
+    name = [path for path, _ in stack.values()][-1] if stack else ""
+    return name.split("@")[0]
+
+
+def _normalise(gm: fx.GraphModule) -> None:
+    """Remove what does nothing, and free reshapes of the batch size where -1 says the same."""
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _IDENTITIES or (node.target in _DROPOUTS and not node.args[2]):
+            network.replace(node, node.args[0])
+        elif node.target is _aten.slice.Tensor and _is_whole_slice(node):
+            network.replace(node, node.args[0])
+        elif node.target in _VIEWS:
+            node.target = _aten.reshape.default
+            sizes = list(node.args[1])
+            symbolic = [i for i, size in enumerate(sizes) if isinstance(size, fx.Node)]
+            if len(symbolic) == 1 and -1 not in sizes:
+                sizes[symbolic[0]] = -1
+                node.args = (node.args[0], sizes)
+    network.tidy(gm)
+
+
+def _is_whole_slice(node: fx.Node) -> bool:
+    args = [*node.args[1:], *[0, None, None, 1][len(node.args) - 1 :]]
+    start, end, step = args[1], args[2], args[3] if len(args) > 3 else 1
+    return start in (0, None) and step == 1 and (end is None or (isinstance(end, int) and end >= 2**62))

@@ -1,0 +1,148 @@
+"""The operations of a graph by what they do to spikes: one row a kind.
+
+Nothing here is needed for the SNN to be *right*: every pure operation is, as the SNN at step t is the QANN's own graph
+on accumulated values. The kinds decide where neurons must sit, what may be folded, and what an operation costs. An
+operation in no row is a general function (``ANALOG``).
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+_aten = torch.ops.aten
+
+
+class Kind(enum.Enum):
+    """What an operation does to the spikes (increments of codes) that reach it."""
+
+    SYNAPTIC = "weights each spike and adds it up (convolution, linear, matmul)"
+    SHAPE = "moves values about, unchanged"
+    MAXIMUM = "chooses among values under one threshold: ternary spikes stay ternary"
+    AVERAGE = "adds and divides: spikes become fractional"
+    SUM = "adds streams"
+    SCALE = "multiplies by a constant"
+    PRODUCT = "multiplies two streams"
+    RECTIFIER = "an activation that a quantizer from 0 upwards contains"
+    ACTIVATION = "an activation function"
+    ANALOG = "a general function of accumulated values"
+    SIZE = "computes sizes, not values"
+    CONSTANT = "makes a constant"
+
+
+def _named(kind: Kind, names: str) -> dict[str, Kind]:
+    return dict.fromkeys(names.split(), kind)
+
+
+_KINDS: dict[str, Kind] = {
+    **_named(
+        Kind.SYNAPTIC,
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear addmm mm bmm matmul"
+        " baddbmm einsum",
+    ),
+    **_named(
+        Kind.SHAPE,
+        "view reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze expand select slice split"
+        " split_with_sizes chunk unbind cat stack pad constant_pad_nd reflection_pad2d reflection_pad1d"
+        " replication_pad2d roll flip index index_select gather pixel_shuffle pixel_unshuffle channel_shuffle"
+        " upsample_nearest1d upsample_nearest2d upsample_nearest3d repeat tile movedim swapaxes narrow unfold im2col"
+        " getitem expand_as view_as masked_fill to _to_copy type_as contiguous",
+    ),
+    **_named(Kind.MAXIMUM, "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d amax"),
+    **_named(
+        Kind.AVERAGE,
+        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean sum"
+        " upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa cumsum",
+    ),
+    **_named(Kind.SUM, "add sub"),
+    **_named(Kind.SCALE, "neg div"),
+    **_named(Kind.RECTIFIER, "relu"),
+    **_named(
+        Kind.ACTIVATION,
+        "relu6 hardtanh leaky_relu prelu hardswish hardsigmoid silu gelu sigmoid elu selu celu tanh mish softplus"
+        " log_sigmoid softsign tanhshrink threshold rrelu clamp clamp_min",
+    ),
+    **_named(Kind.SIZE, "sym_size sym_numel sym_stride floordiv truediv mod"),
+    **_named(
+        Kind.CONSTANT,
+        "zeros ones full arange zeros_like ones_like full_like new_zeros new_ones new_full empty scalar_tensor linspace"
+        " eye triu tril lift_fresh",
+    ),
+}
+_INTEGER_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod}
+
+
+def kind(node: fx.Node) -> Kind:
+    """The kind of a call_function node (quantizers and inputs are not operations)."""
+    target = node.target
+    if target in _INTEGER_ARITHMETIC or "spec" not in node.meta and target is not operator.getitem:
+        name = _name(target)
+        return _KINDS.get(name, Kind.SIZE) if name in _KINDS else Kind.SIZE
+    name = _name(target)
+    if name == "mul":
+        streams = [a for a in node.args[:2] if isinstance(a, fx.Node) and not is_constant(a)]
+        return Kind.PRODUCT if len(streams) == 2 else Kind.SCALE
+    if name == "div" and len(node.args) > 1 and isinstance(node.args[1], fx.Node) and not is_constant(node.args[1]):
+        return Kind.ANALOG
+    if name == "index" and len(node.args) > 1 and any(
+        isinstance(a, fx.Node) and not is_constant(a) for a in node.args[1]  # type: ignore[union-attr]
+    ):
+        return Kind.ANALOG
+    return _KINDS.get(name, Kind.ANALOG)
+
+
+def _name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    return getattr(target, "__name__", str(target))
+
+
+def is_constant(value: Any) -> bool:
+    """True for numbers, stored tensors, and whatever is computed from these alone."""
+    if not isinstance(value, fx.Node):
+        return True
+    if value.op == "get_attr":
+        return True
+    if value.op in ("placeholder", "call_module", "output"):
+        return False
+    return all(is_constant(a) for a in value.all_input_nodes)
+
+
+def data_operands(node: fx.Node) -> list[fx.Node]:
+    """The operands of a synaptic operation that carry signals (not stored weights or biases)."""
+    return [a for a in node.all_input_nodes if not is_constant(a)]
+
+
+def bias_index(node: fx.Node) -> int | None:
+    """Where a synaptic operation keeps its bias among its positional arguments; None where it has none."""
+    name = _name(node.target)
+    if name.startswith("conv") or name == "linear":
+        index = 2
+        return index if len(node.args) > index and node.args[index] is not None else None
+    if name in ("addmm", "baddbmm") and is_constant(node.args[0]):
+        return 0
+    return None
+
+
+def weight_of(node: fx.Node) -> fx.Node | None:
+    """The stored weight of a convolution or linear layer; None for a product of two signals."""
+    name = _name(node.target)
+    index = 1 if name.startswith("conv") or name == "linear" else None
+    if name == "addmm":
+        index = 2
+    if name in ("mm", "matmul", "bmm"):
+        index = 1
+    if index is None:
+        return None
+    weight = node.args[index]
+    return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def out_channel_dim(node: fx.Node) -> int:
+    """The dimension of the weight that runs over output channels (within a group, for transposed convolutions)."""
+    name = _name(node.target)
+    return 1 if name.startswith("conv_transpose") or name in ("addmm", "mm", "matmul", "bmm") else 0

@@ -1,0 +1,36 @@
+"""What a user may choose about the shape of the network that becomes spiking."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Pooling(enum.Enum):
+    """What becomes of max-pooling."""
+
+    KEEP = "keep"  #: exact and ternary: max(S_t) - max(S_{t-1}) is -1, 0 or +1 under one threshold
+    AVERAGE = "average"  #: the paper's choice; changes the function, so fine-tune afterwards
+
+
+class Activation(enum.Enum):
+    """What becomes of activations other than ReLU."""
+
+    KEEP = "keep"  #: the quantizer sits behind the function, Q(f(U)); the function is kept
+    RELU = "relu"  #: replaced by ReLU (the paper, for YOLO's LeakyReLU); changes the function, so fine-tune afterwards
+
+
+class Residual(enum.Enum):
+    """How residual blocks are wired."""
+
+    VANILLA = "vanilla"  #: the neuron sits behind the addition, as in the ANN; keeps the function
+    RCR = "rcr"  #: the paper: neurons before the addition, on the main branch and on convolutional shortcuts; integer sum
+
+
+@dataclass(frozen=True)
+class Morph:
+    """The choices of :func:`morph`; the defaults keep the network's function."""
+
+    pooling: Pooling = Pooling.KEEP
+    activation: Activation = Activation.KEEP
+    residual: Residual = Residual.VANILLA

@@ -1,0 +1,208 @@
+"""The rewriting rules, one row each: what it matches, what it puts there, why, and whose idea it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from spikezip.graph import network, ops
+from spikezip.graph.network import Stage
+from spikezip.graph.ops import Kind
+from spikezip.morph.choices import Activation, Morph, Pooling, Residual
+from spikezip.morph.fold import fold_batch_norm
+from spikezip.morph.residual import reroute_residuals
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rewriting rule.
+
+    Attributes:
+        name: how the command line and the docs call it.
+        why: one sentence.
+        keeps: the network's function is kept (to rounding).
+        source: whose idea.
+        asked: whether the user's choices ask for it.
+        apply: rewrites the network in place; returns how many places it changed.
+    """
+
+    name: str
+    why: str
+    keeps: bool
+    source: str
+    asked: Callable[[Morph], bool]
+    apply: Callable[[fx.GraphModule], int]
+
+
+def _always(_: Morph) -> bool:
+    return True
+
+
+def spell_attention(gm: fx.GraphModule) -> int:
+    """``scaled_dot_product_attention(q, k, v)`` -> ``softmax(q k^T * scale + mask) v``."""
+    count = 0
+    for node in list(gm.graph.nodes):
+        if node.target is not _aten.scaled_dot_product_attention.default:
+            continue
+        names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"]
+        given = {**dict(zip(names, node.args)), **node.kwargs}
+        q, k, v = given["query"], given["key"], given["value"]
+        if given.get("enable_gqa"):
+            continue  # left as a general function; the audit names it
+        width, tokens, sources = q.meta["spec"].shape[-1], q.meta["spec"].shape[-2], k.meta["spec"].shape[-2]
+        scale = given.get("scale") or 1.0 / math.sqrt(width)
+        with gm.graph.inserting_before(node):
+
+            def make(target, *args, node=node):
+                return network.call(gm, target, args, like=node)
+
+            scores = make(_aten.mul.Tensor, make(_aten.matmul.default, q, make(_aten.transpose.int, k, -2, -1)), scale)
+            mask = given.get("attn_mask")
+            if given.get("is_causal"):
+                hidden = torch.full((tokens, sources), float("-inf")).triu(1).to(q.meta["spec"].dtype)
+                mask = network.new_constant(gm, f"{network.origin(node)}.causal_mask", hidden, like=node)
+            elif isinstance(mask, fx.Node) and mask.meta["spec"].dtype is torch.bool:
+                stored = network.constant(mask)
+                if stored is None:
+                    scores = make(_aten.where.ScalarOther, mask, scores, float("-inf"))
+                    mask = None
+                else:
+                    hidden = torch.zeros(stored.shape, dtype=q.meta["spec"].dtype).masked_fill(~stored, float("-inf"))
+                    mask = network.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
+            if mask is not None:
+                scores = make(_aten.add.Tensor, scores, mask)
+            attention = make(_aten.softmax.int, scores, -1)
+            result = make(_aten.matmul.default, attention, v)
+        network.replace(node, result)
+        count += 1
+    return _done(gm, count)
+
+
+_POOLS = {
+    _aten.max_pool1d.default: (_aten.avg_pool1d.default, 1),
+    _aten.max_pool2d.default: (_aten.avg_pool2d.default, 2),
+    _aten.max_pool3d.default: (_aten.avg_pool3d.default, 3),
+}
+
+
+def average_pooling(gm: fx.GraphModule) -> int:
+    """Max-pooling -> average pooling of the same window, border values averaged over what is there."""
+    count = 0
+    for node in list(gm.graph.nodes):
+        if node.target not in _POOLS:
+            continue
+        target, _ = _POOLS[node.target]
+        args = [*node.args, *[None] * (6 - len(node.args))]
+        x, kernel, stride, padding, dilation, ceil = args
+        if dilation not in (None, 1) and any(d != 1 for d in dilation):
+            continue  # no average pooling is dilated; max-pooling is exact anyway
+        with gm.graph.inserting_before(node):
+            new = network.call(
+                gm, target, (x, kernel, stride or kernel, padding or 0, bool(ceil), False), like=node
+            )
+        network.replace(node, new)
+        count += 1
+    return _done(gm, count)
+
+
+def only_relu(gm: fx.GraphModule) -> int:
+    """Every activation function -> ReLU."""
+    count = 0
+    for node in list(gm.graph.nodes):
+        if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.ACTIVATION:
+            if network.op_name(node) in ("sigmoid", "hardsigmoid", "tanh"):
+                continue  # gates, not activations: a ReLU in a squeeze-excitation would not be a gate
+            with gm.graph.inserting_before(node):
+                new = network.call(gm, _aten.relu.default, (node.args[0],), like=node)
+            network.replace(node, new)
+            count += 1
+    return _done(gm, count)
+
+
+def _done(gm: fx.GraphModule, count: int) -> int:
+    if count:
+        network.tidy(gm)
+        network.annotate(gm)
+    return count
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "fold BatchNorm",
+        "paths and time steps then share one affine map",
+        True,
+        "Jacob et al., CVPR 2018; before PET: ours, see docs",
+        _always,
+        fold_batch_norm,
+    ),
+    Rule(
+        "spell attention",
+        "its two products need neurons of their own",
+        True,
+        "SpikeZIP-TF, You et al., ICML 2024",
+        _always,
+        spell_attention,
+    ),
+    Rule(
+        "average pooling",
+        "a linear pooling; max-pooling is exact too, so this is a choice",
+        False,
+        "SpikeZIP",
+        lambda choice: choice.pooling is Pooling.AVERAGE,
+        average_pooling,
+    ),
+    Rule(
+        "ReLU only",
+        "a quantizer from 0 upwards contains ReLU",
+        False,
+        "SpikeZIP (LeakyReLU -> ReLU in YOLOv3)",
+        lambda choice: choice.activation is Activation.RELU,
+        only_relu,
+    ),
+    Rule(
+        "residual connection re-routing (RCR)",
+        "the identity path then carries integer sums of spikes and no neuron delays it",
+        False,
+        "SpikeZIP",
+        lambda choice: choice.residual is Residual.RCR,
+        reroute_residuals,
+    ),
+)
+
+
+def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:  # noqa: B008 - frozen
+    """Rewrite an ANN into one that spikes can compute.
+
+    Applies :data:`RULES` in order. Those that change the function are only applied when ``choice`` asks for them.
+
+    Args:
+        ann: what :func:`spikezip.capture` returned.
+        choice: pooling, activations and residual wiring.
+
+    Returns:
+        A new ANN; morphing it again with the same choice changes nothing.
+
+    Raises:
+        StageError: ``ann`` is not an ANN, or a BatchNorm uses the statistics of the batch.
+    """
+    network.expect(ann, Stage.ANN, "morph")
+    new = network.fork(ann)
+    applied = {}
+    for rule in RULES:
+        if rule.asked(choice) and (count := rule.apply(new)):
+            applied[rule.name] = count
+    before = network.note(ann, "morphed", {})
+    network.remark(
+        new,
+        morphed={**before, **applied},
+        pooling=choice.pooling.value,
+        activation=choice.activation.value,
+        residual=choice.residual.value,
+    )
+    return new

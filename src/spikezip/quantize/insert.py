@@ -1,0 +1,128 @@
+"""ANN -> QANN: a quantizer wherever the SNN needs a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.errors import StageError
+from spikezip.graph import network, ops
+from spikezip.graph.network import Stage
+from spikezip.graph.ops import Kind
+from spikezip.levels import Levels
+from spikezip.quantize.calibrate import calibrate
+from spikezip.quantize.place import Carriers, needs_neuron, never_negative
+from spikezip.quantize.quantizer import Quantizer
+
+
+def quantize(
+    ann: fx.GraphModule,
+    levels: int | Levels = 8,
+    calibration: Tensor | Iterable[Any] | None = None,
+    *,
+    signed_levels: int | Levels | None = None,
+    strict: bool = True,
+) -> fx.GraphModule:
+    """Insert quantizers and set their scales from data.
+
+    Every ReLU becomes an unsigned quantizer (which contains it); every other activation is followed by one; with
+    ``strict``, so is every analog value that a convolution, linear layer or matrix product would otherwise receive
+    (except the network's input). Scales minimise the mean squared error on the calibration data, layer by layer.
+
+    Args:
+        ann: a morphed ANN.
+        levels: how many levels: ``8`` is 0..7 behind ReLU and -4..3 where values may be negative; or exact
+            :class:`Levels`.
+        calibration: a few hundred inputs ``[N, ...]``, or an iterable of batches or ``(images, labels)`` pairs. None
+            leaves the scales at 1, uncalibrated.
+        signed_levels: levels where values may be negative, if they are to differ.
+        strict: every synaptic operation receives spikes.
+
+    Returns:
+        The QANN: a new, trainable ``GraphModule``; its quantizers are named after the places they sit in.
+
+    Raises:
+        StageError: ``ann`` is not an ANN, or the levels are not admissible.
+        CalibrationError: the calibration data is empty or unusable.
+    """
+    network.expect(ann, Stage.ANN, "quantize")
+    qann = network.fork(ann)
+    unsigned, signed = _both_levels(levels, signed_levels)
+    insert_quantizers(qann, unsigned, signed, strict=strict)
+    network.remark(qann, stage=Stage.QANN, strict=strict)
+    if calibration is not None:
+        calibrate(qann, calibration)
+    return qann
+
+
+def _both_levels(levels: int | Levels, signed_levels: int | Levels | None) -> tuple[Levels, Levels]:
+    for given in (levels, signed_levels):
+        if isinstance(given, bool) or not isinstance(given, int | Levels | None):
+            raise StageError(f"levels is a {type(given).__name__}; give a number such as 8, or Levels(0, 7).")
+        if isinstance(given, int) and given < 2:
+            raise StageError(f"levels={given} leaves nothing to represent; give at least 2 (codes 0 and 1).")
+    unsigned = levels if isinstance(levels, Levels) else Levels.unsigned(levels)
+    if signed_levels is None:
+        signed_levels = levels if isinstance(levels, Levels) and levels.lowest < 0 else unsigned.count
+    signed = signed_levels if isinstance(signed_levels, Levels) else Levels.signed(signed_levels)
+    return unsigned, signed
+
+
+def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, strict: bool = True) -> None:
+    """Put quantizers into a graph, in place (see :func:`quantize`)."""
+    returned = set(network.outputs(gm))
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function" or "spec" not in node.meta:
+            continue
+        kind = ops.kind(node)
+        if kind is Kind.RECTIFIER and node not in returned:
+            _insert(gm, node.args[0], list(node.users), unsigned, name=network.origin(node), place=node)
+            gm.graph.erase_node(node)
+        elif (kind is Kind.ACTIVATION and node not in returned) or node.meta.get("neuron") == "signed":
+            levels = unsigned if never_negative(node) else signed
+            _insert(gm, node, list(node.users), levels, name=network.origin(node))
+    if strict:
+        _insert_missing(gm, unsigned, signed)
+    network.tidy(gm)
+    network.annotate(gm)
+
+
+def _insert_missing(gm: fx.GraphModule, unsigned: Levels, signed: Levels) -> None:
+    carriers = Carriers(gm, Quantizer)
+    made: dict[fx.Node, fx.Node] = {}
+    while missing := needs_neuron(gm, carriers):
+        source, reader = missing[0]
+        if source not in made:
+            levels = unsigned if never_negative(source) else signed
+            made[source] = _insert(gm, source, [reader], levels, name=network.origin(source))
+        else:
+            reader.replace_input_with(source, made[source])
+        carriers.forget()
+
+
+def _insert(
+    gm: fx.GraphModule, source: Any, readers: list[fx.Node], levels: Levels, *, name: str, place: fx.Node | None = None
+) -> fx.Node:
+    name = _module_name(gm, name)
+    dtype = source.meta["spec"].dtype
+    gm.add_submodule(name, Quantizer(levels).to(dtype))
+    with gm.graph.inserting_after(place or source):
+        node = gm.graph.call_module(name, (source,))
+    node.meta = {"origin": name}
+    if "spec" in source.meta:
+        node.meta["spec"] = source.meta["spec"]
+    for reader in readers:
+        reader.replace_input_with(place or source, node)
+    return node
+
+
+def _module_name(gm: fx.GraphModule, origin: str) -> str:
+    """The author's name; ``origin.neuron`` where that name already holds weights; numbered if asked for again."""
+    try:
+        holder = gm.get_submodule(origin) if origin else None
+    except AttributeError:
+        holder = None
+    return network.free_name(gm, f"{origin}.neuron" if type(holder) is torch.nn.Module else origin)

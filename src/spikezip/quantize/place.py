@@ -1,0 +1,117 @@
+"""What reaches each operation: the analog input, spikes, or an analog value that needs a neuron."""
+
+from __future__ import annotations
+
+import enum
+
+from torch import fx, nn
+
+from spikezip.graph import network, ops
+from spikezip.graph.ops import Kind
+
+
+class Carrier(enum.Enum):
+    """What flows along an edge of the QANN's graph."""
+
+    CONSTANT = "constant"
+    INPUT = "input"  #: the network's analog input, perhaps shifted, scaled or reshaped
+    SPIKES = "spikes"  #: sums, products, averages or maxima of codes
+    ANALOG = "analog"  #: anything else: a drive, a normalised value, a probability
+
+
+_PASS = {Kind.SHAPE, Kind.MAXIMUM, Kind.AVERAGE, Kind.SUM, Kind.SCALE, Kind.PRODUCT}
+
+
+class Carriers:
+    """Classifies the nodes of one graph, each once."""
+
+    def __init__(self, gm: fx.GraphModule, neuron: type[nn.Module]):
+        self._gm = gm
+        self._neuron = neuron
+        self._known: dict[fx.Node, Carrier] = {}
+
+    def __getitem__(self, node: fx.Node) -> Carrier:
+        # Iterative: graphs may be deeper than Python's stack.
+        todo = [node]
+        while todo:
+            current = todo[-1]
+            if current in self._known:
+                todo.pop()
+                continue
+            missing = [n for n in current.all_input_nodes if n not in self._known]
+            if missing:
+                todo.extend(missing)
+                continue
+            self._known[current] = self._classify(current)
+            todo.pop()
+        return self._known[node]
+
+    def forget(self) -> None:
+        """Classify anew after the graph has changed."""
+        self._known.clear()
+
+    def _classify(self, node: fx.Node) -> Carrier:
+        if node.op == "placeholder":
+            return Carrier.INPUT
+        if node.op == "call_module":
+            module = self._gm.get_submodule(str(node.target))
+            if isinstance(module, self._neuron):
+                return Carrier.SPIKES
+            # The input's own grid (InputGrid) is the one other module; it hands the input on.
+            return self._known[node.all_input_nodes[0]]
+        if ops.is_constant(node):
+            return Carrier.CONSTANT
+        below = {self._known[n] for n in node.all_input_nodes if "spec" in n.meta} - {Carrier.CONSTANT}
+        if node.op != "call_function" or ops.kind(node) not in _PASS or not below:
+            return Carrier.ANALOG
+        if below == {Carrier.INPUT} and ops.kind(node) is not Kind.PRODUCT:
+            return Carrier.INPUT
+        return Carrier.SPIKES if below == {Carrier.SPIKES} else Carrier.ANALOG
+
+
+def needs_neuron(gm: fx.GraphModule, carriers: Carriers) -> list[tuple[fx.Node, fx.Node]]:
+    """The edges (source, reader) on which a neuron is missing.
+
+    A synaptic operation must receive spikes or the network's input. Where it does not, the edge is followed upwards
+    through operations that only move values (and have one reader), so that the neuron sits where the value is made.
+    """
+    missing = []
+    for node in gm.graph.nodes:
+        if node.op != "call_function" or ops.kind(node) is not Kind.SYNAPTIC:
+            continue
+        bias = ops.bias_index(node)
+        for operand in ops.data_operands(node):
+            if carriers[operand] is not Carrier.ANALOG or (bias is not None and operand is node.args[bias]):
+                continue
+            source, reader = operand, node
+            while (
+                source.op == "call_function"
+                and ops.kind(source) is Kind.SHAPE
+                and (len(source.users) == 1 or not network.spec(source).outer)
+                and len(ops.data_operands(source)) == 1
+                and "spec" in ops.data_operands(source)[0].meta
+            ):
+                source, reader = ops.data_operands(source)[0], source
+            missing.append((source, reader))
+    return missing
+
+
+_NEVER_NEGATIVE = {
+    "relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "_softmax", "softplus", "abs", "square", "exp",
+}  # fmt: skip
+_KEEPS_SIGN = {Kind.SHAPE, Kind.MAXIMUM, Kind.AVERAGE}
+
+
+def never_negative(node: fx.Node) -> bool:
+    """Whether a value is at least 0 whatever the input: its quantizer then starts at 0."""
+    while node.op == "call_function":
+        if network.op_name(node) in _NEVER_NEGATIVE:
+            return True
+        if network.op_name(node) in ("hardtanh", "clamp", "clamp_min"):
+            low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min_val", -1)
+            return isinstance(low, int | float) and low >= 0
+        operands = ops.data_operands(node)
+        if ops.kind(node) not in _KEEPS_SIGN or len(operands) != 1:
+            return False
+        node = operands[0]
+    return False

@@ -1,0 +1,96 @@
+"""Running a network on many images, with the engine of one's choice."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spikezip.errors import InputError, StageError
+from spikezip.graph import network
+from spikezip.run.reference import reference
+from spikezip.run.result import Observer, Run, State, join
+from spikezip.run.sweep import sweep
+from spikezip.spike.encoding import Constant
+from spikezip.spike.swap import SpikingNetwork
+
+
+class Engine(enum.Enum):
+    """How an SNN is run; where arithmetic is exact all give the same spikes."""
+
+    REFERENCE = "reference"  #: step by step; in floats, the QANN's very operations on the QANN's very batch
+    SWEEP = "sweep"  #: a block of steps per call; fast
+
+
+_ENGINES = {Engine.REFERENCE: reference, Engine.SWEEP: sweep}
+
+
+def execute(
+    snn: SpikingNetwork,
+    images: Tensor | Sequence[Tensor],
+    steps: int | None = None,
+    *,
+    engine: Engine = Engine.SWEEP,
+    batch: int = 64,
+    state: State | None = None,
+    stop: bool = True,
+    observe: Observer | None = None,
+) -> Run:
+    """Run an SNN.
+
+    Args:
+        snn: the network.
+        images: its input ``[N, ...]``, or several.
+        steps: how many steps; None runs until every image has settled (the static bound at most).
+        engine: which engine.
+        batch: how many images are run together.
+        state: where to start from (see :class:`State`).
+        stop: stop computing once settled; results are held to ``steps`` either way.
+        observe: see :data:`Observer`.
+
+    Returns:
+        The :class:`Run`, of ``steps`` steps if given.
+
+    Raises:
+        InputError: the images do not fit the network.
+        StageError: ``steps`` is not positive, or missing for an encoding that needs it.
+    """
+    inputs = check_inputs(snn, images)
+    if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
+        raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise StageError(f"steps={steps!r}: a run has a whole number of steps, at least 1.")
+    limit = steps or snn.t_off(1) + snn.bound
+    parts = []
+    for start in range(0, inputs[0].shape[0], batch):
+        piece = tuple(x[start : start + batch] for x in inputs)
+        before = State({k: v[start : start + batch] for k, v in state.tracers.items()}) if state else None
+        watch = _offset(observe, start) if observe else None
+        parts.append(_ENGINES[engine](snn, piece, limit, state=before, stop=stop, observe=watch))
+    return join(parts, steps)
+
+
+def _offset(observe: Observer, start: int) -> Observer:
+    return lambda layer, t, images, codes: observe(layer, t, images + start, codes)
+
+
+def check_inputs(snn: SpikingNetwork, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs as a tuple; InputError unless they fit the network."""
+    specs = network.info(snn.graph).inputs
+    inputs = (images,) if isinstance(images, Tensor) else tuple(images)
+    if len(inputs) != len(specs):
+        raise InputError(f"This network takes {len(specs)} inputs; {len(inputs)} were given.")
+    for spec, x in zip(specs, inputs, strict=True):
+        spec.check(x, "input")
+    if len({x.shape[0] for x in inputs}) > 1:
+        raise InputError(f"The inputs have different batch sizes: {[x.shape[0] for x in inputs]}.")
+    return inputs
+
+
+@torch.no_grad()
+def qann_outputs(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The QANN's outputs, images first."""
+    result = snn.qann(*inputs)
+    return result if isinstance(result, tuple) else (result,)

@@ -1,0 +1,108 @@
+"""The reference engine: step by step, one operation at a time, nothing clever. Every other engine is held to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.graph import network
+from spikezip.run.result import Observer, Outcome, Run, State
+from spikezip.run.step import at_share, images_back, images_first
+from spikezip.spike.neuron import STBIF
+from spikezip.spike.swap import SpikingNetwork
+
+
+@torch.no_grad()
+def reference(
+    snn: SpikingNetwork,
+    inputs: tuple[Tensor, ...],
+    steps: int,
+    *,
+    state: State | None = None,
+    stop: bool = True,
+    observe: Observer | None = None,
+) -> Run:
+    """Run an SNN step by step on accumulated values.
+
+    At step t the input is ``share(t) * x``, biases are ``share(t) * b``, each operation is the QANN's own, and each
+    neuron layer moves its tracer towards ``Q(U_t)``.
+
+    Args:
+        snn: the network.
+        inputs: its inputs, ``[B, ...]`` each.
+        steps: how many steps at most.
+        state: tracers to start from; zeros if not given.
+        stop: end as soon as every image is settled.
+        observe: told every layer's tracers at every step.
+
+    Returns:
+        The :class:`Run`, of as many steps as were run.
+    """
+    images = inputs[0].shape[0]
+    tracers: dict[str, Tensor] = dict(state.tracers) if state else {}
+    t_off = snn.t_off(steps)
+    everyone = torch.arange(images)
+    outputs: list[tuple[Tensor, ...]] = []
+    spikes: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
+    negative: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
+    settled_at = torch.full((images,), -1, dtype=torch.int64)
+    for t in range(1, steps + 1):
+        stepper = _Step(snn, tracers, images, t, steps)
+        result = stepper.run(*(snn.encoding.share(t, steps) * x if x.is_floating_point() else x for x in inputs))
+        results = result if isinstance(result, tuple) else (result,)
+        outputs.append(
+            tuple(images_first(r, network.spec(n), images) for r, n in zip(results, network.outputs(snn.graph)))
+        )
+        behind = torch.zeros(images, dtype=torch.bool)
+        for name, _ in snn.layers:
+            move = (stepper.after[name] - stepper.before[name]).reshape(images, -1)
+            spikes[name].append(move.abs().sum(1).to(torch.int64).cpu())
+            negative[name].append(move.clamp(max=0).neg().sum(1).to(torch.int64).cpu())
+            behind |= (stepper.after[name] != stepper.target[name]).reshape(images, -1).any(1).cpu()
+            if observe:
+                observe(name, t, everyone, stepper.after[name].unsqueeze(0))
+        tracers = stepper.after
+        if t >= t_off:
+            settled_at = torch.where(behind, -1, torch.where(settled_at < 0, t, settled_at))
+            if stop and not bool(behind.any()):
+                break
+    return Run(
+        outputs=tuple(torch.stack(column) for column in zip(*outputs)),
+        settled_at=settled_at,
+        outcome=Outcome.SETTLED if bool((settled_at > 0).all()) else Outcome.STEP_LIMIT,
+        spikes={k: torch.stack(v) for k, v in spikes.items()},
+        negative={k: torch.stack(v) for k, v in negative.items()},
+        codes=tracers,
+        t_off=t_off,
+        engine="reference",
+    )
+
+
+class _Step(fx.Interpreter):
+    """One step: the graph, with the tracers of the step before."""
+
+    def __init__(self, snn: SpikingNetwork, tracers: dict[str, Tensor], images: int, t: int, steps: int):
+        super().__init__(snn.graph)
+        self.extra_traceback = False
+        self.bias_share = snn.bias_encoding.share(t, steps)
+        self.images = images
+        self.start = tracers
+        self.before: dict[str, Tensor] = {}
+        self.after: dict[str, Tensor] = {}
+        self.target: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_function":
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            return at_share(n, args, self.bias_share)
+        if n.op == "call_module" and isinstance(neuron := self.fetch_attr(str(n.target)), STBIF):
+            name, spec = str(n.target), network.spec(n)
+            drive = images_first(self.fetch_args_kwargs_from_env(n)[0][0], spec, self.images)
+            before = self.start.get(name)
+            self.before[name] = torch.zeros_like(drive) if before is None else before
+            self.target[name] = neuron.target(drive)
+            self.after[name] = neuron(drive, self.before[name])
+            return images_back(self.after[name] * neuron.threshold, spec)
+        return super().run_node(n)

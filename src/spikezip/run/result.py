@@ -1,0 +1,108 @@
+"""What happened in a run, as a value."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+#: Called with (layer, first step, indices of the images [b], tracers [K, b, ...]) for each block of steps.
+Observer = Callable[[str, int, Tensor, Tensor], None]
+
+
+class Outcome(enum.Enum):
+    """How a run ended."""
+
+    SETTLED = "SETTLED"  #: no neuron will fire any more: the outputs are the QANN's
+    CONFIDENT = "CONFIDENT"  #: stopped early because the answer was clear enough
+    STEP_LIMIT = "STEP_LIMIT"  #: the steps ran out first: the outputs are not final
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a running SNN remembers: each layer's tracers, ``[B, ...]``, whole numbers."""
+
+    tracers: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of running an SNN.
+
+    Attributes:
+        outputs: each of the network's outputs at every step, ``[T, B, ...]``.
+        settled_at: per image, T_eq: the first step from which no neuron fires any more; -1 where the steps ran out
+            first. ``[B]`` int64.
+        outcome: SETTLED if every image settled.
+        spikes: per neuron layer, the spikes (levels moved) of each step and image, ``[T, B]`` int64.
+        negative: of these, the negative ones.
+        codes: each layer's tracers at the end, ``[B, ...]``.
+        t_off: the step at which input and biases were complete.
+        engine: which engine ran.
+    """
+
+    outputs: tuple[Tensor, ...]
+    settled_at: Tensor
+    outcome: Outcome
+    spikes: Mapping[str, Tensor]
+    negative: Mapping[str, Tensor]
+    codes: Mapping[str, Tensor]
+    t_off: int
+    engine: str
+
+    @property
+    def logits(self) -> Tensor:
+        """The (first) output at every step, ``[T, B, ...]``."""
+        return self.outputs[0]
+
+    @property
+    def steps(self) -> int:
+        """How many steps were run."""
+        return self.outputs[0].shape[0]
+
+    @property
+    def state(self) -> State:
+        """The final state, to go on from."""
+        return State(self.codes)
+
+    @property
+    def total_spikes(self) -> Tensor:
+        """Spikes of all layers per step and image, ``[T, B]``."""
+        return torch.stack(list(self.spikes.values())).sum(0)
+
+    @property
+    def first_output_change(self) -> Tensor:
+        """Per image, the first step at which the (first) output differs from that of step 1; 1 if it never does. ``[B]``."""
+        flat = self.outputs[0].flatten(2) if self.outputs[0].dim() > 2 else self.outputs[0].unsqueeze(-1)
+        changed = (flat != flat[:1]).any(-1)
+        return torch.where(changed.any(0), changed.to(torch.int8).argmax(0) + 1, 1)
+
+
+def join(parts: list[Run], steps: int | None) -> Run:
+    """Runs of parts of a batch as one; those that settled sooner keep their final values."""
+    longest = steps or max(part.steps for part in parts)
+    return Run(
+        outputs=tuple(
+            torch.cat([_hold(p.outputs[i], longest) for p in parts], 1) for i in range(len(parts[0].outputs))
+        ),
+        settled_at=torch.cat([p.settled_at for p in parts]),
+        outcome=Outcome.SETTLED if all(p.outcome is Outcome.SETTLED for p in parts) else Outcome.STEP_LIMIT,
+        spikes={k: torch.cat([_silent(p.spikes[k], longest) for p in parts], 1) for k in parts[0].spikes},
+        negative={k: torch.cat([_silent(p.negative[k], longest) for p in parts], 1) for k in parts[0].negative},
+        codes={k: torch.cat([p.codes[k] for p in parts]) for k in parts[0].codes},
+        t_off=max(p.t_off for p in parts),
+        engine=parts[0].engine,
+    )
+
+
+def _hold(values: Tensor, steps: int) -> Tensor:
+    missing = steps - values.shape[0]
+    return values if missing <= 0 else torch.cat([values, values[-1:].expand(missing, *values.shape[1:])])
+
+
+def _silent(counts: Tensor, steps: int) -> Tensor:
+    missing = steps - counts.shape[0]
+    return counts if missing <= 0 else torch.cat([counts, counts.new_zeros((missing, *counts.shape[1:]))])

@@ -1,0 +1,57 @@
+"""One operation of an SNN at given shares of its bias, and the layout of a layer's neurons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.graph import network, ops
+from spikezip.graph.network import Spec
+
+
+def bias_of(node: fx.Node) -> int | None:
+    """Where a call_function node keeps a stored bias; None where it has none."""
+    return ops.bias_index(node) if node.op == "call_function" else None
+
+
+def without_bias(node: fx.Node, args: tuple[Any, ...], index: int) -> Tensor:
+    """The operation's result without its bias."""
+    if index == 0:  # addmm: bias + a b
+        return torch.matmul(args[1], args[2])
+    bare = list(args)
+    bare[index] = None
+    return node.target(*bare, **node.kwargs)  # type: ignore[operator]
+
+
+def shaped_bias(node: fx.Node, bias: Tensor) -> Tensor:
+    """The bias shaped so that it broadcasts over the operation's result."""
+    if network.op_name(node).startswith("conv"):
+        return bias.reshape(-1, *[1] * (len(network.spec(node).shape) - 2))
+    return bias
+
+
+def at_share(node: fx.Node, args: tuple[Any, ...], share: float) -> Tensor:
+    """The operation's result with ``share`` of its bias; at a share of 1 the very operation of the QANN."""
+    index = bias_of(node)
+    if index is None or share == 1.0:
+        return node.target(*args, **node.kwargs)  # type: ignore[operator]
+    return without_bias(node, args, index) + share * shaped_bias(node, args[index])
+
+
+def images_first(value: Tensor, spec: Spec, images: int) -> Tensor:
+    """A layer's values as ``[images, ...]`` whatever dimension holds the batch (and what it is merged with)."""
+    dim = spec.batch_dim or 0
+    value = value.movedim(dim, 0) if dim else value
+    if value.shape[0] != images:
+        value = value.reshape(images, value.shape[0] // images, *value.shape[1:])
+    return value
+
+
+def images_back(value: Tensor, spec: Spec) -> Tensor:
+    """The inverse of :func:`images_first`."""
+    dim = spec.batch_dim or 0
+    if value.dim() > len(spec.shape):
+        value = value.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
+    return value.movedim(0, dim) if dim else value

@@ -1,0 +1,100 @@
+"""The ST-BIF neuron: a quantizer, followed at no more than a few levels a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikezip.errors import StageError
+from spikezip.levels import Levels
+
+
+def membrane_step(
+    membrane: Tensor, tracer: Tensor, current: Tensor, threshold: Tensor | float, levels: Levels
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of ST-BIF as published (what hardware does).
+
+    ::
+
+        v <- v + i            o = +1 if v >= theta and S < highest;  -1 if v < 0 and S > lowest;  else 0
+        v <- v - theta*o      S <- S + o                              v_0 = theta/2, S_0 = 0
+
+    Args:
+        membrane: ``v`` before the step, any shape.
+        tracer: ``S`` before the step, whole numbers, same shape.
+        current: ``i`` of this step, same shape.
+        threshold: ``theta`` > 0.
+        levels: the tracer's limits.
+
+    Returns:
+        (membrane, tracer, spikes) after the step; spikes are -1, 0 or +1.
+
+    Source: You et al., "SpikeZIP-TF", ICML 2024, eq. 5-8.
+    """
+    membrane = membrane + current
+    up = (membrane >= threshold) & (tracer < levels.highest)
+    down = (membrane < 0) & (tracer > levels.lowest)
+    spikes = up.to(tracer.dtype) - down.to(tracer.dtype)
+    return membrane - threshold * spikes, tracer + spikes, spikes
+
+
+class STBIF(nn.Module):
+    """A layer of spike-tracking bipolar integrate-and-fire neurons, in cumulative form.
+
+    With ``U_t`` all that a neuron has received, the published neuron is exactly::
+
+        S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -slew, +slew)        Q(u) = clip(floor(u/theta + 1/2), lowest, highest)
+
+    The layer holds no state: the tracer is passed in and out.
+
+    Args:
+        levels: limits of the tracer, those of the quantizer.
+        threshold: theta > 0, the quantizer's scale.
+        slew: levels per step; 1 is the paper's ternary spike, larger ones are graded spikes.
+
+    >>> neuron = STBIF(Levels(0, 3), torch.tensor(1.0))
+    >>> tracer = torch.zeros(1)
+    >>> for t in range(3):
+    ...     tracer = neuron(torch.tensor([2.0]), tracer)
+    >>> tracer
+    tensor([2.])
+
+    Source: the identity is derived in docs/theorem.md; the neuron is You et al., ICML 2024.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, levels: Levels, threshold: Tensor, slew: int = 1):
+        super().__init__()
+        if slew < 1:
+            raise StageError(f"slew={slew}: a neuron must be able to move at least one level a step.")
+        self.levels = levels
+        self.slew = slew
+        self.register_buffer("threshold", threshold.detach().clone())
+
+    def target(self, drive: Tensor) -> Tensor:
+        """Where the tracer is heading: ``Q(drive)``, the QANN's code."""
+        return self.levels.codes(drive, self.threshold)
+
+    def forward(self, drive: Tensor, tracer: Tensor) -> Tensor:
+        """The tracer after one step with accumulated input ``drive`` (same shape)."""
+        return tracer + torch.clamp(self.target(drive) - tracer, -self.slew, self.slew)
+
+    def settling_steps(self) -> int:
+        """The most steps it may need once its drive is constant, the first included."""
+        return -(-self.levels.range // self.slew)
+
+    def extra_repr(self) -> str:
+        return f"{self.levels.lowest}..{self.levels.highest}, theta={float(self.threshold):.4g}, slew={self.slew}"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one neuron did: ``drive, membrane, tracer, spikes``, each ``[T]``."""
+
+    drive: Tensor
+    membrane: Tensor
+    tracer: Tensor
+    spikes: Tensor

@@ -1,0 +1,132 @@
+"""QANN -> SNN: each quantizer becomes a layer of ST-BIF neurons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx
+
+from spikezip.errors import StageError
+from spikezip.graph import network, ops
+from spikezip.graph.network import Stage
+from spikezip.graph.ops import Kind
+from spikezip.quantize.place import Carriers, needs_neuron
+from spikezip.quantize.quantizer import Quantizer
+from spikezip.spike.encoding import Encoding, Pulse
+from spikezip.spike.neuron import STBIF
+
+
+@dataclass(frozen=True)
+class SpikingNetwork:
+    """An SNN as a value: a graph whose neurons are :class:`STBIF` layers, and how signals are handed to it.
+
+    Attributes:
+        graph: the SNN; the QANN's own graph with trackers in place of quantizers.
+        encoding: shares of the input over time.
+        bias_encoding: shares of the biases over time.
+    """
+
+    graph: fx.GraphModule
+    encoding: Encoding
+    bias_encoding: Encoding
+
+    @cached_property
+    def layers(self) -> tuple[tuple[str, STBIF], ...]:
+        """Name and neurons of each layer, in order of execution."""
+        return tuple((str(node.target), module) for node, module in network.modules_of(self.graph, STBIF))
+
+    @cached_property
+    def qann(self) -> fx.GraphModule:
+        """The QANN this network settles on; ``snn.qann(images)`` gives its outputs. Shares the weights."""
+        qann = network.fork(self.graph)
+        for node, neuron in list(network.modules_of(qann, STBIF)):
+            quantizer = Quantizer(neuron.levels).to(neuron.threshold.dtype)
+            quantizer.scale.data.copy_(neuron.threshold)
+            quantizer.calibrated.fill_(True)
+            qann.set_submodule(str(node.target), quantizer)
+        network.remark(qann, stage=Stage.QANN)
+        return qann.eval().requires_grad_(False)
+
+    @property
+    def slew(self) -> int:
+        """Levels per step; 1 for ternary spikes."""
+        return max((neuron.slew for _, neuron in self.layers), default=1)
+
+    @cached_property
+    def bound(self) -> int:
+        """Steps, counted from the end of the release, after which no neuron can fire: along the longest path,
+        the sum of ``ceil((highest - lowest) / slew) - 1`` (attained by no typical network)."""
+        longest: dict[fx.Node, int] = {}
+        for node in self.graph.graph.nodes:
+            here = max((longest[n] for n in node.all_input_nodes), default=0)
+            if node.op == "call_module" and isinstance(
+                neuron := self.graph.get_submodule(str(node.target)), STBIF
+            ):
+                here += neuron.settling_steps() - 1
+            longest[node] = here
+        return max(longest.values(), default=0)
+
+    def t_off(self, steps: int) -> int:
+        """The first step at which input and biases are complete."""
+        return max(self.encoding.t_off(steps), self.bias_encoding.t_off(steps))
+
+
+def spike(
+    qann: fx.GraphModule, encoding: Encoding = Pulse(), *, bias_encoding: Encoding | None = None, slew: int = 1  # noqa: B008
+) -> SpikingNetwork:
+    """Turn every quantizer into a layer of ST-BIF neurons.
+
+    Args:
+        qann: a calibrated (and perhaps fine-tuned) QANN.
+        encoding: how the input is released over time.
+        bias_encoding: how biases are; as the input if not given.
+        slew: levels a neuron may move per step (1: the paper's ternary spikes).
+
+    Returns:
+        The SNN; the QANN is not changed.
+
+    Raises:
+        StageError: a quantizer is uncalibrated or has a scale that is not positive; an activation or, in a strict
+            network, an analog operand is left where only spikes may be.
+    """
+    network.expect(qann, Stage.QANN, "spike")
+    check_qann(qann)
+    graph = network.fork(qann)
+    for node, quantizer in list(network.modules_of(graph, Quantizer)):
+        graph.set_submodule(str(node.target), STBIF(quantizer.levels, quantizer.scale, slew))
+    network.remark(graph, stage=Stage.SNN)
+    graph.eval().requires_grad_(False)
+    return SpikingNetwork(graph, encoding, bias_encoding or encoding)
+
+
+def check_qann(qann: fx.GraphModule) -> None:
+    """The contract of a QANN: raise StageError naming the node that breaks it and the call that mends it."""
+    found = False
+    for node, quantizer in network.modules_of(qann, Quantizer):
+        found = True
+        name = network.origin(node)
+        if not bool(quantizer.calibrated):
+            raise StageError(
+                f"The quantizer {name!r} has no scale yet. Call calibrate(qann, data), or pass calibration= to quantize()."
+            )
+        if not float(quantizer.scale.detach()) > 0 or float(quantizer.scale.detach()) == float("inf"):
+            raise StageError(
+                f"The scale of {name!r} is {float(quantizer.scale.detach())}; a threshold must be positive and finite. "
+                "Lower the learning rate of the scales, or calibrate() again."
+            )
+    if not found:
+        raise StageError("This network has no quantizer, so it would have no neuron. Call quantize() before spike().")
+    returned = set(network.outputs(qann))
+    for node in qann.graph.nodes:
+        if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.RECTIFIER:
+            if node not in returned:
+                raise StageError(
+                    f"{network.describe(node)} is a ReLU; an SNN may hold only trackers. Call quantize() before spike()."
+                )
+    if network.note(qann, "strict", True) and (missing := needs_neuron(qann, Carriers(qann, Quantizer))):
+        source, reader = missing[0]
+        raise StageError(
+            f"{network.describe(reader)} would receive the analog value of {network.describe(source)}, not spikes. "
+            "Call quantize(..., strict=True) to put a neuron there."
+        )
