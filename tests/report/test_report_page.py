@@ -1,0 +1,296 @@
+"""The page and the figure files: everything is there, nothing from outside is needed, hostile names stay text."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from spikezip.errors import BundleError, OutputError
+from spikezip.report import write_report
+from spikezip.report.page import BUDGET
+
+SHARED = ["accuracy", "agreement", "early-exit", "pareto-synops", "pareto-energy-1", "pareto-energy-2"]
+OWN = [
+    "firing-rate",
+    "l1-distance",
+    "t-eq",
+    "raster",
+    "trace-1",
+    "trace-2",
+    "energy-by-layer",
+    "codes",
+    "scales",
+    "weights",
+]
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+def lines(path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+class Outline(html.parser.HTMLParser):
+    """Tags, ids, attributes and text of a page; notes tags that do not nest."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.broken: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.broken.append(tag)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, make_record):
+    folder = tmp_path_factory.mktemp("one")
+    record = make_record()
+    write_report([record], folder / "report.html", figures=folder / "figures")
+    return record, folder
+
+
+def test_every_figure_and_table_is_on_the_page(one):
+    record, folder = one
+    page = Outline((folder / "report.html").read_text(encoding="utf-8"))
+    assert [name for name in [*SHARED, "energy-ratio", *OWN] if name not in page.ids] == []
+    assert page.tags.count("svg") == len(SHARED) + 1 + len(OWN)
+    for said in ("Equal to the QANN", record["command"], "abc1234", "softmax: exp", "torch 2.13.0", "0" * 64):
+        assert said in page.text
+    assert all(condition["text"].split(";")[0][:30] in page.text for condition in record["certificate"]["conditions"])
+    assert all(layer["name"] in page.text for layer in record["layers"])
+
+
+def test_the_page_is_well_formed_small_and_needs_nothing_from_outside(one):
+    text = (one[1] / "report.html").read_text(encoding="utf-8")
+    page = Outline(text)
+    assert page.broken == []
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    wanted = [v for name, v in page.attributes if name in ("src", "href", "srcset", "action", "data") and v]
+    assert [v for v in wanted if not v.startswith(("data:", "#"))] == []
+    assert re.findall(r"@import|url\((?!#)", text) == []
+    assert "default-src 'none'" in text
+    references = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text)
+    assert {a or b for a, b in references} <= set(page.ids)
+    assert len(text.encode()) < 1_000_000
+
+
+def test_figures_follow_the_theme(one):
+    text = (one[1] / "report.html").read_text(encoding="utf-8")
+    svgs = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svgs)) == set()  # only variables
+    assert {"var(--ink)", "var(--s1)", "var(--grid)"} <= set(re.findall(r"var\(--\w+\)", svgs))
+    assert svgs.count('class="only-light"') == svgs.count('class="only-dark"') > 0
+
+
+@pytest.mark.parametrize("name", [*SHARED, "energy-ratio", *OWN])
+def test_every_figure_is_also_a_file_with_its_data(one, name):
+    figures = one[1] / "figures"
+    root = ET.parse(figures / f"{name}.svg").getroot()
+    assert root.tag.endswith("svg")
+    assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    rows = list(csv.reader(lines(figures / f"{name}.csv")))
+    assert len(rows) > 1
+    assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_exported_data_are_the_records(one):
+    record, folder = one
+
+    def column(figure: str, name: str) -> list[float]:
+        rows = csv.DictReader(lines(folder / "figures" / f"{figure}.csv"))
+        return [float(row[name]) for row in rows if row.get("network", "snn") == "snn"]
+
+    assert column("accuracy", "snn") == record["accuracy"]["snn"]
+    assert column("agreement", "agreement") == record["agreement"]
+    assert column("pareto-synops", "synops") == record["synops"]
+    assert column("pareto-energy-2", "energy_pj") == record["energy"]["models"][1]["snn_pj"]
+    assert column("firing-rate", "rate") == [x for layer in record["layers"] for x in layer["rate"]]
+    assert column("l1-distance", "l1") == [x for layer in record["layers"] for x in layer["l1"]]
+    assert column("trace-2", "membrane") == record["traces"][1]["membrane"]
+    assert column("scales", "scale") == [layer["scale"] for layer in record["layers"]]
+    assert column("codes", "share") == [x for layer in record["layers"] for x in layer["codes"]]
+    assert column("energy-by-layer", "snn_pj") == [layer["snn_pj"] for layer in record["energy"]["layers"]]
+    assert len(column("raster", "t")) == sum(len(layer["spikes"]) for layer in record["raster"]["layers"])
+    counts = record["settled"]["t_eq_histogram"]
+    assert dict(zip(column("t-eq", "t_eq"), column("t-eq", "images"))) == {int(t): n for t, n in counts.items()}
+
+
+def small(make_record, **changes):
+    return make_record(steps=8, layers=3) | {"weights": [], "traces": [], "raster": None, "early_exit": None} | changes
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path, make_record):
+    for name in ("a", "b"):
+        record = small(make_record, energy=None, synops=None, accuracy=None, settled=None)
+        write_report(record, tmp_path / f"{name}.html", figures=tmp_path / name)
+    for path in sorted((tmp_path / "a").iterdir()):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_what_was_not_measured_is_left_out_with_the_reason(tmp_path):
+    bare = {"format": "spikezip.record/1", "name": "bare", "steps": 3}
+    page = Outline(write_report([bare], tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "svg" not in page.tags
+    assert "Not verified" in page.text
+    for why in (
+        "no labels were given",
+        "energy was not measured",
+        "no neuron was traced",
+        "early exit was not measured",
+    ):
+        assert why in page.text
+
+
+def test_without_labels_cost_is_held_against_agreement(tmp_path, make_record):
+    record = small(make_record, accuracy=None, layers=[], energy=None)
+    page = Outline(write_report([record], tmp_path / "r.html", figures=tmp_path).read_text(encoding="utf-8"))
+    assert "Accuracy against time (no labels were given)" in page.text
+    assert "accuracy" not in page.ids
+    assert "agreement" in (tmp_path / "pareto-synops.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_a_run_that_hit_the_step_limit_says_so_first(tmp_path, make_record):
+    page = Outline(write_report([small(make_record, layers=[])], tmp_path / "r.html").read_text(encoding="utf-8"))
+    limit = page.text.index("stopped at its limit of 8 steps before every neuron was silent (STEP_LIMIT)")
+    assert limit < page.text.index("SNN accuracy")
+    assert "not reached" in page.text
+
+
+def test_several_runs_share_a_page(tmp_path, make_record):
+    runs = [small(make_record), small(make_record), small(make_record, name="other", certificate=None)]
+    runs[2]["data"] = {"name": "digits", "split": "test", "images": 50}
+    page = Outline(write_report(runs, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert {"run-resnet20", "run-resnet20-2", "run-other"} <= set(page.ids)
+    assert {"accuracy", "energy-ratio-1", "resnet20-2-codes", "other-codes"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    for said in ("Runs compared", "resnet20 (2)", "not verified", "accuracies are not comparable"):
+        assert said in page.text
+
+
+def test_too_many_runs_leave_figures_out_and_say_so(tmp_path, make_record, monkeypatch):
+    monkeypatch.setattr("spikezip.report.page.BUDGET", 250_000)
+    page_path = write_report([small(make_record) for _ in range(3)], tmp_path / "r.html")
+    page = Outline(page_path.read_text(encoding="utf-8"))
+    assert "report on this run alone to see it" in page.text
+    assert "Layers of resnet20" in page.text
+    assert BUDGET < 5_000_000
+
+
+HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(2)> {{ 7*7 }} $x_ --> ]]> 层 #0072b2\x00\x1b'
+
+
+def test_hostile_names_stay_text(tmp_path, make_record):
+    record = make_record(HOSTILE, steps=8, layers=3)
+    record.update(command=HOSTILE, commit=HOSTILE, versions={HOSTILE: HOSTILE}, engine=HOSTILE)
+    for part in [*record["layers"], *record["weights"], *record["energy"]["layers"], *record["energy"]["models"]]:
+        part["name"] = HOSTILE
+    for part in [*record["raster"]["layers"], *record["certificate"]["layers"]]:
+        part["name"] = HOSTILE
+    record["traces"][0]["layer"] = HOSTILE
+    record["energy"]["uncounted"] = [HOSTILE]
+    other = {"format": "spikezip.record/1", "name": "other", "steps": 3, "agreement": [0.1, 0.2, 0.3]}
+    record["energy"]["models"] = record["energy"]["models"][:1]
+    text = write_report([record, other], tmp_path / "r.html").read_text(encoding="utf-8")
+    page = Outline(text)
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert [name for name, _ in page.attributes if name.startswith("on")] == []
+    assert page.broken == []
+    assert "alert(1)" in page.text
+    assert "{{ 7*7 }}" in page.text
+    few = {key: record[key] for key in ("format", "name", "steps", "layers")}
+    few["layers"] = [{**layer, "rate": [], "l1": [], "codes": []} for layer in few["layers"]]
+    write_report([few], tmp_path / "few.html", figures=tmp_path / "f")
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["scales.csv", "scales.pdf", "scales.svg"]
+    ET.parse(tmp_path / "f" / "scales.svg")
+
+
+def test_files_that_exist_are_not_replaced_unasked(tmp_path, make_record):
+    out = tmp_path / "r.html"
+    out.write_text("mine")
+    record = {"format": "spikezip.record/1", "name": "bare", "steps": 3}
+    with pytest.raises(OutputError, match=r"r\.html exists.*overwrite=True"):
+        write_report([record], out)
+    assert out.read_text() == "mine"
+    write_report([record], out, overwrite=True)
+    assert "bare" in out.read_text(encoding="utf-8")
+    (tmp_path / "agreement.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"agreement\.csv exists"):
+        write_report([record | {"agreement": [0.1, 0.2, 0.3]}], tmp_path / "new.html", figures=tmp_path)
+    assert not (tmp_path / "new.html").exists()
+    assert list(tmp_path.glob("*.svg")) == []
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    record = {"format": "spikezip.record/1", "name": "bare", "steps": 3}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_report([record], tmp_path / "file" / "r.html")
+    with pytest.raises(OutputError, match="is a folder"):
+        write_report([record], tmp_path)
+    with pytest.raises(OutputError, match="no records"):
+        write_report([], tmp_path / "r.html")
+    with pytest.raises(BundleError, match=r"record 2 of 2 is malformed at steps"):
+        write_report([record, record | {"steps": 0}], tmp_path / "r.html")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_report([{"format": "spikezip.record/1", "name": "bare", "steps": 3}], tmp_path / "r.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_is_light_and_matplotlib_is_left_as_it_was(tmp_path):
+    code = (
+        "import sys, spikezip.report\n"
+        "assert not {'matplotlib', 'jinja2'} & set(sys.modules), 'heavy import'\n"
+        "import matplotlib\n"
+        "matplotlib.rcParams['font.size'] = 31\n"
+        "keys = [key for key in matplotlib.rcParams if key != 'backend']  # asking for it would choose one\n"
+        "before = [matplotlib.rcParams[key] for key in keys]\n"
+        "record = {'format': 'spikezip.record/1', 'name': 'a', 'steps': 3, 'agreement': [0, .5, 1]}\n"
+        f"spikezip.report.write_report([record], {str(tmp_path / 'r.html')!r})\n"
+        "assert [matplotlib.rcParams[key] for key in keys] == before, 'settings changed'\n"
+        "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,100 @@
+"""Tables as CSV and LaTeX, and the words a certificate is put in."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from spikezip.report.figures.cost import pareto_front
+from spikezip.report.record import parse_record
+from spikezip.report.summary import outcome, verdict
+from spikezip.report.tables import Column, Table, latex_escape, percent
+
+
+def test_csv_keeps_every_digit_and_any_name():
+    rows = [('a,"b"\nc', 0.1 + 0.2, None, 3), ("d", 1e-17, -0.5, True)]
+    table = Table.of("t", ["name", "x", "y", "n"], rows)
+    read = list(csv.reader(io.StringIO(table.csv())))
+    assert read[0] == ["name", "x", "y", "n"]
+    assert read[1] == ['a,"b"\nc', "0.30000000000000004", "", "3"]
+    assert float(read[2][1]) == 1e-17
+
+
+def test_latex_sets_names_as_they_read():
+    table = Table("50 % of a_b", [Column("name", numeric=False), Column("x")], [["$x^2$ & {y}\\", 0.5]])
+    text = table.latex()
+    assert r"\caption{50 \% of a\_b}" in text
+    assert r"\begin{tabular}{lr}" in text
+    assert r"\$x\textasciicircum{}2\$ \& \{y\}\textbackslash{} & 0.5 \\" in text
+    assert latex_escape("a\nb") == "a b"
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.9999999, "> 99.99 %"), (1.0, "100 %"), (1e-9, "< 0.01 %"), (0, "0 %")])
+def test_rounding_never_claims_all_or_none(share, text):
+    assert percent(share) == text
+
+
+def test_front_drops_what_is_beaten():
+    points = [(5.0, 0.9), (1.0, 0.5), (2.0, 0.4), (3.0, 0.8), (3.0, 0.85), (6.0, 0.9)]
+    assert pareto_front(points) == [(1.0, 0.5), (3.0, 0.85), (5.0, 0.9)]
+
+
+def proof(**changes):
+    part = {
+        "equal": True,
+        "images": 10_000,
+        "mismatches": 0,
+        "outputs_equal": True,
+        "engine": "reference",
+        "layers": [{"name": "relu", "mismatches": 0, "codes_checked": 500}],
+        "conditions": [{"id": f"C{i}", "text": "x", "holds": True} for i in range(1, 7)],
+    }
+    part.update(changes)
+    content = {"format": "spikezip.record/1", "name": "a", "steps": 2, "agreement": [0.5, 1.0], "certificate": part}
+    return parse_record(content, "it")
+
+
+def test_equal_is_said_with_what_was_checked():
+    said = verdict(proof())
+    assert said.sign == "equal"
+    assert "10,000 images with the reference engine: all 500 codes and the outputs are the QANN's" in said.sentence
+    assert "equal on every input" in said.sentence
+
+
+@pytest.mark.parametrize("holds", [False, None])
+def test_equal_is_not_stretched_past_the_conditions(holds):
+    conditions = [{"id": f"C{i}", "text": "x", "holds": True if i != 6 else holds} for i in range(1, 7)]
+    said = verdict(proof(conditions=conditions))
+    assert said.sign == "equal"
+    assert "C6" in said.sentence
+    assert "not proven for others" in said.sentence
+    assert "every input" not in said.sentence
+    assert "every input" not in verdict(proof(conditions=[])).sentence
+
+
+def test_not_equal_names_the_first_layer():
+    layers = [
+        {"name": "conv1", "mismatches": 0, "codes_checked": 5},
+        {"name": "layer1.0", "mismatches": 1, "codes_checked": 5},
+        {"name": "layer2.0", "mismatches": 2, "codes_checked": 5},
+    ]
+    said = verdict(proof(equal=False, mismatches=3, layers=layers, outputs_equal=False))
+    assert said.sign == "unequal"
+    assert "3 mismatches, first in layer1.0 (1 code)" in said.sentence
+    assert "outputs are not equal" in said.sentence
+
+
+def test_without_a_certificate_nothing_is_claimed():
+    record = proof().model_copy(update={"certificate": None})
+    said = verdict(record)
+    assert said.headline == "Not verified"
+    assert "agree with the QANN's on 100 % of images, which is no proof" in said.sentence
+
+
+def test_an_unsettled_run_says_so(make_record):
+    record = parse_record(make_record(steps=6), "it")
+    assert "limit of 6 steps" in (outcome(record) or "")
+    assert "STEP_LIMIT" in (outcome(record) or "")
+    assert outcome(parse_record(make_record(steps=24), "it")) is None
