@@ -194,7 +194,7 @@ def test_network_errors():
         finetune(chain().requires_grad_(False), small_data(), pet_plan())
     uncalibrated = chain()
     uncalibrated.get_submodule("1").calibrated.fill_(False)  # type: ignore[union-attr]
-    with pytest.raises(StageError, match="'1' has not been calibrated"):
+    with pytest.raises(StageError, match="'1' is not calibrated"):
         finetune(uncalibrated, small_data(), pet_plan())
     with pytest.raises(StageError, match=r"one output of logits .* \(16, 4, 3\)"):
         finetune(chain(), TensorBatches(torch.zeros(16, 4, 6), torch.zeros(16).long()), pet_plan(objective=QAT()))

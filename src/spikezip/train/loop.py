@@ -154,8 +154,8 @@ class _Run:
         self.part = min(plan.batch, count) // plan.accumulate
         if self.part < world:
             raise RecipeError(
-                f"A batch of {min(plan.batch, count)} in {plan.accumulate} accumulation steps gives "
-                f"less than one image to each of {world} processes. Use a greater batch or a smaller accumulate."
+                f"A batch of {min(plan.batch, count)} in {plan.accumulate} accumulation steps gives less than one "
+                f"image to each of {world} processes. Use a greater batch or a smaller accumulate."
             )
         images = min(count, plan.train_images or count)
         self.steps = max(images // (self.part * plan.accumulate), 1)
@@ -269,8 +269,8 @@ class _Run:
         if not math.isfinite(loss):
             raise RecipeError(
                 f"The loss is {loss} at epoch {self.epoch + 1}, step {self.step}: training has diverged. Lower the "
-                "learning rate (and scale_rate), clip the gradient (clip: 1.0), warm up longer, or use bf16 rather than fp16. "
-                "Nothing was saved since the last checkpoint."
+                "learning rate (and scale_rate), clip the gradient (clip: 1.0), warm up longer, or use bf16, not "
+                "fp16. Nothing was saved since the last checkpoint."
             )
         rate = self.optimizer.param_groups[0]["lr"]
         self.tell(StepDone(self.epoch, self.step, self.steps, self.plan.epochs, loss, numbers, rate))
@@ -321,8 +321,8 @@ def _check_network(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, Quantizer) and not bool(module.calibrated):
             raise StageError(
-                f"The scale of {name!r} has not been calibrated, and training from "
-                f"scale {float(module.scale.detach()):g} rarely works. Call quantize() with calibration data, or calibrate()."
+                f"The scale of {name!r} is not calibrated; training from {module.scale.item():g} rarely works. "
+                "Call quantize() with calibration data, or calibrate()."
             )
 
 

@@ -1,0 +1,330 @@
+"""Training recipes: YAML files that say all of a training, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from torch import nn
+
+from spikezip.errors import RecipeError, SpikezipError
+from spikezip.levels import Levels
+from spikezip.morph.choices import Activation, Pooling, Residual
+from spikezip.spike.encoding import parse_encoding
+from spikezip.train.ensemble import Folded, InTurn
+from spikezip.train.loss import CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
+from spikezip.train.objective import PET, QAT
+from spikezip.train.paths import Capped, Rescaled, paths_for
+from spikezip.train.paths import Path as SubPath
+from spikezip.train.plan import SGD, AdamW, Plan, Precision
+
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Stage(Enum):
+    """What a recipe trains: the ANN; the QANN alone; the QANN with its sub-paths."""
+
+    ANN = "ann"
+    QAT = "qat"
+    PET = "pet"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LevelsPart(_Part):
+    """Exact levels: ``{lowest: 0, highest: 7}``."""
+
+    lowest: Annotated[int, Field(le=0)]
+    highest: Annotated[int, Field(ge=0)]
+
+
+def _kind_of_levels(value: Any) -> str:
+    return "Range" if isinstance(value, dict | LevelsPart) else "Count"
+
+
+# Told apart by form, so that an error speaks of the form that was meant.
+LevelsField = Annotated[
+    Annotated[int, Field(ge=2), Tag("Count")] | Annotated[LevelsPart, Tag("Range")], Discriminator(_kind_of_levels)
+]
+
+
+class PathPart(_Part):
+    """A sub-path: ``{capped: 2}`` or ``{rescaled: 4}`` or ``{rescaled: 4, release: 8}``."""
+
+    capped: Count | None = None
+    rescaled: Count | None = None
+    release: Count | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> PathPart:
+        if (self.capped is None) == (self.rescaled is None) or (self.release is not None and self.rescaled is None):
+            raise ValueError("give one of 'capped: N' and 'rescaled: N' ('release' goes with rescaled)")
+        return self
+
+    def path(self) -> SubPath:
+        """The path as training takes it."""
+        return Capped(self.capped) if self.capped is not None else Rescaled(self.rescaled or 1, self.release)
+
+
+class DistilPart(_Part):
+    """Learning from the ANN's logits (see :class:`Distil`)."""
+
+    weight: Weight = 1.0
+    temperature: Rate = 1.0
+
+
+class LossPart(_Part):
+    """The loss (see :class:`PETLoss`; an ANN or QAT takes ``smoothing`` and ``distil`` alone)."""
+
+    alpha: Weight = 1.0
+    beta: Weight = 0.0
+    sub_labels: Literal["hard", "main", "teacher"] = "hard"
+    temperature: Rate = 1.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    distil: DistilPart | None = None
+
+
+class SGDPart(_Part):
+    """See :class:`SGD`."""
+
+    rate: Rate = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Weight = 5e-4
+    scale_rate: Weight = 0.1
+    nesterov: bool = False
+
+
+class AdamWPart(_Part):
+    """See :class:`AdamW`."""
+
+    rate: Rate = 1e-3
+    weight_decay: Weight = 1e-2
+    scale_rate: Weight = 1.0
+
+
+class OptimizerPart(_Part):
+    """``{sgd: {rate: 0.02}}`` or ``{adamw: {rate: 0.001}}``."""
+
+    sgd: SGDPart | None = None
+    adamw: AdamWPart | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> OptimizerPart:
+        if (self.sgd is None) == (self.adamw is None):
+            raise ValueError("give one of 'sgd: {...}' and 'adamw: {...}'")
+        return self
+
+
+class MorphPart(_Part):
+    """Choices of :class:`spikezip.morph.Morph`."""
+
+    pooling: Pooling = Pooling.KEEP
+    activation: Activation = Activation.KEEP
+    residual: Residual = Residual.VANILLA
+
+
+class Recipe(_Part):
+    """All of a training. What :class:`Plan` and the parts explain has the same name here.
+
+    Attributes:
+        name: of the run.
+        stage: ``ann``, ``qat`` or ``pet``.
+        model: ``spikezip:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:function``.
+        weights: safetensors file the model starts from; needed for qat and pet to make sense.
+        data: ``digits``, ``cifar10``, ``cifar100``, a folder or an ``.npz``.
+        mean: per channel, subtracted from pixels in [0, 1]; by default what the model, else the data, comes with.
+        std: per channel, divides them.
+        morph: how the network is made fit for spikes (see :class:`spikezip.morph.Morph`).
+        levels: a count (8 is 0..7, and -4..3 where values may be negative), or ``{lowest, highest}``.
+        calibration: images that the scales are found from.
+        encoding: ``pulse`` or ``even:N``, with which the SNN will run.
+        paths: the sub-paths; by default those that follow from the encoding.
+        execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
+        loss: see :class:`PETLoss` and :class:`CrossEntropy`.
+        out: folder to write to (the command line's ``--out`` goes before).
+        tensorboard: write scalars to ``out``.
+    """
+
+    name: str
+    stage: Stage
+    model: str
+    weights: str | None = None
+    data: str
+    mean: list[float] | None = None
+    std: list[Rate] | None = None
+    morph: MorphPart = MorphPart()
+    levels: LevelsField = 8
+    calibration: Count = 512
+    encoding: str = "pulse"
+    paths: list[PathPart] | None = None
+    execution: Literal["folded", "in-turn", "recompute"] = "folded"
+    loss: LossPart = LossPart()
+    optimizer: OptimizerPart = OptimizerPart(sgd=SGDPart())
+    epochs: Count = 1
+    batch: Count = 128
+    accumulate: Count = 1
+    warmup: Weight = 0.0
+    final_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip: Rate | None = None
+    precision: Precision = Precision.NO
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    augment: bool = True
+    train_split: str = "train"
+    validation_split: str | None = "val"
+    train_images: Count | None = None
+    validation_images: Count | None = None
+    checkpoint_every: Count | None = None
+    log_every: Count = 10
+    out: str | None = None
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _fits_its_stage(self) -> Recipe:
+        unused = {
+            Stage.ANN: {"levels", "calibration", "encoding", "paths", "execution", "morph"},
+            Stage.QAT: {"encoding", "paths", "execution"},
+            Stage.PET: set(),
+        }[self.stage]
+        given = sorted(unused & self.model_fields_set)
+        if given:
+            raise ValueError(f"stage {self.stage.value} has no use for {', '.join(given)}; remove them or change stage")
+        of_pet = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
+        if of_pet and self.stage is not Stage.PET:
+            raise ValueError(f"stage {self.stage.value} has no use for loss.{of_pet[0]}; remove it or use stage: pet")
+        self._sub_paths()
+        parse_encoding(self.encoding)
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether :meth:`plan` must be given the ANN as teacher."""
+        return self.loss.distil is not None or (self.stage is Stage.PET and self.loss.sub_labels == "teacher")
+
+    def quantizer_levels(self) -> int | Levels:
+        """The levels as ``quantize`` takes them."""
+        return self.levels if isinstance(self.levels, int) else Levels(self.levels.lowest, self.levels.highest)
+
+    def plan(self, teacher: nn.Module | None = None) -> Plan:
+        """The plan that ``finetune`` takes.
+
+        Args:
+            teacher: the ANN, if :attr:`needs_teacher`.
+
+        Raises:
+            RecipeError: values that do not go together.
+        """
+        loss = self.loss
+        distil = Distil(loss.distil.weight, loss.distil.temperature) if loss.distil is not None else None
+        if self.stage is Stage.PET:
+            sub_labels = {
+                "hard": HardLabels(),
+                "main": MainLabels(loss.temperature),
+                "teacher": TeacherLabels(loss.temperature),
+            }[loss.sub_labels]
+            execution = {"folded": Folded(), "in-turn": InTurn(), "recompute": InTurn(recompute=True)}[self.execution]
+            criterion = PETLoss(loss.alpha, loss.beta, sub_labels, loss.smoothing, distil)
+            objective = PET(self._sub_paths(), criterion, execution, teacher)
+        else:
+            objective = QAT(CrossEntropy(loss.smoothing, distil), teacher)
+        sgd, adamw = self.optimizer.sgd, self.optimizer.adamw
+        optimizer = SGD(**sgd.model_dump()) if sgd is not None else AdamW(**(adamw or AdamWPart()).model_dump())
+        shared = (
+            "epochs",
+            "batch",
+            "accumulate",
+            "warmup",
+            "final_rate",
+            "clip",
+            "precision",
+            "ema",
+            "seed",
+            "augment",
+        )
+        shared += (
+            "train_split",
+            "validation_split",
+            "train_images",
+            "validation_images",
+            "checkpoint_every",
+            "log_every",
+        )
+        return Plan(objective=objective, optimizer=optimizer, **{name: getattr(self, name) for name in shared})
+
+    def _sub_paths(self) -> tuple[SubPath, ...]:
+        if self.paths is not None:
+            return tuple(part.path() for part in self.paths)
+        levels = self.quantizer_levels()
+        widest = levels if isinstance(levels, Levels) else Levels.unsigned(levels)
+        return paths_for(parse_encoding(self.encoding), widest) if self.stage is Stage.PET else ()
+
+
+#: Where in a recipe which keys are known, for near matches.
+_PARTS: dict[tuple[str, ...], type[_Part]] = {
+    (): Recipe,
+    ("levels",): LevelsPart,
+    ("paths",): PathPart,
+    ("loss",): LossPart,
+    ("loss", "distil"): DistilPart,
+    ("optimizer",): OptimizerPart,
+    ("optimizer", "sgd"): SGDPart,
+    ("optimizer", "adamw"): AdamWPart,
+    ("morph",): MorphPart,
+}
+
+
+def read_recipe(source: Path | str) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, or a field is unknown, missing or out of range; each such
+            field is named with what is allowed there.
+    """
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        told = reason.strerror if isinstance(reason, OSError) else "it is not text"
+        raise RecipeError(f"The recipe '{path}' cannot be read: {told}. Check the path.") from reason
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as reason:
+        raise RecipeError(f"The recipe '{path}' is not YAML: {' '.join(str(reason).split())}") from reason
+    return check_recipe(content, str(path))
+
+
+def check_recipe(content: Any, source: str = "recipe") -> Recipe:
+    """Check the content of a recipe (as :func:`read_recipe`)."""
+    if not isinstance(content, dict):
+        raise RecipeError(f"{source}: a recipe is a list of 'key: value' lines; this is {type(content).__name__}.")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as reason:
+        lines = list(dict.fromkeys(_explain(error) for error in reason.errors(include_url=False)))
+        raise RecipeError("\n  ".join([f"{source} has {len(lines)} problem(s):", *lines])) from None
+    except SpikezipError as reason:
+        raise RecipeError(f"{source}: {reason}") from reason
+
+
+def _explain(error: Any) -> str:
+    # Pydantic puts its own names (of the classes of a union) into locations; the user's keys alone are shown.
+    place = [p for p in error["loc"] if isinstance(p, int) or p.islower()]
+    shown = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".") or "recipe"
+    if error["type"] == "extra_forbidden":
+        owner = _PARTS.get(tuple(p for p in place[:-1] if isinstance(p, str)), Recipe)
+        near = difflib.get_close_matches(str(place[-1]), owner.model_fields, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(owner.model_fields)}."
+        return f"{shown}: there is no such key; {hint}"
+    if error["type"] == "missing":
+        return f"{shown}: is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{shown}: {message[0].lower()}{message[1:]}{given}."

@@ -1,0 +1,141 @@
+"""Recipes: what they say is what is planned, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from spikezip.errors import RecipeError
+from spikezip.levels import Levels
+from spikezip.train import (
+    PET,
+    QAT,
+    SGD,
+    AdamW,
+    Capped,
+    Distil,
+    Folded,
+    InTurn,
+    MainLabels,
+    PETLoss,
+    Precision,
+    Rescaled,
+)
+from spikezip.train.recipe import Recipe, Stage, check_recipe, read_recipe
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "experiments" / "recipes").glob("*.yaml"))
+LEAST = {"name": "mine", "stage": "pet", "model": "spikezip:digits", "data": "digits"}
+
+
+def test_there_are_examples():
+    assert {"digits-ann.yaml", "digits-pet.yaml", "cifar10-resnet20-pet.yaml"} <= {p.name for p in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_every_example_is_a_recipe(path: Path):
+    recipe = read_recipe(path)
+    plan = recipe.plan(teacher=nn.Linear(1, 1))
+    assert plan.epochs == recipe.epochs
+    assert isinstance(plan.objective, PET if recipe.stage is Stage.PET else QAT)
+
+
+def test_defaults_follow_from_the_encoding():
+    pulse = check_recipe(LEAST).plan().objective
+    assert isinstance(pulse, PET)
+    assert pulse.paths == (Capped(1), Capped(2), Capped(4))
+    even = check_recipe({**LEAST, "encoding": "even:8", "levels": {"lowest": 0, "highest": 8}})
+    assert even.quantizer_levels() == Levels(0, 8)
+    objective = even.plan().objective
+    assert isinstance(objective, PET)
+    assert objective.paths == (Rescaled(2, 8), Rescaled(4, 8))
+
+
+def test_all_that_is_said_arrives():
+    recipe = check_recipe(
+        {
+            **LEAST,
+            "paths": [{"capped": 3}, {"rescaled": 2, "release": 5}],
+            "execution": "recompute",
+            "loss": {
+                "alpha": 0.5, "beta": 0.25, "sub_labels": "main", "temperature": 3, "smoothing": 0.1,
+                "distil": {"weight": 2},
+            },
+            "optimizer": {"sgd": {"rate": 0.3, "momentum": 0.8, "weight_decay": 0, "scale_rate": 2, "nesterov": True}},
+            "precision": "bf16", "ema": 0.99, "clip": 2, "batch": 6, "accumulate": 3, "epochs": 4, "warmup": 1.5,
+        }
+    )  # fmt: skip
+    assert recipe.needs_teacher
+    teacher = nn.Linear(1, 1)
+    plan = recipe.plan(teacher)
+    assert isinstance(plan.objective, PET)
+    assert plan.objective.paths == (Capped(3), Rescaled(2, 5))
+    assert plan.objective.execution == InTurn(recompute=True)
+    assert plan.objective.teacher is teacher
+    assert plan.objective.criterion == PETLoss(0.5, 0.25, MainLabels(3), 0.1, Distil(2, 1))
+    assert plan.optimizer == SGD(0.3, 0.8, 0, 2, True)
+    assert (plan.precision, plan.ema, plan.clip, plan.batch) == (Precision.BF16, 0.99, 2, 6)
+    assert (plan.accumulate, plan.epochs, plan.warmup) == (3, 4, 1.5)
+    adamw = check_recipe({**LEAST, "stage": "qat", "optimizer": {"adamw": {"rate": 0.1}}}).plan()
+    assert adamw.optimizer == AdamW(rate=0.1)
+    assert isinstance(check_recipe(LEAST).plan().objective.execution, Folded)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 3}, r"epoch: there is no such key; did you mean epochs\?"),
+        ({"loss": {"alhpa": 3}}, r"loss\.alhpa: there is no such key; did you mean alpha\?"),
+        ({"optimizer": {"sgd": {"lr": 3}}}, r"optimizer\.sgd\.lr: there is no such key; known keys: rate, momentum"),
+        ({"optimizer": {"adam": {}}}, r"optimizer\.adam: there is no such key; did you mean adamw\?"),
+        ({"epochs": 0}, r"epochs: input should be greater than or equal to 1 \(given: 0\)"),
+        ({"epochs": "many"}, r"epochs: input should be a valid integer"),
+        ({"stage": "pett"}, r"stage: input should be 'ann', 'qat' or 'pet' \(given: 'pett'\)"),
+        ({"precision": "half"}, r"precision: input should be 'no', 'bf16' or 'fp16'"),
+        ({"levels": 1}, r"levels: input should be greater than or equal to 2"),
+        ({"levels": {"lowest": 1, "highest": 3}}, r"levels\.lowest: input should be less than or equal to 0"),
+        ({"levels": {"lowest": 0, "highest": 0}}, r"levels 0\.\.0 are not admissible"),
+        ({"encoding": "evne:8"}, r"no encoding 'evne:8'"),
+        ({"encoding": "constant"}, r"no default paths"),
+        ({"paths": [{"capped": 1, "rescaled": 2}]}, r"paths\[0\]: give one of 'capped: N' and 'rescaled: N'"),
+        ({"paths": [{"caped": 1}]}, r"paths\[0\]\.caped: there is no such key; did you mean capped or rescaled\?"),
+        ({"paths": [{"rescaled": 8, "release": 4}]}, r"release ends before the step"),
+        ({"optimizer": {}}, r"optimizer: give one of 'sgd: \{\.\.\.\}' and 'adamw"),
+        ({"stage": "ann", "levels": 8}, r"stage ann has no use for levels"),
+        ({"stage": "qat", "loss": {"alpha": 2}}, r"no use for loss\.alpha"),
+        ({"model": None}, r"model: input should be a valid string"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict, message: str):
+    with pytest.raises(RecipeError, match=message):
+        check_recipe({**LEAST, **change})
+
+
+def test_plans_that_do_not_go_together():
+    with pytest.raises(RecipeError, match="Use batch=12"):
+        check_recipe({**LEAST, "batch": 10, "accumulate": 4}).plan()
+
+
+def test_files_that_are_no_recipes(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"cannot be read: No such file"):
+        read_recipe(tmp_path / "none.yaml")
+    for content, message in [
+        ("a: [1", "is not YAML"),
+        ("- 1", "'key: value' lines; this is list"),
+        ("", "this is NoneType"),
+        ("name: x\nstage: ann\nmodel: m\n", r"1 problem\(s\):\n  data: is missing"),
+    ]:
+        (tmp_path / "r.yaml").write_text(content)
+        with pytest.raises(RecipeError, match=message):
+            read_recipe(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"cannot be read|not YAML"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def test_every_field_is_explained():
+    from spikezip.train import Plan
+
+    told = f"{Recipe.__doc__}{Plan.__doc__}"
+    assert [name for name in Recipe.model_fields if f"{name}:" not in told] == []
