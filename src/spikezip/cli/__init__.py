@@ -1,0 +1,88 @@
+"""The command line: one file a verb. Each parses, calls the library, prints.
+
+Errors the user can mend (:class:`~spikezip.errors.SpikezipError`) become one message on stderr and exit code 2;
+``--traceback`` or ``SPIKEZIP_TRACEBACK=1`` shows where they came from.
+"""
+
+from __future__ import annotations
+
+import inspect as inspection
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import spikezip
+from spikezip.cli import convert, demo, inspect, report, run, screen, train, verify
+from spikezip.errors import SpikezipError
+
+EXIT_MENDABLE = 2
+
+
+class _Verbs(TyperGroup):
+    """The group of verbs: turns errors that the user can mend into messages."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Wherever it stands: people add it at the end of the command that has just failed.
+        if "--traceback" in args:
+            args = ["--traceback", *(arg for arg in args if arg != "--traceback")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SpikezipError as problem:
+            if ctx.params.get("traceback") or os.environ.get("SPIKEZIP_TRACEBACK", "0") not in ("", "0"):
+                raise
+            screen.error(str(problem))
+            raise typer.Exit(EXIT_MENDABLE) from problem
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    name="spikezip",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"spikezip {spikezip.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _spikezip(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from (also SPIKEZIP_TRACEBACK=1).")
+    ] = False,
+) -> None:
+    """Trained networks in, certified spiking neural networks out.
+
+    Begin with [bold]spikezip demo --out demo-out[/], which goes the whole road on a small data set in a few minutes.
+    For your own network: [bold]inspect[/] it, [bold]convert[/] it, then [bold]run[/], [bold]verify[/] and
+    [bold]report[/].
+    """
+
+
+def _help(verb: Any) -> str:
+    """A verb's docstring for the terminal: prose flows, indented lines (examples) stay lines."""
+    paragraphs = inspection.cleandoc(verb.command.__doc__).split("\n\n")
+    return "\n\n".join(text if "\n  " in text else " ".join(text.split("\n")) for text in paragraphs)
+
+
+for _verb in (demo, inspect, convert, train, run, verify, report):
+    app.command(name=_verb.__name__.rpartition(".")[2], help=_help(_verb))(_verb.command)
+
+
+def main() -> None:
+    """Entry point of ``spikezip`` and ``python -m spikezip``."""
+    app()

@@ -1,0 +1,75 @@
+"""``spikezip convert``: a trained network in, a spiking network in a bundle out, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spikezip.cli import options, screen
+from spikezip.cli.target import output_file
+
+
+def command(
+    model: options.ModelArgument,
+    data: options.DataOption,
+    out: Annotated[Path, typer.Option("--out", show_default=False, help="The bundle to write, such as net.spikezip.")],
+    weights: options.WeightsOption = None,
+    levels: options.LevelsOption = "8",
+    weight_bits: Annotated[
+        str, typer.Option("--weight-bits", metavar="N|none", help="Bits of integer weights, or none for floats.")
+    ] = "8",
+    residual: options.ResidualOption = options.ResidualName.vanilla,
+    pool: options.PoolOption = options.PoolName.keep,
+    encoding: options.EncodingOption = "pulse",
+    calibration: Annotated[
+        int, typer.Option("--calibration", min=1, help="Training images that thresholds are found from.")
+    ] = 512,
+    classes: options.ClassesOption = None,
+    image_size: options.ImageSizeOption = None,
+    seed: options.SeedOption = 0,
+    data_root: options.DataRootOption = None,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Convert MODEL into a spiking network without training, and save it.
+
+    The thresholds are found from training images of DATA; the model is otherwise left as it is. More levels are more
+    accurate and need more steps.
+
+    [bold]Examples[/]
+      spikezip convert spikezip:resnet20 --weights pretrained --data cifar10 --levels 16 --out resnet20.spikezip
+      spikezip convert my_models.py:build --weights mine.safetensors --data digits --encoding even:8 --out mine.spikezip
+    """
+    import torch
+
+    import spikezip
+    from spikezip.cli.sources import open_both, remember
+    from spikezip.spike import parse_encoding
+
+    count, bits = options.read_levels(levels), options.read_weight_bits(weight_bits)
+    release, choice = parse_encoding(encoding), options.morph_choice(residual, pool)
+    with output_file(out, overwrite) as draft:
+        with screen.working(f"opening {model} and {data}"):
+            torch.manual_seed(seed)
+            source, images = open_both(
+                model, data, weights=weights, classes=classes, image_size=image_size, root=data_root
+            )
+            real = images.calibration(min(calibration, images.count("train")), seed)
+        if weights is None and model.partition(":")[0] in ("spikezip", "timm", "torchvision"):
+            screen.note(f"{model} has random weights: give --weights to convert a trained network.")
+        with screen.working(f"converting {model}"):
+            snn = spikezip.convert(
+                source.module,
+                source.example,
+                real,
+                levels=count,
+                morph=choice,
+                weight_bits=bits,
+                encoding=release,
+            )
+        remember(snn.graph, model, images)
+        snn.save(draft)
+    neurons = f"{len(snn.layers)} layers of neurons, settled at step {snn.bound} at the latest"
+    screen.say(f"[bold]{out}[/]: {model} as a spiking network, {neurons}.")
+    screen.say(f"Next: spikezip run {out} --data {data} --out record.json")

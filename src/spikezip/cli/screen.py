@@ -1,0 +1,84 @@
+"""What the command line shows: results on stdout, everything else (progress, notes, errors) on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+# A pipe has no width; 80 columns would cut the names of layers.
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+
+stdout = Console(width=_WIDTH, highlight=False)
+stderr = Console(width=_WIDTH, highlight=False, stderr=True)
+
+
+def say(text: str) -> None:
+    """Print a line of results; square brackets are rich's markup."""
+    stdout.print(text, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print a line that is no result (what is being done, what was left out), to stderr."""
+    stderr.print(escape(text), style="dim", soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """Print one error message to stderr."""
+    stderr.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+
+def percent(share: float | None) -> str:
+    """A share in 0..1 as a percentage, ``-`` for none.
+
+    >>> percent(0.98765), percent(None)
+    ('98.77 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def progress() -> Progress:
+    """A progress bar on stderr with count, elapsed and remaining time; it leaves nothing behind.
+
+    Where stderr is no terminal nothing is drawn.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    )
+
+
+def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
+    """Yield the items while a progress bar counts them.
+
+    Args:
+        items: anything to go through once.
+        total: how many there are, if known.
+        what: shown before the bar.
+    """
+    with progress() as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner beside ``what`` while work of unknown length goes on (terminals only)."""
+    if not stderr.is_terminal:
+        yield
+        return
+    with stderr.status(what):
+        yield

@@ -1,0 +1,101 @@
+"""A model and the data it is to see, opened together so that shapes, classes and normalisation agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from spikezip.data import ImageData, open_data
+from spikezip.errors import InputError
+from spikezip.graph import network
+from spikezip.models import ModelSource, resolve
+
+if TYPE_CHECKING:
+    from spikezip.spike import SpikingNetwork
+
+_OWN = "spikezip"
+_LIBRARIES = (_OWN, "torchvision", "timm")
+
+
+def open_both(
+    model: str,
+    data: str,
+    *,
+    weights: str | None,
+    classes: int | None,
+    image_size: int | None,
+    root: Path | None,
+) -> tuple[ModelSource, ImageData]:
+    """Build a model for a data set, and open the data as the model wants it.
+
+    A library's model is built for the data's classes and channels, and images are scaled to the size it was made for;
+    a user's own model gets the data's images as they are, or scaled to ``image_size``.
+
+    Raises:
+        SpikezipError: either cannot be found, or they do not fit.
+    """
+    own = open_data(data, root, image_size=image_size)
+    kind = model.partition(":")[0]
+    if kind not in _LIBRARIES:
+        source = resolve(model, weights=weights, example_shape=own.image_shape, root=root)
+        return source, own
+    # A library's pretrained head has the classes that it was trained for.
+    fixed = weights == "pretrained" and kind != _OWN
+    channels = own.image_shape[0]
+    source = resolve(
+        model,
+        num_classes=classes or (None if fixed else own.num_classes),
+        in_channels=channels,
+        weights=weights,
+        example_shape=own.image_shape if image_size else None,
+        root=root,
+    )
+    example = source.example
+    size = example.shape[-2:] if not isinstance(example, tuple) else example[0].shape[-2:]
+    says = source.mean is not None and source.std is not None and len(source.mean) == channels
+    images = open_data(
+        data,
+        root,
+        mean=source.mean if says else None,
+        std=source.std if says else None,
+        image_size=(int(size[0]), int(size[1])),
+    )
+    return source, images
+
+
+def remember(gm: fx.GraphModule, model: str, data: ImageData) -> None:
+    """Write into a network what its images must look like, so that a bundle can be run without saying it again."""
+    network.remark(gm, model=model, data=data.name, mean=list(data.mean), std=list(data.std))
+
+
+def open_for(snn: SpikingNetwork, data: str, root: Path | None) -> ImageData:
+    """The data as a saved network wants it: its size of images, the normalisation it was calibrated with.
+
+    Raises:
+        InputError: the network does not take images, or others than these.
+        DataError: the data cannot be read.
+    """
+    specs = network.info(snn.graph).inputs
+    if len(specs) != 1 or len(specs[0].shape) != 3:
+        raise InputError(
+            f"This network takes {len(specs)} inputs of shape {[list(s.shape) for s in specs]}, not images [C, H, W]. "
+            "Load it in Python with spikezip.load and run it there."
+        )
+    channels, height, width = specs[0].shape
+    mean, std = (_numbers(network.note(snn.graph, name), channels) for name in ("mean", "std"))
+    own = open_data(data, root)
+    if own.image_shape[0] != channels:
+        raise InputError(
+            f"This network takes images of {channels} channels; those of {data} have {own.image_shape[0]}. "
+            f"It was made for {network.note(snn.graph, 'data', 'other data')}: give that as --data."
+        )
+    return open_data(data, root, mean=mean, std=std, image_size=(height, width))
+
+
+def _numbers(values: object, count: int) -> Sequence[float] | None:
+    if isinstance(values, list | tuple) and len(values) == count:
+        return [float(v) for v in values]
+    return None

@@ -1,0 +1,142 @@
+"""``spikezip train``: an ANN, or a QANN with or without its sub-paths, as a recipe says."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spikezip.cli import options, screen
+from spikezip.cli.target import output_file
+from spikezip.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from spikezip.data import ImageData
+    from spikezip.models import ModelSource
+    from spikezip.train.progress import Event, Listener
+    from spikezip.train.recipe import Recipe
+
+BUNDLE = "snn.spikezip"
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", show_default=False, help="A YAML file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", show_default=False, help="Folder for weights, checkpoints and history (else the recipe's)."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    image_size: options.ImageSizeOption = None,
+    data_root: options.DataRootOption = None,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Train an ANN, a quantized network (qat), or one with its sub-paths (pet) as RECIPE says.
+
+    Writes network.safetensors, history.json and a checkpoint; stages qat and pet write snn.spikezip too, ready for run
+    and verify. A run that was killed goes on with --resume to the same result.
+
+    [bold]Examples[/]
+      spikezip train recipe.yaml --out runs/mine
+      spikezip train recipe.yaml --out runs/mine --resume
+      accelerate launch --num_processes 2 -m spikezip train recipe.yaml --out runs/mine
+
+    [bold]A recipe[/]
+      name: digits-pet
+      stage: pet
+      model: spikezip:digits
+      weights: runs/ann/network.safetensors
+      data: digits
+      epochs: 12
+      optimizer: {sgd: {rate: 0.03}}
+    """
+    import torch
+
+    from spikezip.cli.sources import open_both
+    from spikezip.train import train
+    from spikezip.train.recipe import Stage, read_recipe
+
+    plan = read_recipe(recipe)
+    target = out or (Path(plan.out) if plan.out is not None else None)
+    if target is None:
+        raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
+    torch.manual_seed(plan.seed)
+    source, images = open_both(
+        plan.model, plan.data, weights=plan.weights, classes=None, image_size=image_size, root=data_root
+    )
+    network = source.module if plan.stage is Stage.ANN else _quantized(plan, source, images)
+    teacher = source.module if plan.needs_teacher else None
+    with contextlib.ExitStack() as stack:
+        done = train(
+            network,
+            images,
+            plan.plan(teacher),
+            out=target,
+            resume=resume,
+            overwrite=overwrite,
+            on_event=_listener(stack, target if plan.tensorboard else None),
+        )
+    if not _is_main():
+        return
+    last = done.history[-1]
+    for what, numbers in (("training", last.numbers), ("validation", last.validation)):
+        for name, value in numbers.items():
+            if name.startswith("accuracy"):
+                screen.say(f"{what} {name}: {screen.percent(value)}")
+    screen.say(f"[bold]{target}[/] holds the trained weights.")
+    if plan.stage is not Stage.ANN:
+        _save(done.network, plan, images, target)
+
+
+def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Module:
+    import spikezip
+    from spikezip.cli.sources import remember
+    from spikezip.morph import Morph
+
+    choice = Morph(recipe.morph.pooling, recipe.morph.activation, recipe.morph.residual)
+    if recipe.weights is None and recipe.model.partition(":")[0] in ("spikezip", "timm", "torchvision"):
+        screen.note(f"{recipe.model} starts from random weights: give 'weights:' to fine-tune a trained network.")
+    with screen.working("capturing and calibrating"):
+        ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)
+        real = images.calibration(min(recipe.calibration, images.count("train")), recipe.seed)
+        qann = spikezip.quantize(ann, recipe.quantizer_levels(), real)
+    remember(qann, recipe.model, images)
+    return qann
+
+
+def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path) -> None:
+    import spikezip
+    from spikezip.spike import parse_encoding
+
+    with output_file(folder / BUNDLE, overwrite=True) as draft:
+        spikezip.spike(qann, parse_encoding(recipe.encoding)).save(draft)  # type: ignore[arg-type]  # train keeps its type
+    screen.say(f"Next: spikezip run {folder / BUNDLE} --data {images.name} --out {folder / 'record.json'}")
+
+
+def _listener(stack: contextlib.ExitStack, tensorboard: Path | None) -> Listener | None:
+    """TensorBoard beside the progress bar, in the main process; None leaves training its own bar."""
+    if tensorboard is None or not _is_main():
+        return None
+    from spikezip.train import ProgressBar, TensorBoard
+
+    listeners: list[Listener] = [stack.enter_context(TensorBoard(tensorboard / "tensorboard"))]
+    if screen.stderr.is_terminal:
+        listeners.append(stack.enter_context(ProgressBar()))
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
+def _is_main() -> bool:
+    """Whether this process is the one that writes and prints (the only one, without ``accelerate launch``)."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process

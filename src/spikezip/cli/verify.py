@@ -1,0 +1,63 @@
+"""``spikezip verify``: a certificate that the settled spiking network equals its quantized network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spikezip.cli import options, screen
+from spikezip.cli.target import output_file
+
+EXIT_DIFFERENT = 1
+
+
+def command(
+    bundle: options.BundleArgument,
+    data: options.DataOption,
+    limit: options.LimitOption = None,
+    split: options.SplitOption = "test",
+    out: Annotated[Path, typer.Option("--out", help="The certificate to write.")] = Path("certificate.json"),
+    data_root: options.DataRootOption = None,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Run the spiking network in BUNDLE until it settles and compare every neuron with the quantized network.
+
+    Writes a certificate: mismatches per layer, the conditions that equality rests on, the bound on T_eq, versions, and
+    the hash of the weights. Ends with 1 if anything differs.
+
+    [bold]Examples[/]
+      spikezip verify resnet20.spikezip --data cifar10
+      spikezip verify resnet20.spikezip --data cifar10 --limit 200 --out some.json --overwrite
+    """
+    import spikezip
+    from spikezip.cli.sources import open_for
+
+    with output_file(out, overwrite) as draft:
+        snn = spikezip.load(bundle)
+        images, _ = open_for(snn, data, data_root).tensors(split, limit)
+        with screen.working(f"verifying {len(images):,} images"):
+            certificate = spikezip.verify(snn, images)
+        certificate.save(draft)
+        found = json.loads(draft.read_text())
+    show(found)
+    screen.say(f"[bold]{out}[/] holds the certificate.")
+    if not certificate.equal:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def show(certificate: dict[str, Any]) -> None:
+    """Print what a decoded certificate says."""
+    verdict = "[bold green]equal[/]" if certificate["equal"] else "[bold red]different[/]"
+    screen.say(
+        f"{verdict}: {certificate['mismatches']:,} codes differ on {certificate['images']:,} images; settled at step "
+        f"{certificate['settled_at']['max']} at most (static bound {certificate['bound']})."
+    )
+    for layer in certificate["layers"]:
+        if layer["mismatches"]:
+            screen.say(f"  {layer['name']}: {layer['mismatches']:,} of {layer['codes_checked']:,} codes differ")
+    for condition in certificate["conditions"]:
+        if not condition["holds"]:
+            screen.say(f"  {condition['id']} does not hold: {condition['text']} ({condition['evidence']})")
