@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spikezip.errors import OutputError
-from spikezip.report import summary
+from spikezip.report import run_tables, summary
 from spikezip.report.figures import ACROSS_RUNS, OF_A_RUN, Absent, Drawing, Run
 from spikezip.report.record import load_record, parse_record
 from spikezip.report.style import file_pdf, file_svg, house_style, inline_svg, theme_css
@@ -153,12 +153,12 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
             spent += _weight(group)
             if title == "Energy":
                 uncounted = run.record.energy.uncounted if run.record.energy else ()
-                group = replace(group, tables=summary.energy_tables(run.record), uncounted=uncounted)
+                group = replace(group, tables=run_tables.energy_tables(run.record), uncounted=uncounted)
             groups.append(group)
         record = run.record
         groups += [
-            Group("Layer by layer", tables=summary.layer_tables(record)),
-            Group("Certificate", tables=summary.certificate_tables(record)),
+            Group("Layer by layer", tables=run_tables.layer_tables(record)),
+            Group("Certificate", tables=run_tables.certificate_tables(record)),
         ]
         sections.append(
             Section(
@@ -188,7 +188,7 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
         script_hash=digest,
         svg=lambda plate: Markup(plate.svg),
         several=len(runs) > 1,
-        comparison=summary.comparison(runs) if len(runs) > 1 else None,
+        comparison=run_tables.comparison(runs) if len(runs) > 1 else None,
         cautions=summary.cautions(runs),
         curves=curves,
         sections=sections,

@@ -15,7 +15,7 @@ from spikezip.report.figures.drawing import (
     step_axis,
     steps_of,
 )
-from spikezip.report.record import EnergyModel
+from spikezip.report.schema import EnergyModel
 from spikezip.report.style import colour, label, new_figure, series_style
 from spikezip.report.tables import Cell, Table, energy_unit
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spikezip.report.record import Record
+from spikezip.report.schema import Record
 from spikezip.report.style import RAMPS, colour, label
 from spikezip.report.tables import Table
 

@@ -15,7 +15,7 @@ from spikezip.report.figures.drawing import (
     rows_height,
     step_axis,
 )
-from spikezip.report.record import Layer
+from spikezip.report.schema import Layer
 from spikezip.report.style import colour, new_figure
 from spikezip.report.tables import Cell, Table
 

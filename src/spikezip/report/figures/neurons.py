@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spikezip.report.figures.drawing import Absent, Drawing, Run, legend_below, step_axis, steps_of
-from spikezip.report.record import Trace
+from spikezip.report.schema import Trace
 from spikezip.report.style import colour, label, new_figure
 from spikezip.report.tables import Cell, Table
 

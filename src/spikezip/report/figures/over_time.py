@@ -44,7 +44,7 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
                 100 * result.qann,
                 color=colour("ink") if alone else look["color"],
                 linewidth=1.1,
-                linestyle=(0, (6, 3)),
+                linestyle=(0, (6, 3)) if alone else (0, (1, 1.5)),
                 label=f"QANN {100 * result.qann:.2f} %" if alone else None,
             )
         if result.ann is not None and alone:
@@ -67,7 +67,7 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
         caption = "Accuracy of the SNN when read out at step t. " + _marks_in_words(runs[0])
     else:
         caption = (
-            "Accuracy when read out at step t; a run's QANN is the dashed line in its colour, the large open"
+            "Accuracy when read out at step t; a run's QANN is the dotted line in its colour, the large open"
             " marker is its T_eq (slowest image). The legend gives the accuracy at the last step."
         )
     legend_below(figure, 3 if alone else 1)
