@@ -117,15 +117,19 @@ class TensorBoard:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as reason:
             raise OutputError("TensorBoard is not installed. Run: pip install 'spikezip[tensorboard]'.") from reason
-        self._writer = SummaryWriter(str(folder))
+        self._folder, self._open = str(folder), SummaryWriter
+        self._writer: SummaryWriter | None = None
 
     def __enter__(self) -> TensorBoard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def __call__(self, event: Event) -> None:
+        # Not before the first event: a folder that training refuses is left as it is.
+        self._writer = self._writer or self._open(self._folder)
         if isinstance(event, StepDone):
             at = event.epoch * event.steps + event.step
             for name, value in {"loss": event.loss, "rate": event.rate, **event.numbers}.items():

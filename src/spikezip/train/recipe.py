@@ -138,10 +138,8 @@ class Recipe(_Part):
         name: of the run.
         stage: ``ann``, ``qat`` or ``pet``.
         model: ``spikezip:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:function``.
-        weights: safetensors file the model starts from; needed for qat and pet to make sense.
+        weights: safetensors file the model starts from, or ``pretrained``; qat and pet make little sense without.
         data: ``digits``, ``cifar10``, ``cifar100``, a folder or an ``.npz``.
-        mean: per channel, subtracted from pixels in [0, 1]; by default what the model, else the data, comes with.
-        std: per channel, divides them.
         morph: how the network is made fit for spikes (see :class:`spikezip.morph.Morph`).
         levels: a count (8 is 0..7, and -4..3 where values may be negative), or ``{lowest, highest}``.
         calibration: images that the scales are found from.
@@ -158,8 +156,6 @@ class Recipe(_Part):
     model: str
     weights: str | None = None
     data: str
-    mean: list[float] | None = None
-    std: list[Rate] | None = None
     morph: MorphPart = MorphPart()
     levels: LevelsField = 8
     calibration: Count = 512
