@@ -1,0 +1,126 @@
+"""The verbs one after another, as a user goes: their own model file, trained weights, digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, model_file) -> Path:
+    """Weights of the user's network, trained through the command line."""
+    from typer.testing import CliRunner
+
+    from spikezip.cli import app
+
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = folder / "ann.yaml"
+    recipe.write_text(
+        f"name: mine\nstage: ann\nmodel: {model_file}:build\ndata: digits\nepochs: 8\n"
+        "optimizer: {sgd: {rate: 0.1}}\nout: unused\n"
+    )
+    done = CliRunner().invoke(app, ["train", str(recipe), "--out", str(folder / "ann")])
+    assert done.exit_code == 0, done.stderr
+    assert "validation accuracy" in done.stdout
+    return folder / "ann" / "network.safetensors"
+
+
+def test_train_writes_the_users_own_names(trained):
+    assert {"first.weight", "norm.running_mean", "head.bias"} <= set(load_file(trained))
+
+
+def test_convert_run_verify_report(spikezip, model_file, trained):
+    done = spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    assert done.exit_code == 0, done.stderr
+    assert "Next: spikezip run a.spikezip" in done.stdout
+
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24")
+    assert done.exit_code == 0, done.stderr
+    record = json.loads(Path("record.json").read_text())
+    assert record["data"] == {"name": "digits", "split": "test", "images": 359}
+    assert len(record["accuracy"]["snn"]) == 24
+    assert record["accuracy"]["snn"][-1] == record["accuracy"]["qann"] > 0.9
+    assert record["settled"]["outcome"] == "SETTLED"
+    assert f"QANN {100 * record['accuracy']['qann']:.2f} %" in done.stdout
+    assert "SETTLED" in done.stdout
+
+    done = spikezip("verify", "a.spikezip", "--data", "digits")
+    assert done.exit_code == 0, done.stderr
+    certificate = json.loads(Path("certificate.json").read_text())
+    assert certificate["equal"]
+    assert certificate["images"] == 359
+    assert certificate["mismatches"] == 0
+    assert "equal: 0 codes differ on 359 images" in done.stdout
+
+    done = spikezip("report", "record.json")
+    assert done.exit_code == 0, done.stderr
+    assert "<svg" in Path("report.html").read_text()
+    assert sorted(p.name for p in Path().iterdir()) == ["a.spikezip", "certificate.json", "record.json", "report.html"]
+
+
+def test_engines_agree_and_a_limit_limits(spikezip, model_file, trained):
+    spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    found = []
+    for engine in ("sweep", "reference"):
+        out = f"{engine}.json"
+        args = ("--data", "digits", "--steps", 9, "--limit", 50, "--engine", engine, "--out", out)
+        done = spikezip("run", "a.spikezip", *args)
+        assert done.exit_code == 0, done.stderr
+        found.append(json.loads(Path(out).read_text()))
+    assert [record["data"]["images"] for record in found] == [50, 50]
+    assert found[0]["accuracy"] == found[1]["accuracy"]
+    assert [layer["spikes"] for layer in found[0]["layers"]] == [layer["spikes"] for layer in found[1]["layers"]]
+
+
+def test_too_few_steps_say_so(spikezip, model_file, trained):
+    spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "1")
+    assert done.exit_code == 0, done.stderr
+    assert "STEP_LIMIT: the steps ran out" in done.stdout
+
+
+def test_choices_of_convert_reach_the_network(spikezip, model_file, trained):
+    import spikezip as library
+
+    choices = ("--levels", "4", "--encoding", "even:5", "--pool", "average", "--calibration", "64", "--seed", "3")
+    done = spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "b", *choices)
+    assert done.exit_code == 0, done.stderr
+    snn = library.load("b")
+    assert {neuron.levels for _, neuron in snn.layers} == {library.Levels(0, 3)}
+    assert snn.encoding == library.Even(5)
+
+
+def test_a_bundle_refuses_images_of_another_kind(spikezip, model_file, trained, data_root):
+    spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    done = spikezip("run", "a.spikezip", "--data", "cifar10", "--data-root", data_root)
+    assert done.exit_code == 2
+    assert "images of 1 channels; those of cifar10 have 3" in done.stderr
+    assert not Path("record.json").exists()
+
+
+def test_a_damaged_bundle_is_refused(spikezip, model_file, trained):
+    spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    whole = Path("a.spikezip").read_bytes()
+    Path("half.spikezip").write_bytes(whole[: len(whole) // 2])
+    done = spikezip("verify", "half.spikezip", "--data", "digits")
+    assert done.exit_code == 2, done.exception
+    assert "half.spikezip" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promises(spikezip):
+    done = spikezip("demo", "--out", "demo")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    written = sorted(p.name for p in Path("demo").iterdir())
+    assert written == ["certificate.json", "record.json", "report.html", "snn.spikezip"]
+    record = json.loads(Path("demo/record.json").read_text())
+    certificate = json.loads(Path("demo/certificate.json").read_text())
+    assert record["accuracy"]["ann"] >= 0.98
+    assert record["accuracy"]["snn"][1] >= 0.97
+    assert record["accuracy"]["snn"][-1] == record["accuracy"]["qann"]
+    assert certificate["equal"]
+    assert certificate["images"] == record["data"]["images"] == 359
+    assert "PET" in done.stdout
