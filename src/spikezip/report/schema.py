@@ -188,6 +188,7 @@ class CertificatePart(_Part):
     images: Count
     mismatches: Count
     outputs_equal: bool | None = None
+    outcome: Literal["SETTLED", "CONFIDENT", "STEP_LIMIT"] | None = None
     engine: str | None = None
     layers: tuple[CertificateLayer, ...] = ()
     settled_at: SettledAt | None = None
