@@ -82,7 +82,7 @@ def test_not_equal_names_the_first_layer():
     ]
     said = verdict(proof(equal=False, mismatches=3, layers=layers, outputs_equal=False))
     assert said.sign == "unequal"
-    assert "3 mismatches, first in layer1.0 (1 code)" in said.sentence
+    assert "3 codes differ, first in layer1.0 (1 code)" in said.sentence
     assert "outputs are not equal" in said.sentence
 
 
@@ -98,3 +98,10 @@ def test_an_unsettled_run_says_so(make_record):
     assert "limit of 6 steps" in (outcome(record) or "")
     assert "STEP_LIMIT" in (outcome(record) or "")
     assert outcome(parse_record(make_record(steps=24), "it")) is None
+
+
+def test_an_unsettled_proof_says_why_it_proves_nothing():
+    said = verdict(proof(equal=False, outcome="STEP_LIMIT"))
+    assert said.headline == "Not shown equal to the QANN"
+    assert "no code differs" in said.sentence
+    assert "when the steps ran out (STEP_LIMIT)" in said.sentence

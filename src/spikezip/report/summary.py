@@ -57,12 +57,13 @@ def verdict(record: Record) -> Verdict:
             if proof.outputs_equal is None
             else f" The outputs are {'equal' if proof.outputs_equal else 'not equal'}."
         )
-        unsettled = " The network had not settled." if record.settled and record.settled.outcome == "STEP_LIMIT" else ""
+        codes = f"{proof.mismatches:,} code{' differs' if proof.mismatches == 1 else 's differ'}{where}"
+        limit = proof.outcome == "STEP_LIMIT" or (record.settled is not None and record.settled.outcome == "STEP_LIMIT")
+        unsettled = " Not every image had settled when the steps ran out (STEP_LIMIT)." if limit else ""
         return Verdict(
             "unequal",
-            "Not equal to the QANN",
-            f"Checked {checked}: {_count(proof.mismatches, 'mismatch').replace('mismatchs', 'mismatches')}{where}."
-            f"{outputs}{unsettled}",
+            "Not shown equal to the QANN" if limit else "Not equal to the QANN",
+            f"Checked {checked}: {codes if proof.mismatches else 'no code differs'}.{outputs}{unsettled}",
         )
     when = (
         f" It settled by step {proof.settled_at.max} at the latest."
