@@ -79,7 +79,8 @@ _INTEGER_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floord
 def kind(node: fx.Node) -> Kind:
     """The kind of a call_function node (quantizers and inputs are not operations)."""
     target = node.target
-    if target in _INTEGER_ARITHMETIC or "spec" not in node.meta and target is not operator.getitem:
+    sizes = "spec" not in node.meta and target is not operator.getitem and not _returns_tensors(target)
+    if target in _INTEGER_ARITHMETIC or sizes:
         name = _name(target)
         return _KINDS.get(name, Kind.SIZE) if name in _KINDS else Kind.SIZE
     name = _name(target)
@@ -95,6 +96,11 @@ def kind(node: fx.Node) -> Kind:
     return _KINDS.get(name, Kind.ANALOG)
 
 
+def _returns_tensors(target: Any) -> bool:
+    """Whether an operation without a Spec returns several tensors (split, topk), not a size."""
+    return isinstance(target, torch._ops.OpOverload) and any("Tensor" in str(r.type) for r in target._schema.returns)
+
+
 def _name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[-1]
@@ -103,18 +109,28 @@ def _name(target: Any) -> str:
 
 def is_constant(value: Any) -> bool:
     """True for numbers, stored tensors, and whatever is computed from these alone."""
-    if not isinstance(value, fx.Node):
+    # Iterative: graphs may be deeper than Python's stack.
+    todo, seen = [value] if isinstance(value, fx.Node) else [], set()
+    while todo:
+        node = todo.pop()
+        if node.op in ("placeholder", "call_module", "output"):
+            return False
+        if node.op != "get_attr" and node not in seen:
+            seen.add(node)
+            todo.extend(node.all_input_nodes)
+    return True
+
+
+def is_signal(node: fx.Node) -> bool:
+    """Whether a node carries tensors (one, or several to be picked from, as ``unbind`` gives) and not sizes."""
+    if "spec" in node.meta or node.op in ("placeholder", "get_attr", "call_module"):
         return True
-    if value.op == "get_attr":
-        return True
-    if value.op in ("placeholder", "call_module", "output"):
-        return False
-    return all(is_constant(a) for a in value.all_input_nodes)
+    return node.op == "call_function" and kind(node) is not Kind.SIZE
 
 
 def data_operands(node: fx.Node) -> list[fx.Node]:
     """The operands of a synaptic operation that carry signals (not stored weights or biases)."""
-    return [a for a in node.all_input_nodes if not is_constant(a)]
+    return [a for a in node.all_input_nodes if not is_constant(a) and is_signal(a)]
 
 
 def bias_index(node: fx.Node) -> int | None:
@@ -123,7 +139,7 @@ def bias_index(node: fx.Node) -> int | None:
     if name.startswith("conv") or name == "linear":
         index = 2
         return index if len(node.args) > index and node.args[index] is not None else None
-    if name in ("addmm", "baddbmm") and is_constant(node.args[0]):
+    if name in ("addmm", "baddbmm") and is_constant(node.args[0]) and not node.kwargs:  # alpha, beta: left whole
         return 0
     return None
 

@@ -34,6 +34,7 @@ def calibrate(qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int 
         InputError: the data has the wrong shape or type, or holds NaN.
     """
     chunks = gather(qann, data, limit)
+    network.remark(qann, input_range=[max(float(c[i].abs().max()) for c in chunks) for i in range(len(chunks[0]))])
     run = [_Calibrating(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
     with torch.no_grad():

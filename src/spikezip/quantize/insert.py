@@ -75,7 +75,7 @@ def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, s
     """Put quantizers into a graph, in place (see :func:`quantize`)."""
     returned = set(network.outputs(gm))
     for node in list(gm.graph.nodes):
-        if node.op != "call_function" or "spec" not in node.meta:
+        if node.op != "call_function" or "spec" not in node.meta or ops.is_constant(node):
             continue
         kind = ops.kind(node)
         if kind is Kind.RECTIFIER and node not in returned:

@@ -61,7 +61,8 @@ class Carriers:
             return self._known[node.all_input_nodes[0]]
         if ops.is_constant(node):
             return Carrier.CONSTANT
-        below = {self._known[n] for n in node.all_input_nodes if "spec" in n.meta} - {Carrier.CONSTANT}
+        signals = [n for n in node.all_input_nodes if "spec" in n.meta or ops.kind(n) is not Kind.SIZE]
+        below = {self._known[n] for n in signals} - {Carrier.CONSTANT}
         if node.op != "call_function" or ops.kind(node) not in _PASS or not below:
             return Carrier.ANALOG
         if below == {Carrier.INPUT} and ops.kind(node) is not Kind.PRODUCT:

@@ -1,0 +1,268 @@
+"""The proof: a settled SNN equals its QANN, code for code and output for output."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.errors import CaptureError, EquivalenceError, OutputError
+from spikezip.graph import network
+from spikezip.graph.weights_hash import weights_sha256
+from spikezip.quantize.quantizer import Quantizer
+from spikezip.run import Engine, Outcome, execute
+from spikezip.run.engine import check_inputs
+from spikezip.spike.neuron import STBIF
+from spikezip.spike.swap import SpikingNetwork
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of the equivalence theorem, checked on this network.
+
+    Attributes:
+        id: C1 to C6.
+        text: what must hold.
+        holds: whether it does.
+        evidence: what was looked at.
+    """
+
+    id: str
+    text: str
+    holds: bool
+    evidence: str
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One neuron layer of a certificate: how many codes were compared and how many differ."""
+
+    name: str
+    mismatches: int
+    codes_checked: int
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was proved, on which images, under which conditions.
+
+    Attributes:
+        equal: every image settled, no code differs, and every output is equal to the last bit.
+        images: how many images were checked.
+        mismatches: codes that differ, over all layers.
+        outputs_equal: outputs are equal to the last bit.
+        outcome: SETTLED, or STEP_LIMIT if the steps ran out.
+        engine: which engine ran the SNN.
+        layers: one :class:`LayerCheck` per neuron layer.
+        settled_at: T_eq per image; -1 where the steps ran out.
+        bound: the static bound on T_eq.
+        conditions: C1 to C6.
+        exactness: arithmetic per operation, for an integer network (empty otherwise).
+        weights_sha256: of the SNN's weights.
+        seed: as the caller gave it; the proof itself draws nothing.
+        versions: of spikezip, torch and Python.
+    """
+
+    equal: bool
+    images: int
+    mismatches: int
+    outputs_equal: bool
+    outcome: str
+    engine: str
+    layers: tuple[LayerCheck, ...]
+    settled_at: tuple[int, ...]
+    bound: int
+    conditions: tuple[Condition, ...]
+    exactness: tuple[Mapping[str, Any], ...]
+    weights_sha256: str
+    seed: int | None
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The certificate as plain data; ``settled_at`` as mean, maximum and histogram."""
+        settled = torch.tensor(self.settled_at, dtype=torch.float64)
+        times, counts = torch.tensor(self.settled_at).unique(return_counts=True)
+        return {
+            "format": "spikezip.certificate/1",
+            **asdict(self),
+            "settled_at": {
+                "mean": float(settled.mean()),
+                "max": int(settled.max()),
+                "histogram": {str(int(t)): int(c) for t, c in zip(times, counts, strict=True)},
+            },
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the certificate as JSON; OutputError if the file exists and ``overwrite`` is not set."""
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists. Choose another name or pass overwrite=True.")
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        return path
+
+    def require(self) -> Certificate:
+        """Return the certificate, or raise EquivalenceError naming the first layer that differs and the step."""
+        if self.equal:
+            return self
+        unsettled = sum(t < 0 for t in self.settled_at)
+        if unsettled:
+            raise EquivalenceError(
+                f"{unsettled} of {self.images} images did not settle in the steps they were given (the bound is "
+                f"{self.bound} after the release). Run longer, or leave steps unset."
+            )
+        for layer in self.layers:
+            if layer.mismatches:
+                raise EquivalenceError(
+                    f"The SNN differs from its QANN first in layer {layer.name!r}: {layer.mismatches} of "
+                    f"{layer.codes_checked} codes, at step {max(self.settled_at)} (settled; engine {self.engine}). "
+                    "In floating point use the reference engine, or to_integer() for exactness in every engine."
+                )
+        raise EquivalenceError(
+            f"Every code of the SNN equals the QANN's, but its outputs do not, at step {max(self.settled_at)}: the last "
+            f"operations round differently in engine {self.engine}. Use the reference engine, or to_integer()."
+        )
+
+
+def default_engine(snn: SpikingNetwork) -> Engine:
+    """SWEEP where arithmetic is exact, REFERENCE (the QANN's own operations on its own batches) where it is not."""
+    return Engine.SWEEP if _is_exact(snn) else Engine.REFERENCE
+
+
+def _is_exact(snn: SpikingNetwork) -> bool:
+    entries = network.note(snn.graph, "exactness", ())
+    return bool(network.note(snn.graph, "weight_bits")) and all(e.arithmetic != "inexact" for e in entries)
+
+
+def verify(
+    snn: SpikingNetwork,
+    images: Tensor | Sequence[Tensor],
+    *,
+    steps: int | None = None,
+    engine: Engine | None = None,
+    batch: int = 64,
+    seed: int | None = None,
+) -> Certificate:
+    """Run the SNN until it settles and compare every neuron's code, and the outputs, with the QANN's, to the bit.
+
+    Args:
+        snn: the network.
+        images: inputs ``[N, ...]``.
+        steps: steps at most; None: as many as the static bound allows.
+        engine: SWEEP for integer networks, REFERENCE otherwise, if not given.
+        batch: images run together; QANN and SNN see the same batches.
+        seed: written into the certificate.
+
+    Returns:
+        The :class:`Certificate`; call ``.require()`` on it to raise where it is not equal.
+
+    Raises:
+        InputError: the images do not fit the network.
+    """
+    inputs = check_inputs(snn, images)
+    engine = engine or default_engine(snn)
+    count = inputs[0].shape[0]
+    mismatches = {name: 0 for name, _ in snn.layers}
+    checked = {name: 0 for name, _ in snn.layers}
+    settled: list[int] = []
+    outputs_equal = True
+    for start in range(0, count, batch):
+        piece = tuple(x[start : start + batch] for x in inputs)
+        run = execute(snn, piece, steps, engine=engine, batch=batch)
+        codes, outputs = qann_codes(snn, piece)
+        for name, expected in codes.items():
+            mismatches[name] += int((run.codes[name].reshape(expected.shape) != expected).sum())
+            checked[name] += expected.numel()
+        outputs_equal &= all(torch.equal(mine[-1], theirs) for mine, theirs in zip(run.outputs, outputs, strict=True))
+        settled += run.settled_at.tolist()
+    total = sum(mismatches.values())
+    outcome = Outcome.SETTLED if min(settled) > 0 else Outcome.STEP_LIMIT
+    return Certificate(
+        equal=outcome is Outcome.SETTLED and total == 0 and outputs_equal,
+        images=count,
+        mismatches=total,
+        outputs_equal=outputs_equal,
+        outcome=outcome.value,
+        engine=engine.value,
+        layers=tuple(LayerCheck(n, mismatches[n], checked[n]) for n, _ in snn.layers),
+        settled_at=tuple(settled),
+        bound=snn.t_off(steps or 1) + snn.bound,
+        conditions=conditions(snn),
+        exactness=tuple(asdict(e) for e in network.note(snn.graph, "exactness", ())),
+        weights_sha256=weights_sha256(snn.graph),
+        seed=seed,
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    import spikezip
+
+    return {"spikezip": spikezip.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+@torch.no_grad()
+def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Every quantizer's codes, and the outputs, of the QANN on one batch."""
+    codes: dict[str, Tensor] = {}
+
+    class Codes(fx.Interpreter):
+        extra_traceback = False
+
+        def run_node(self, n: fx.Node) -> Any:
+            if n.op == "call_module" and isinstance(quantizer := self.fetch_attr(str(n.target)), Quantizer):
+                drive = self.fetch_args_kwargs_from_env(n)[0][0]
+                found = quantizer.codes(drive)
+                dim = network.spec(n).batch_dim or 0
+                codes[str(n.target)] = found.movedim(dim, 0)
+                return found * quantizer.scale
+            return super().run_node(n)
+
+    result = Codes(snn.qann).run(*inputs)
+    return codes, result if isinstance(result, tuple) else (result,)
+
+
+def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
+    """C1 to C6 of the theorem, each looked up in this very network."""
+    layers = snn.layers
+    c1 = all(n.levels.lowest <= 0 <= n.levels.highest and float(n.target(torch.zeros(()))) == 0 for _, n in layers)
+    try:
+        network.refuse_impure(snn.graph)
+        c2, pure = True, "every operation is deterministic and without side effects (by its schema and tags)"
+    except CaptureError as error:
+        c2, pure = False, str(error)
+    t_off = snn.t_off(1)
+    c3 = snn.encoding.share(t_off, 1) == 1.0 and snn.bias_encoding.share(t_off, 1) == 1.0
+    snn.graph.graph.lint()
+    c5 = all(
+        isinstance(n, STBIF) and n.slew >= 1 and q.levels == n.levels
+        for (_, n), (_, q) in zip(layers, network.modules_of(snn.qann, Quantizer), strict=True)
+    )
+    bits = network.note(snn.graph, "weight_bits")
+    if bits:
+        entries = network.note(snn.graph, "exactness", ())
+        inexact = [e.name for e in entries if e.arithmetic == "inexact"]
+        wide = sum(e.arithmetic == "float64" for e in entries)
+        most = max((e.bits for e in entries if e.bits < 1000), default=0)
+        evidence = f"integer weights ({bits} bits): sums need at most {most:.1f} bits; {wide} of {len(entries)} in float64"
+        if inexact:
+            evidence += f"; off the grid: {', '.join(inexact[:5])} (same kernels, same batches)"
+    else:
+        evidence = "floating point: the reference engine runs the QANN's own operations on the QANN's own batches"
+    return (
+        Condition("C1", "every quantizer is a staircase with lowest <= Q(0) = 0 <= highest, and tracers start at 0", c1,
+                  f"{len(layers)} neuron layers"),
+        Condition("C2", "everything else is a function of the accumulated signal", c2, pure),
+        Condition("C3", "input and bias are delivered exactly once, by a finite T_off", c3,
+                  f"input {snn.encoding}, bias {snn.bias_encoding}: complete at step {t_off} of the release"),
+        Condition("C4", "the graph is acyclic", True, f"{len(snn.graph.graph.nodes)} nodes in topological order (linted)"),
+        Condition("C5", "both spike signs, the tracer's limits are the quantizer's, no leak", c5,
+                  f"ST-BIF, slew {snn.slew}"),
+        Condition("C6", "the same tie rule (floor(u + 1/2)) and exact, or same-kernel, arithmetic", True, evidence),
+    )  # fmt: skip
