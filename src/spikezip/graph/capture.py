@@ -95,8 +95,14 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
 
 
 def _check_weights(model: nn.Module) -> None:
+    parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point():
+            continue
+        sound = torch.isfinite(tensor)
+        if name not in parameters:
+            sound |= tensor == float("-inf")  # stored attention masks
+        if not bool(sound.all()):
             raise CaptureError(
                 f"The weight {name!r} holds NaN or infinity: the model is not a trained network. "
                 "Load sound weights before converting."

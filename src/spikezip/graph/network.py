@@ -354,8 +354,9 @@ def _shapes(gm: fx.GraphModule, batch: int) -> dict[fx.Node, Tensor]:
 def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     """Raise CaptureError naming the first node in which one sample of the batch changes another's value.
 
-    Found by running two batches that agree in their first sample only. Where the batch is not the slowest index of its
-    dimension (``outer`` false), the node is marked: time steps cannot be folded into its batch.
+    Found by running pairs of batches that agree in one sample only, the first or the last (so that what looks one way
+    along the batch is seen too), beside very negative and very positive ones (so that extremes over the batch move).
+    Where the batch is not the slowest index of its dimension, the node is marked (see :class:`Spec`).
     """
     specs = info(gm).inputs
     generator = torch.Generator().manual_seed(0)
@@ -366,15 +367,24 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
         return torch.randint(0, 2, (1, *s.shape), generator=generator).to(s.dtype)
 
     shared, first, second = ([draw(s) for s in specs] for _ in range(3))
-    runs = [_values(gm, [torch.cat(pair) for pair in zip(shared, other, strict=True)]) for other in (first, second)]
+    first = [-8 * x.abs() if x.is_floating_point() else x for x in first]
+    second = [8 * x.abs() if x.is_floating_point() else x for x in second]
+
+    def run(*batch: list[Tensor]) -> dict[fx.Node, Tensor]:
+        return _values(gm, [torch.cat(samples) for samples in zip(*batch, strict=True)])
+
+    pairs = [(run(shared, first), run(shared, second)), (run(first, shared), run(second, shared))]
     mixed: list[fx.Node] = []
     for node in gm.graph.nodes:
-        if node not in runs[0] or "spec" not in node.meta or spec(node).batch_dim is None:
+        if node not in pairs[0][0] or "spec" not in node.meta or spec(node).batch_dim is None:
             continue
         dim = spec(node).batch_dim or 0
-        one, two = (torch.nan_to_num(run[node]).movedim(dim, 0) for run in runs)
-        if not torch.equal(one[: len(one) // 2], two[: len(two) // 2]):
-            inner = torch.equal(one[::2], two[::2])
+        outer = inner = True
+        for place, (one, two) in enumerate(pairs):
+            a, b = (torch.nan_to_num(values[node]).movedim(dim, 0) for values in (one, two))
+            outer &= torch.equal(a.chunk(2)[place], b.chunk(2)[place])
+            inner &= torch.equal(a[place::2], b[place::2])
+        if not outer:
             node.meta["spec"] = _replace_fields(spec(node), outer=False, inner=inner)
             mixed.append(node)
     for node in outputs(gm):
@@ -384,7 +394,7 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
                 "A network to be converted answers each sample by itself."
             )
         if node in mixed:
-            culprit = mixed[0]
+            culprit = next((n for n in mixed if not spec(n).inner), node)
             raise CaptureError(
                 f"The node {describe(culprit)} mixes the samples of a batch: one image changes another's answer. "
                 "Normalise over channels or positions instead, or use BatchNorm in evaluation mode."

@@ -59,7 +59,7 @@ def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
             gm.graph.erase_node(other)
         result = used[0]
     weight_node = ops.weight_of(source) if source.op == "call_function" else None
-    foldable = weight_node is not None and len(source.users) == 1 and _name(source) != "matmul"
+    foldable = weight_node is not None and len(source.users) == 1 and _channels_match(source)
     with gm.graph.inserting_before(norm):
         if foldable:
             assert weight_node is not None
@@ -69,6 +69,18 @@ def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
     network.replace(result, new)
     if norm is not result:
         gm.graph.erase_node(norm)
+
+
+def _channels_match(layer: fx.Node) -> bool:
+    """Whether BatchNorm's channels, dimension 1, are what the layer's weight makes, and its bias is a stored one."""
+    name = _name(layer)
+    if layer.kwargs or name == "matmul":  # addmm(alpha=, beta=) scales its parts
+        return False
+    if not name.startswith("conv") and len(network.spec(layer).shape) != 2:
+        return False  # linear on [B, L, C]: BatchNorm1d normalises L
+    place = {"addmm": 0, "mm": len(layer.args)}.get(name, 2)
+    bias = layer.args[place] if len(layer.args) > place else None
+    return bias is None or network.constant(bias) is not None
 
 
 def _affine(norm: fx.Node) -> tuple[Tensor, Tensor]:

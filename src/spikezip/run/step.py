@@ -45,7 +45,10 @@ def images_first(value: Tensor, spec: Spec, images: int) -> Tensor:
     dim = spec.batch_dim or 0
     value = value.movedim(dim, 0) if dim else value
     if value.shape[0] != images:
-        value = value.reshape(images, value.shape[0] // images, *value.shape[1:])
+        merged = value.shape[0] // images
+        if spec.inner:
+            return value.reshape(merged, images, *value.shape[1:]).movedim(1, 0)
+        value = value.reshape(images, merged, *value.shape[1:])
     return value
 
 
@@ -53,5 +56,6 @@ def images_back(value: Tensor, spec: Spec) -> Tensor:
     """The inverse of :func:`images_first`."""
     dim = spec.batch_dim or 0
     if value.dim() > len(spec.shape):
+        value = value.movedim(0, 1) if spec.inner else value
         value = value.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
     return value.movedim(0, dim) if dim else value

@@ -82,7 +82,8 @@ def sweep(
         behind[: max(t_off - times[0], 0)] = True
         last_behind = (behind * torch.arange(1, len(times) + 1).unsqueeze(1)).amax(0)
         ended = last_behind < len(times)
-        settled_at[running[ended]] = (done + last_behind + 1)[ended]
+        first = ended & (settled_at[running] < 0)  # without stop, settled images are still here
+        settled_at[running[first]] = (done + last_behind + 1)[first]
         done = times[-1]
         if stop:
             running = running[~ended]
@@ -103,7 +104,7 @@ def sweep(
 
 def _check_foldable(snn: SpikingNetwork) -> None:
     for node, _ in network.modules_of(snn.graph, STBIF):
-        if not network.spec(node).outer:
+        if not (network.spec(node).outer or network.spec(node).inner):
             raise StageError(
                 f"The values of {network.origin(node)!r} do not keep one image's together, so time steps cannot be folded "
                 "into the batch. Run this network with the reference engine."
@@ -269,6 +270,8 @@ class _Block:
         """A value that is the same at every step, repeated for each (time outermost within the batch dimension)."""
         if spec.batch_dim is None or self.depth == 1:
             return value
+        if spec.inner:
+            return images_back(torch.cat([images_first(value, spec, self.images)] * self.depth), spec)
         return torch.cat([value] * self.depth, spec.batch_dim)
 
     def _sizes(self, node: fx.Node) -> _Sizes:

@@ -120,7 +120,7 @@ def check_qann(qann: fx.GraphModule) -> None:
     returned = set(network.outputs(qann))
     for node in qann.graph.nodes:
         if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.RECTIFIER:
-            if node not in returned:
+            if node not in returned and not ops.is_constant(node):
                 raise StageError(
                     f"{network.describe(node)} is a ReLU; an SNN may hold only trackers. Call quantize() before spike()."
                 )
