@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# Tests in this folder and below import mutants.py and random_networks.py by name.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # Two xdist workers on two cores: more threads a worker would only wait for each other.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
