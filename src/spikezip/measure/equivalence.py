@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, fx
 from spikezip.errors import CaptureError, EquivalenceError, OutputError
 from spikezip.graph import network
 from spikezip.graph.weights_hash import weights_sha256
+from spikezip.measure.provenance import versions
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs
@@ -198,13 +198,6 @@ def verify(
         seed=seed,
         versions=versions(),
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    import spikezip
-
-    return {"spikezip": spikezip.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from spikezip.quantize.calibrate import calibrate
 from spikezip.quantize.insert import insert_quantizers, quantize
+from spikezip.quantize.integer import Exactness, to_integer
 from spikezip.quantize.quantizer import Quantizer, lsq
 
-__all__ = ["Quantizer", "calibrate", "insert_quantizers", "lsq", "quantize"]
+__all__ = ["Exactness", "Quantizer", "calibrate", "insert_quantizers", "lsq", "quantize", "to_integer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def reference(
     state: State | None = None,
     stop: bool = True,
     observe: Observer | None = None,
+    probe: Callable[[str, int, Tensor], None] | None = None,
 ) -> Run:
     """Run an SNN step by step on accumulated values.
 
@@ -36,6 +38,7 @@ def reference(
         state: tracers to start from; zeros if not given.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers at every step.
+        probe: told every layer's drive ``U_t`` at every step: (layer, t, ``[B, ...]``).
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -63,6 +66,8 @@ def reference(
             behind |= (stepper.after[name] != stepper.target[name]).reshape(images, -1).any(1).cpu()
             if observe:
                 observe(name, t, everyone, stepper.after[name].unsqueeze(0))
+            if probe:
+                probe(name, t, stepper.drive[name])
         tracers = stepper.after
         if t >= t_off:
             settled_at = torch.where(behind, -1, torch.where(settled_at < 0, t, settled_at))
@@ -92,6 +97,7 @@ class _Step(fx.Interpreter):
         self.before: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
         self.target: dict[str, Tensor] = {}
+        self.drive: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function":
@@ -102,6 +108,7 @@ class _Step(fx.Interpreter):
             drive = images_first(self.fetch_args_kwargs_from_env(n)[0][0], spec, self.images)
             before = self.start.get(name)
             self.before[name] = torch.zeros_like(drive) if before is None else before
+            self.drive[name] = drive
             self.target[name] = neuron.target(drive)
             self.after[name] = neuron(drive, self.before[name])
             return images_back(self.after[name] * neuron.threshold, spec)

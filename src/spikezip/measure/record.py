@@ -1,0 +1,261 @@
+"""What happened, as numbers: the record of a run, and the file every report is made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikezip.errors import InputError, OutputError
+from spikezip.graph import network, ops
+from spikezip.graph.ops import Kind
+from spikezip.measure.equivalence import Certificate, qann_codes
+from spikezip.measure.provenance import provenance
+from spikezip.measure.traces import raster, traces
+from spikezip.run import Engine, Outcome, execute
+from spikezip.run.engine import check_inputs
+from spikezip.spike.swap import SpikingNetwork
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured run, as plain data (see docs/record.md for the schema)."""
+
+    content: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content[key]
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write ``record.json`` in one step; OutputError if the file exists and ``overwrite`` is not set."""
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists. Choose another name or pass overwrite=True.")
+        draft = path.with_name(path.name + ".part")
+        try:
+            draft.write_text(json.dumps(self.content, allow_nan=False) + "\n")
+            os.replace(draft, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        return path
+
+
+@torch.no_grad()
+def measure(
+    snn: SpikingNetwork,
+    images: Tensor | Sequence[Tensor],
+    labels: Tensor | None = None,
+    *,
+    ann: nn.Module | None = None,
+    steps: int | None = None,
+    engine: Engine = Engine.SWEEP,
+    batch: int = 64,
+    data: str | None = None,
+    split: str = "test",
+    name: str | None = None,
+    certificate: Certificate | None = None,
+    seed: int | None = None,
+) -> Record:
+    """Run an SNN and count: accuracy at every step, spikes, distance from the QANN, when it settled.
+
+    Args:
+        snn: the network.
+        images: inputs ``[N, ...]``.
+        labels: classes ``[N]``; None leaves the accuracies out.
+        ann: the network it came from, to be measured beside it.
+        steps: steps of the run; None until every image has settled.
+        engine: which engine runs it.
+        batch: images run together.
+        data: name of the data set, for the record.
+        split: which part of it.
+        name: name of the run; the model's if not given.
+        certificate: proof to keep with the record.
+        seed: written into the record.
+
+    Returns:
+        The :class:`Record`.
+
+    Raises:
+        InputError: the images do not fit the network, or labels the images.
+    """
+    inputs = check_inputs(snn, images)
+    count = inputs[0].shape[0]
+    if labels is not None and tuple(labels.shape) != (count,):
+        raise InputError(f"labels have shape {tuple(labels.shape)}; {count} images need [{count}].")
+    steps = steps or int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
+    tally = _Tally(snn, steps)
+    for start in range(0, count, batch):
+        piece = tuple(x[start : start + batch] for x in inputs)
+        answers = labels[start : start + batch] if labels is not None else None
+        tally.add(piece, answers, ann, engine)
+    return Record(
+        {
+            "format": "spikezip.record/1",
+            "name": name or str(network.note(snn.graph, "model") or "network"),
+            **provenance(seed),
+            "data": {"name": data or network.note(snn.graph, "data") or "images", "split": split, "images": count},
+            "network": _describe(snn),
+            "encoding": {"name": snn.encoding.name, "t_off": snn.t_off(steps)},
+            "neuron": "ST-BIF",
+            "slew": snn.slew,
+            "steps": steps,
+            "engine": engine.value,
+            **tally.result(labels is not None, ann is not None),
+            "weights": _weights(snn),
+            "energy": None,
+            "synops": None,
+            "traces": traces(snn, tuple(x[:1] for x in inputs), steps),
+            "raster": raster(snn, tuple(x[:1] for x in inputs), steps),
+            "early_exit": None,
+            "certificate": certificate.to_json() if certificate else None,
+        }
+    )
+
+
+class _Tally:
+    """Counts over batches."""
+
+    def __init__(self, snn: SpikingNetwork, steps: int):
+        self.snn, self.steps, self.images = snn, steps, 0
+        self.right = torch.zeros(steps, dtype=torch.int64)
+        self.agree = torch.zeros(steps, dtype=torch.int64)
+        self.qann_right = self.ann_right = 0
+        self.settled: list[int] = []
+        self.settle_possible = True
+        zeros = lambda: {n: torch.zeros(steps, dtype=torch.float64) for n, _ in snn.layers}  # noqa: E731
+        self.spikes, self.negative, self.l1, self.differ = zeros(), zeros(), zeros(), zeros()
+        self.codes = {n: torch.zeros(m.levels.count, dtype=torch.int64) for n, m in snn.layers}
+        self.first_spike = steps
+
+    def add(self, piece: tuple[Tensor, ...], labels: Tensor | None, ann: nn.Module | None, engine: Engine) -> None:
+        images = piece[0].shape[0]
+        final, outputs = qann_codes(self.snn, piece)
+        l1 = {n: torch.zeros((self.steps, images), dtype=torch.float64) for n, _ in self.snn.layers}
+        differ = {n: torch.zeros((self.steps, images), dtype=torch.float64) for n, _ in self.snn.layers}
+        neurons = dict(self.snn.layers)
+
+        def observe(layer: str, first: int, which: Tensor, codes: Tensor) -> None:
+            goal = final[layer].reshape(images, -1).index_select(0, which.to(codes.device))
+            gap = (codes.flatten(2) if codes.dim() > 2 else codes.unsqueeze(-1)) - goal
+            rows = slice(first - 1, first - 1 + codes.shape[0])
+            theta = float(neurons[layer].threshold)
+            l1[layer][rows, which] = gap.abs().mean(-1).double().cpu() * theta
+            differ[layer][rows, which] = (gap != 0).double().mean(-1).cpu()
+            # What has settled is not run any further: it stays as it is.
+            l1[layer][rows.stop :, which] = l1[layer][rows.stop - 1, which]
+            differ[layer][rows.stop :, which] = differ[layer][rows.stop - 1, which]
+
+        run = execute(self.snn, piece, self.steps, engine=engine, batch=images, observe=observe)
+        self.images += images
+        answers = run.logits.argmax(-1) if run.logits.dim() == 3 else None
+        if answers is not None:
+            truth = outputs[0].argmax(-1)
+            self.agree += (answers == truth).sum(1).cpu()
+            if labels is not None:
+                self.right += (answers == labels).sum(1).cpu()
+                self.qann_right += int((truth == labels).sum())
+                if ann is not None:
+                    self.ann_right += int((ann.eval()(*piece).argmax(-1) == labels).sum())
+        else:
+            self.settle_possible = False
+        self.settled += run.settled_at.tolist()
+        for name, neuron in self.snn.layers:
+            self.spikes[name] += run.spikes[name].sum(1)
+            self.negative[name] += run.negative[name].sum(1)
+            self.l1[name] += l1[name].sum(1)
+            self.differ[name] += differ[name].sum(1)
+            shifted = (run.codes[name] - neuron.levels.lowest).to(torch.int64).flatten().cpu()
+            self.codes[name] += torch.bincount(shifted, minlength=neuron.levels.count)
+        last = run.spikes[self.snn.layers[-1][0]].any(1)
+        if bool(last.any()):
+            self.first_spike = min(self.first_spike, int(last.to(torch.int8).argmax()) + 1)
+
+    def result(self, labelled: bool, with_ann: bool) -> dict[str, Any]:
+        n = self.images
+        classify = self.settle_possible
+        done = [t for t in self.settled if t > 0]
+        times, counts = torch.tensor(done or [0]).unique(return_counts=True)
+        return {
+            "accuracy": {
+                "ann": self.ann_right / n if labelled and with_ann and classify else None,
+                "qann": self.qann_right / n if labelled and classify else None,
+                "snn": [int(r) / n for r in self.right] if labelled and classify else None,
+            },
+            "agreement": [int(a) / n for a in self.agree] if classify else None,
+            "settled": {
+                "outcome": (Outcome.SETTLED if len(done) == n else Outcome.STEP_LIMIT).value,
+                "t_off": self.snn.t_off(self.steps),
+                "first_output_spike": self.first_spike,
+                "t_eq_mean": sum(done) / len(done) if len(done) == n else None,
+                "t_eq_max": max(done) if len(done) == n else None,
+                "bound": self.snn.t_off(self.steps) + self.snn.bound,
+                "t_eq_histogram": {str(int(t)): int(c) for t, c in zip(times, counts)} if done else {},
+            },
+            "layers": [self._layer(name) for name, _ in self.snn.layers],
+        }
+
+    def _layer(self, name: str) -> dict[str, Any]:
+        neuron = dict(self.snn.layers)[name]
+        total = sum(self.codes[name].tolist())
+        size = total // self.images
+        per_image = (self.spikes[name] / self.images).tolist()
+        return {
+            "name": name,
+            "neurons": size,
+            "lowest": neuron.levels.lowest,
+            "highest": neuron.levels.highest,
+            "scale": float(neuron.threshold),
+            "spikes": per_image,
+            "negative": (self.negative[name] / self.images).tolist(),
+            "rate": [s / size for s in per_image],
+            "l1": (self.l1[name] / self.images).tolist(),
+            "differ": (self.differ[name] / self.images).tolist(),
+            "codes": [int(c) / total for c in self.codes[name]],
+        }
+
+
+def _describe(snn: SpikingNetwork) -> dict[str, Any]:
+    note = lambda key, default=None: network.note(snn.graph, key, default)  # noqa: E731
+    return {
+        "parameters": sum(p.numel() for p in snn.graph.parameters()),
+        "neurons": sum(network.spec(n).numel for n in snn.graph.graph.nodes if str(n.target) in dict(snn.layers)),
+        "tracker_layers": len(snn.layers),
+        "weight_bits": note("weight_bits"),
+        "residual": note("residual"),
+        "fine_tuning": note("fine_tuning", "none"),
+    }
+
+
+def _weights(snn: SpikingNetwork) -> list[dict[str, Any]]:
+    found = []
+    for node in snn.graph.graph.nodes:
+        if node.op != "call_function" or not ops.is_signal(node) or ops.kind(node) is not Kind.SYNAPTIC:
+            continue
+        weight = network.constant(ops.weight_of(node))
+        if weight is None:
+            continue
+        values = weight.detach().float().flatten()
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(low) or low == high:
+            high = low + 1.0
+        counts = torch.histc(values, 40, low, high)
+        found.append(
+            {
+                "name": network.origin(node),
+                "bits": network.note(snn.graph, "weight_bits"),
+                "min": float(values.min()),
+                "max": float(values.max()),
+                "histogram": {
+                    "edges": [low + (high - low) * i / 40 for i in range(41)],
+                    "counts": [int(c) for c in counts],
+                },
+            }
+        )
+    return found

@@ -1,0 +1,133 @@
+"""The whole road on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from spikezip.graph import capture, network
+from spikezip.levels import Levels
+from spikezip.measure import Certificate, default_engine, measure, verify
+from spikezip.morph import Morph, morph
+from spikezip.quantize import quantize, to_integer
+from spikezip.run import Engine, Run, State, execute
+from spikezip.spike import Encoding, Pulse, SpikingNetwork
+from spikezip.spike import spike as _spike
+
+__all__ = ["SNN", "capture", "convert", "load", "measure", "morph", "quantize", "spike", "verify"]
+
+
+def convert(
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    calibration: Tensor | Iterable[Any],
+    *,
+    levels: int | Levels = 8,
+    signed_levels: int | Levels | None = None,
+    weight_bits: int | None = 8,
+    morph: Morph = Morph(),  # noqa: B008 - frozen
+    encoding: Encoding = Pulse(),  # noqa: B008 - frozen
+    bias_encoding: Encoding | None = None,
+    slew: int = 1,
+) -> SNN:
+    """Convert a trained network into an SNN without training.
+
+    Args:
+        model: any ``nn.Module`` that ``torch.export`` captures; it is left untouched.
+        example: one input ``[B, ...]``, or several.
+        calibration: a few hundred typical inputs, ``[N, ...]`` or batches.
+        levels: of every neuron; ``8`` is 0..7 (-4..3 where values may be negative).
+        signed_levels: where values may be negative, if they are to differ.
+        weight_bits: integer weights, so that equality holds to the bit in every engine; None keeps floats.
+        morph: pooling, activations and residual wiring.
+        encoding: how the input is released over time.
+        bias_encoding: how biases are; as the input if not given.
+        slew: levels a neuron may move per step.
+
+    Returns:
+        The :class:`SNN`; ``verify(snn, images)`` proves that it equals ``snn.qann``.
+
+    Raises:
+        SpikezipError: naming the node that cannot be converted, and what to do.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> images = torch.rand(32, 4)
+    >>> snn = convert(model, images[:1], images, levels=8)
+    >>> verify(snn, images).equal
+    True
+    """
+    ann = _morph(capture(model, example), morph)
+    qann = quantize(ann, levels, calibration, signed_levels=signed_levels)
+    if weight_bits:
+        qann = to_integer(qann, weight_bits)
+    return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew)
+
+
+_morph = morph
+
+
+def spike(
+    qann: fx.GraphModule,
+    encoding: Encoding = Pulse(),  # noqa: B008 - frozen
+    *,
+    bias_encoding: Encoding | None = None,
+    slew: int = 1,
+) -> SNN:
+    """Turn every quantizer of a QANN into a layer of ST-BIF neurons (see :func:`spikezip.spike.swap.spike`)."""
+    value = _spike(qann, encoding, bias_encoding=bias_encoding, slew=slew)
+    return SNN(value.graph, value.encoding, value.bias_encoding)
+
+
+def load(path: str | Path) -> SNN:
+    """Load an SNN that :meth:`SNN.save` wrote; BundleError says what is wrong with any other file."""
+    from spikezip.export.bundle import load_bundle
+
+    value = load_bundle(path)
+    return SNN(value.graph, value.encoding, value.bias_encoding)
+
+
+@dataclass(frozen=True)
+class SNN(SpikingNetwork):
+    """A spiking neural network: run it, prove it, save it. It holds no state and is never changed."""
+
+    def run(
+        self,
+        images: Tensor | Sequence[Tensor],
+        steps: int | None = None,
+        *,
+        engine: Engine | None = None,
+        batch: int = 64,
+        state: State | None = None,
+    ) -> Run:
+        """Run on images ``[N, ...]`` for ``steps`` steps, or until all have settled.
+
+        Returns:
+            A :class:`~spikezip.run.Run`: ``.logits`` ``[T, N, ...]``, ``.settled_at`` ``[N]``, ``.outcome``, ``.spikes``.
+        """
+        return execute(self, images, steps, engine=engine or default_engine(self), batch=batch, state=state)
+
+    def verify(self, images: Tensor | Sequence[Tensor]) -> Certificate:
+        """See :func:`spikezip.verify`."""
+        return verify(self, images)
+
+    def to_integer(self, weight_bits: int = 8) -> SNN:
+        """The same network with integer weights: equal to its QANN to the bit, in every engine and on every device."""
+        new = to_integer(self.qann, weight_bits)
+        return spike(new, self.encoding, bias_encoding=self.bias_encoding, slew=self.slew)
+
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the network to one file (safetensors and JSON); OutputError if it exists and ``overwrite`` is not set."""
+        from spikezip.export.bundle import save_bundle
+
+        return save_bundle(self, path, overwrite=overwrite, provenance=provenance)
+
+    def note(self, key: str, default: Any = None) -> Any:
+        """A choice made on the way here: ``residual``, ``weight_bits``, ``exactness``, ``fine_tuning``, ..."""
+        return network.note(self.graph, key, default)
