@@ -17,9 +17,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", show_default=False, help="The bundle to write, such as net.spikezip.")],
     weights: options.WeightsOption = None,
     levels: options.LevelsOption = "8",
-    weight_bits: Annotated[
-        str, typer.Option("--weight-bits", metavar="N|none", help="Bits of integer weights, or none for floats.")
-    ] = "8",
+    weight_bits: options.WeightBitsOption = "8",
     residual: options.ResidualOption = options.ResidualName.vanilla,
     pool: options.PoolOption = options.PoolName.keep,
     encoding: options.EncodingOption = "pulse",

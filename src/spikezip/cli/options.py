@@ -86,6 +86,12 @@ LevelsOption = Annotated[
     str,
     typer.Option("--levels", metavar="N|LOW..HIGH", help="Levels of every neuron: 8 (0..7, or -4..3), or a range."),
 ]
+WeightBitsOption = Annotated[
+    str,
+    typer.Option(
+        "--weight-bits", metavar="N|none", help="Bits of integer weights (equality is then exact), or none for floats."
+    ),
+]
 ResidualOption = Annotated[
     ResidualName, typer.Option("--residual", help="Residual blocks as they are, or re-routed (rcr, the paper's).")
 ]

@@ -13,7 +13,7 @@ from spikezip.cli.target import output_file
 from spikezip.errors import RecipeError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx, nn
 
     from spikezip.data import ImageData
     from spikezip.models import ModelSource
@@ -32,6 +32,7 @@ def command(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    weight_bits: options.WeightBitsOption = "8",
     image_size: options.ImageSizeOption = None,
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
@@ -61,7 +62,7 @@ def command(
     from spikezip.train import train
     from spikezip.train.recipe import Stage, read_recipe
 
-    plan = read_recipe(recipe)
+    plan, bits = read_recipe(recipe), options.read_weight_bits(weight_bits)
     target = out or (Path(plan.out) if plan.out is not None else None)
     if target is None:
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
@@ -90,7 +91,7 @@ def command(
                 screen.say(f"{what} {name}: {screen.percent(value)}")
     screen.say(f"[bold]{target}[/] holds the trained weights.")
     if plan.stage is not Stage.ANN:
-        _save(done.network, plan, images, target)
+        _save(done.network, plan, images, target, bits)
 
 
 def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Module:
@@ -109,12 +110,15 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Mod
     return qann
 
 
-def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path) -> None:
+def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path, bits: int | None) -> None:
     import spikezip
     from spikezip.spike import parse_encoding
 
+    network: fx.GraphModule = qann  # type: ignore[assignment]  # train keeps its type
+    if bits is not None:
+        network = spikezip.to_integer(network, bits)
     with output_file(folder / BUNDLE, overwrite=True) as draft:
-        spikezip.spike(qann, parse_encoding(recipe.encoding)).save(draft)  # type: ignore[arg-type]  # train keeps its type
+        spikezip.spike(network, parse_encoding(recipe.encoding)).save(draft)
     screen.say(f"Next: spikezip run {folder / BUNDLE} --data {images.name} --out {folder / 'record.json'}")
 
 
