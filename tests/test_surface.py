@@ -15,16 +15,26 @@ from spikezip.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
+    "PET",
+    "QAT",
     "SNN",
+    "Activation",
     "Certificate",
     "Constant",
+    "Engine",
     "Even",
     "Levels",
     "Morph",
+    "Outcome",
+    "Plan",
+    "Pooling",
     "Pulse",
     "Record",
+    "Residual",
     "Run",
     "SpikezipError",
+    "State",
+    "calibrate",
     "capture",
     "convert",
     "finetune",
@@ -34,6 +44,7 @@ PUBLIC = [
     "quantize",
     "report",
     "spike",
+    "to_integer",
     "verify",
 ]
 

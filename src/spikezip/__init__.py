@@ -1,16 +1,14 @@
 """spikezip: trained networks in, certified spiking neural networks out.
 
-    >>> import spikezip, torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    >>> images = torch.rand(32, 4)
-    >>> snn = spikezip.convert(model, images[:1], images, levels=8)
-    >>> spikezip.verify(snn, images).equal
-    True
-    >>> snn.run(images).outcome.value
-    'SETTLED'
+>>> import spikezip, torch
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+>>> images = torch.rand(32, 4)
+>>> snn = spikezip.convert(model, images[:1], images, levels=8)
+>>> spikezip.verify(snn, images).equal
+True
+>>> snn.run(images).outcome.value
+'SETTLED'
 """
-
-__version__ = "0.1.0"
 
 # Packages first: some verbs share the name of the package they live in, and are to win here.
 import spikezip.measure
@@ -25,12 +23,12 @@ from spikezip.graph import capture
 from spikezip.levels import Levels
 from spikezip.measure import Certificate, Record, measure, verify
 from spikezip.morph import Activation, Morph, Pooling, Residual, morph
-from spikezip.pipeline import SNN, convert, load, spike
+from spikezip.pipeline import SNN, convert, load, report, spike
 from spikezip.quantize import calibrate, quantize, to_integer
-from spikezip.report import write_report as report
 from spikezip.run import Engine, Outcome, Run, State
 from spikezip.spike import Constant, Even, Pulse
 from spikezip.train import PET, QAT, Plan, finetune
+from spikezip.version import __version__
 
 __all__ = [
     "PET",
@@ -52,6 +50,7 @@ __all__ = [
     "Run",
     "SpikezipError",
     "State",
+    "__version__",
     "calibrate",
     "capture",
     "convert",

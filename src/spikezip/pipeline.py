@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from spikezip.errors import BundleError
 from spikezip.graph import capture, network
 from spikezip.levels import Levels
-from spikezip.measure import Certificate, default_engine, measure, verify
+from spikezip.measure import Certificate, Record, default_engine, measure, verify
 from spikezip.morph import Morph, morph
 from spikezip.quantize import quantize, to_integer
 from spikezip.run import Engine, Run, State, execute
 from spikezip.spike import Encoding, Pulse, SpikingNetwork
 from spikezip.spike import spike as _spike
 
-__all__ = ["SNN", "capture", "convert", "load", "measure", "morph", "quantize", "spike", "verify"]
+__all__ = ["SNN", "capture", "convert", "load", "measure", "morph", "quantize", "report", "spike", "verify"]
 
 
 def convert(
@@ -88,7 +89,40 @@ def load(path: str | Path) -> SNN:
     from spikezip.export.bundle import load_bundle
 
     value = load_bundle(path)
+    if not isinstance(value, SpikingNetwork):
+        raise BundleError(
+            f"{path} holds a QANN, not an SNN. Load it with spikezip.export.load_bundle, then call spike()."
+        )
     return SNN(value.graph, value.encoding, value.bias_encoding)
+
+
+def report(
+    records: Record | Mapping[str, Any] | str | Path | Sequence[Record | Mapping[str, Any] | str | Path],
+    out: str | Path,
+    *,
+    figures: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Make one self-contained HTML page from one or several records.
+
+    Args:
+        records: a :class:`Record`, its content, a ``record.json``, or a sequence of these.
+        out: the page to write.
+        figures: a folder for every figure as SVG and PDF, with its data as CSV.
+        overwrite: replace what is there.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        BundleError: a record is malformed.
+        OutputError: the page exists, or cannot be written.
+    """
+    from spikezip.report.page import write_report
+
+    several = [records] if isinstance(records, Record | Mapping | str | Path) else list(records)
+    plain = [r.content if isinstance(r, Record) else Path(r) if isinstance(r, str) else r for r in several]
+    return write_report(plain, Path(out), figures=Path(figures) if figures else None, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -120,9 +154,7 @@ class SNN(SpikingNetwork):
         new = to_integer(self.qann, weight_bits)
         return spike(new, self.encoding, bias_encoding=self.bias_encoding, slew=self.slew)
 
-    def save(
-        self, path: str | Path, *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None
-    ) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None) -> Path:
         """Write the network to one file (safetensors and JSON); OutputError if it exists and ``overwrite`` is not set."""
         from spikezip.export.bundle import save_bundle
 

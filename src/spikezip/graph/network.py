@@ -256,7 +256,9 @@ def tidy(gm: fx.GraphModule) -> None:
     gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
     gm.graph.lint()
     used = {str(n.target) for n in gm.graph.nodes if n.op in ("get_attr", "call_module")}
-    for name in [n for n, _ in [*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)]]:
+    for name in [
+        n for n, _ in [*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)]
+    ]:
         if name not in used and name.rpartition(".")[0] not in used:
             path, _, leaf = name.rpartition(".")
             delattr(gm.get_submodule(path), leaf)
@@ -322,7 +324,9 @@ def annotate(gm: fx.GraphModule) -> None:
             continue
         grows = [i for i, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
         if len(grows) > 1:
-            raise CaptureError(f"In {describe(node)} the batch enters two dimensions: samples are mixed, which is refused.")
+            raise CaptureError(
+                f"In {describe(node)} the batch enters two dimensions: samples are mixed, which is refused."
+            )
         old = node.meta.get("spec")
         where = (old.outer, old.inner) if isinstance(old, Spec) else (True, False)
         node.meta["spec"] = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None, *where)
@@ -406,11 +410,19 @@ def _values(gm: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Tensor]:
 
     class Values(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
+            try:
+                result = super().run_node(n)
+            except Exception as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise CaptureError(
+                    f"The graph fails at {describe(n)} on random inputs: {reason}. Give an example of the model's own type."
+                ) from error
             if isinstance(result, Tensor):
                 found[n] = result
             return result
 
+    interpreter = Values(gm, garbage_collect_values=False)
+    interpreter.extra_traceback = False
     with torch.no_grad():
-        Values(gm, garbage_collect_values=False).run(*inputs)
+        interpreter.run(*inputs)
     return found

@@ -89,8 +89,13 @@ def kind(node: fx.Node) -> Kind:
         return Kind.PRODUCT if len(streams) == 2 else Kind.SCALE
     if name == "div" and len(node.args) > 1 and isinstance(node.args[1], fx.Node) and not is_constant(node.args[1]):
         return Kind.ANALOG
-    if name == "index" and len(node.args) > 1 and any(
-        isinstance(a, fx.Node) and not is_constant(a) for a in node.args[1]  # type: ignore[union-attr]
+    if (
+        name == "index"
+        and len(node.args) > 1
+        and any(
+            isinstance(a, fx.Node) and not is_constant(a)
+            for a in node.args[1]  # type: ignore[union-attr]
+        )
     ):
         return Kind.ANALOG
     return _KINDS.get(name, Kind.ANALOG)

@@ -243,7 +243,9 @@ def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
         inexact = [e.name for e in entries if e.arithmetic == "inexact"]
         wide = sum(e.arithmetic == "float64" for e in entries)
         most = max((e.bits for e in entries if e.bits < 1000), default=0)
-        evidence = f"integer weights ({bits} bits): sums need at most {most:.1f} bits; {wide} of {len(entries)} in float64"
+        evidence = (
+            f"integer weights ({bits} bits): sums need at most {most:.1f} bits; {wide} of {len(entries)} in float64"
+        )
         if inexact:
             evidence += f"; off the grid: {', '.join(inexact[:5])} (same kernels, same batches)"
     else:

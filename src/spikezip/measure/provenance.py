@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from spikezip.version import __version__
+
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    import spikezip
-
-    return {"spikezip": spikezip.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"spikezip": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def commit() -> str | None:
@@ -26,9 +26,15 @@ def commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10
+        )
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -24,7 +24,9 @@ class Residual(enum.Enum):
     """How residual blocks are wired."""
 
     VANILLA = "vanilla"  #: the neuron sits behind the addition, as in the ANN; keeps the function
-    RCR = "rcr"  #: the paper: neurons before the addition, on the main branch and on convolutional shortcuts; integer sum
+    RCR = (
+        "rcr"  #: the paper: neurons before the addition, on the main branch and on convolutional shortcuts; integer sum
+    )
 
 
 @dataclass(frozen=True)

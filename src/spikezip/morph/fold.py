@@ -121,7 +121,10 @@ def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor:
     base = str(weight_node.target)
     new_weight = network.new_constant(gm, base, nn.Parameter(wide.to(weight.dtype)), like=layer)
     new_bias = network.new_constant(
-        gm, base.rpartition(".")[0] + ".bias" if "." in base else base + "_bias", nn.Parameter(shift.to(weight.dtype)), like=layer
+        gm,
+        base.rpartition(".")[0] + ".bias" if "." in base else base + "_bias",
+        nn.Parameter(shift.to(weight.dtype)),
+        like=layer,
     )
     if name in ("mm", "addmm"):
         left = layer.args[0] if name == "mm" else layer.args[1]

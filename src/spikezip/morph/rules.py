@@ -103,9 +103,7 @@ def average_pooling(gm: fx.GraphModule) -> int:
         if dilation not in (None, 1) and any(d != 1 for d in dilation):
             continue  # no average pooling is dilated; max-pooling is exact anyway
         with gm.graph.inserting_before(node):
-            new = network.call(
-                gm, target, (x, kernel, stride or kernel, padding or 0, bool(ceil), False), like=node
-            )
+            new = network.call(gm, target, (x, kernel, stride or kernel, padding or 0, bool(ceil), False), like=node)
         network.replace(node, new)
         count += 1
     return _done(gm, count)

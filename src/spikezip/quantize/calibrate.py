@@ -71,7 +71,10 @@ class _Calibrating(fx.Interpreter):
 
 
 def _run_abreast(
-    gm: fx.GraphModule, runs: list[_Calibrating], environments: list[dict[fx.Node, Any]], chunks: list[tuple[Tensor, ...]]
+    gm: fx.GraphModule,
+    runs: list[_Calibrating],
+    environments: list[dict[fx.Node, Any]],
+    chunks: list[tuple[Tensor, ...]],
 ) -> None:
     last_use = {n: user for user in gm.graph.nodes for n in user.all_input_nodes}
     release: dict[fx.Node, list[fx.Node]] = {}

@@ -128,7 +128,10 @@ class Grids:
                 other = node.args[1]
                 if not isinstance(other, int | float):
                     return None
-                grids.append(_constant_grid(torch.tensor(float(other), dtype=torch.float64)))
+                factor = _constant_grid(torch.tensor(float(other), dtype=torch.float64))
+                if factor is None:
+                    return None
+                grids.append(factor)
             return Grid(grids[0].exponent + grids[1].exponent, grids[0].bound * grids[1].bound)
         if kind is Kind.AVERAGE and network.spec(node).numel == network.spec(node.all_input_nodes[0]).numel:
             return grids[0]
@@ -166,9 +169,7 @@ class Grids:
             bias = bias.detach().double().flatten()
             exponent = torch.maximum(exponent, dyadic_exponent(bias))
             bound = bound + bias.abs()
-        shape = (
-            [-1] + [1] * (len(network.spec(node).shape) - 2) if network.op_name(node).startswith("conv") else [-1]
-        )
+        shape = [-1] + [1] * (len(network.spec(node).shape) - 2) if network.op_name(node).startswith("conv") else [-1]
         return Grid(exponent.reshape(shape), bound.reshape(shape))
 
 
@@ -210,9 +211,7 @@ def _constant_grid(values: Tensor) -> Grid | None:
 
 
 def _union(grids: list[Grid]) -> Grid:
-    return Grid(
-        torch.stack([g.exponent for g in grids]).amax(0), torch.stack([g.bound for g in grids]).amax(0)
-    )
+    return Grid(torch.stack([g.exponent for g in grids]).amax(0), torch.stack([g.bound for g in grids]).amax(0))
 
 
 def _sum(grids: list[Grid]) -> Grid:

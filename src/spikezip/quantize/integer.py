@@ -71,7 +71,9 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
         raise StageError(f"weight_bits={weight_bits}, input_bits={input_bits}: each must lie in 2..16; 8 is usual.")
     for node, quantizer in network.modules_of(qann, Quantizer):
         if not bool(quantizer.calibrated):
-            raise StageError(f"The quantizer {network.origin(node)!r} has no scale yet. Call calibrate(qann, data) first.")
+            raise StageError(
+                f"The quantizer {network.origin(node)!r} has no scale yet. Call calibrate(qann, data) first."
+            )
     new = network.fork(qann).eval().requires_grad_(False)
     _round_inputs(new, input_bits)
     _Rewriter(new, weight_bits).run()

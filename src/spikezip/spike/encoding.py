@@ -94,7 +94,9 @@ def parse_encoding(text: str) -> Pulse | Even | Constant:
         return Constant()
     if head == "even" and tail.isdigit() and int(tail) >= 1:
         return Even(int(tail))
-    raise StageError(f"There is no encoding {text!r}. Use 'pulse', 'even:N' (N steps, for example even:8) or 'constant'.")
+    raise StageError(
+        f"There is no encoding {text!r}. Use 'pulse', 'even:N' (N steps, for example even:8) or 'constant'."
+    )
 
 
 def encoding_text(encoding: Encoding) -> str:

@@ -60,9 +60,7 @@ class SpikingNetwork:
         longest: dict[fx.Node, int] = {}
         for node in self.graph.graph.nodes:
             here = max((longest[n] for n in node.all_input_nodes), default=0)
-            if node.op == "call_module" and isinstance(
-                neuron := self.graph.get_submodule(str(node.target)), STBIF
-            ):
+            if node.op == "call_module" and isinstance(neuron := self.graph.get_submodule(str(node.target)), STBIF):
                 here += neuron.settling_steps() - 1
             longest[node] = here
         return max(longest.values(), default=0)
@@ -73,7 +71,11 @@ class SpikingNetwork:
 
 
 def spike(
-    qann: fx.GraphModule, encoding: Encoding = Pulse(), *, bias_encoding: Encoding | None = None, slew: int = 1  # noqa: B008
+    qann: fx.GraphModule,
+    encoding: Encoding = Pulse(),
+    *,
+    bias_encoding: Encoding | None = None,
+    slew: int = 1,  # noqa: B008
 ) -> SpikingNetwork:
     """Turn every quantizer into a layer of ST-BIF neurons.
 
