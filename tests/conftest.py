@@ -27,8 +27,12 @@ def data_root() -> Path:
     return root
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where torch sees no CUDA device, and say so."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, and say so: ``gpu`` where torch sees no CUDA device; ``deep`` unless asked for (``pytest -m deep``)."""
+    if "deep" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("deep"):
+                item.add_marker(pytest.mark.skip(reason="many more random cases; run with -m deep"))
     if torch.cuda.is_available():
         return
     for item in items:

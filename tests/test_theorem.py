@@ -190,7 +190,7 @@ def test_random_networks_settle_on_their_qann(model, levels):
 
 
 @pytest.mark.deep
-@settings(_networks, max_examples=100)
+@settings(_networks, max_examples=60)
 @given(networks(max_blocks=5), st.integers(2, 16))
 def test_many_random_networks_settle_on_their_qann(model, levels):
     convert_and_settle(model, levels)

@@ -51,7 +51,7 @@ def _is_sum(node: object) -> bool:
     return (
         isinstance(node, fx.Node)
         and node.target is _aten.add.Tensor
-        and not node.kwargs  # add(a, b, alpha=...) weighs its branches
+        and node.kwargs.get("alpha", 1) == 1  # else the branches are weighed
         and len(node.users) == 1
         and all(isinstance(a, fx.Node) and not ops.is_constant(a) for a in node.args)
     )
