@@ -16,8 +16,7 @@ import spikezip.morph
 import spikezip.quantize
 import spikezip.report
 import spikezip.run
-import spikezip.spike
-import spikezip.train
+import spikezip.spike  # noqa: F401
 from spikezip.errors import SpikezipError
 from spikezip.graph import capture
 from spikezip.levels import Levels

@@ -30,8 +30,8 @@ def convert(
     levels: int | Levels = 8,
     signed_levels: int | Levels | None = None,
     weight_bits: int | None = 8,
-    morph: Morph = Morph(),  # noqa: B008 - frozen
-    encoding: Encoding = Pulse(),  # noqa: B008 - frozen
+    morph: Morph = Morph(),
+    encoding: Encoding = Pulse(),
     bias_encoding: Encoding | None = None,
     slew: int = 1,
 ) -> SNN:
@@ -74,7 +74,7 @@ _morph = morph
 
 def spike(
     qann: fx.GraphModule,
-    encoding: Encoding = Pulse(),  # noqa: B008 - frozen
+    encoding: Encoding = Pulse(),
     *,
     bias_encoding: Encoding | None = None,
     slew: int = 1,
@@ -141,7 +141,7 @@ class SNN(SpikingNetwork):
         """Run on images ``[N, ...]`` for ``steps`` steps, or until all have settled.
 
         Returns:
-            A :class:`~spikezip.run.Run`: ``.logits`` ``[T, N, ...]``, ``.settled_at`` ``[N]``, ``.outcome``, ``.spikes``.
+            A :class:`~spikezip.run.Run`: ``.logits`` ``[T, N, ...]``, ``.settled_at`` ``[N]``, ``.outcome``, ...
         """
         return execute(self, images, steps, engine=engine or default_engine(self), batch=batch, state=state)
 
@@ -155,7 +155,7 @@ class SNN(SpikingNetwork):
         return spike(new, self.encoding, bias_encoding=self.bias_encoding, slew=self.slew)
 
     def save(self, path: str | Path, *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None) -> Path:
-        """Write the network to one file (safetensors and JSON); OutputError if it exists and ``overwrite`` is not set."""
+        """Write the network to one file (safetensors and JSON); OutputError if it exists and not ``overwrite``."""
         from spikezip.export.bundle import save_bundle
 
         return save_bundle(self, path, overwrite=overwrite, provenance=provenance)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import CaptureError, InputError
 from spikezip.graph import network
@@ -125,7 +126,7 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: {reason}\n"
             "Control flow that depends on the values of tensors, .item(), and code outside torch cannot be captured. "
-            "Rewrite that part with tensor operations, and check that the model runs on the example with batch sizes 2 and 3."
+            "Rewrite that part with tensor operations, and check that the model runs with batch sizes 2 and 3."
         ) from error
     finally:
         for module in was_training:
@@ -151,7 +152,7 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
                 copies[id(tensor)] = copy
             network.put_tensor(owned, node.target, copy)
         if node.op == "output":
-            flat = [a for a in torch.utils._pytree.tree_leaves(node.args[0]) if isinstance(a, fx.Node)]
+            flat = [a for a in tree_leaves(node.args[0]) if isinstance(a, fx.Node)]
             outputs = tuple(values[a] for a in flat)
             values[node] = graph.output(outputs[0] if len(outputs) == 1 else outputs)
             continue

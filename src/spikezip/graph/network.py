@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace as _replace_fields
+from dataclasses import dataclass
+from dataclasses import replace as _replace_fields
 from typing import Any
 
 import torch
@@ -341,7 +342,7 @@ def _shapes(gm: fx.GraphModule, batch: int) -> dict[fx.Node, Tensor]:
                 result = super().run_node(n)
             except Exception as error:
                 raise CaptureError(
-                    f"The graph fails at {describe(n)} for a batch of {batch}: {error}. The model must accept any batch size."
+                    f"The graph fails at {describe(n)} for a batch of {batch}: {error}. Accept any batch size."
                 ) from error
             if isinstance(result, Tensor) and n.op != "output":
                 found[n] = result
@@ -415,7 +416,7 @@ def _values(gm: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Tensor]:
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise CaptureError(
-                    f"The graph fails at {describe(n)} on random inputs: {reason}. Give an example of the model's own type."
+                    f"The graph fails at {describe(n)} on random inputs: {reason}. Give a typical example."
                 ) from error
             if isinstance(result, Tensor):
                 found[n] = result

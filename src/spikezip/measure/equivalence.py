@@ -124,8 +124,8 @@ class Certificate:
                     "In floating point use the reference engine, or to_integer() for exactness in every engine."
                 )
         raise EquivalenceError(
-            f"Every code of the SNN equals the QANN's, but its outputs do not, at step {max(self.settled_at)}: the last "
-            f"operations round differently in engine {self.engine}. Use the reference engine, or to_integer()."
+            f"Every code of the SNN equals the QANN's, but its outputs do not, at step {max(self.settled_at)}: "
+            f"the last operations round differently in engine {self.engine}. Use the reference engine, or to_integer()."
         )
 
 
@@ -256,7 +256,7 @@ def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
         Condition("C2", "everything else is a function of the accumulated signal", c2, pure),
         Condition("C3", "input and bias are delivered exactly once, by a finite T_off", c3,
                   f"input {snn.encoding}, bias {snn.bias_encoding}: complete at step {t_off} of the release"),
-        Condition("C4", "the graph is acyclic", True, f"{len(snn.graph.graph.nodes)} nodes in topological order (linted)"),
+        Condition("C4", "the graph is acyclic", True, f"{len(snn.graph.graph.nodes)} nodes in topological order"),
         Condition("C5", "both spike signs, the tracer's limits are the quantizer's, no leak", c5,
                   f"ST-BIF, slew {snn.slew}"),
         Condition("C6", "the same tie rule (floor(u + 1/2)) and exact, or same-kernel, arithmetic", True, evidence),

@@ -1,4 +1,4 @@
-"""ANN -> SNN-friendly ANN: BatchNorm folded, attention spelled out, pooling and activations chosen, residuals re-routed."""
+"""ANN -> SNN-friendly ANN: BatchNorm folded, attention spelled out, pooling, activations and residuals as asked."""
 
 from spikezip.morph.choices import Activation, Morph, Pooling, Residual
 from spikezip.morph.rules import RULES, Rule, morph

@@ -89,7 +89,7 @@ def _affine(norm: fx.Node) -> tuple[Tensor, Tensor]:
     training = norm.target is not _aten._native_batch_norm_legit_no_training.default and bool(norm.args[5])
     if mean is None or var is None or training:
         raise StageError(
-            f"{network.describe(norm)} normalises by the statistics of the batch (track_running_stats=False, or training "
+            f"{network.describe(norm)} normalises by the statistics of the batch (track_running_stats=False, or "
             "mode): one image would change another's answer. Give it running statistics."
         )
     eps = float(norm.args[6] if norm.target is _aten._native_batch_norm_legit_no_training.default else norm.args[7])  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:  # noqa: B008 - frozen
+def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
     """Rewrite an ANN into one that spikes can compute.
 
     Applies :data:`RULES` in order. Those that change the function are only applied when ``choice`` asks for them.

@@ -61,7 +61,7 @@ def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list
             break
     if not chunks:
         raise CalibrationError(
-            "The calibration set is empty. Pass a few hundred typical inputs: a tensor [N, ...] or an iterable of batches."
+            "The calibration set is empty. Pass a few hundred inputs: a tensor [N, ...] or an iterable of batches."
         )
     return chunks
 

@@ -120,7 +120,7 @@ class _Rewriter:
             self.wanted[node] = self._wanted(node)
         for node in nodes:
             if node.op == "output":
-                node.args = (fx.map_arg(node.args[0], lambda n: self._converted(n, 1.0, node)),)
+                node.args = (fx.map_arg(node.args[0], lambda n, output=node: self._converted(n, 1.0, output)),)
             elif ops.is_signal(node) and not ops.is_constant(node):
                 self.unit[node] = self._rewrite(node)
         for _, quantizer in network.modules_of(self.gm, Quantizer):
@@ -213,7 +213,7 @@ class _Rewriter:
         return stored
 
     def _as_sum(self, node: fx.Node) -> int:
-        """Average over a window of n -> sum over it, its unit 1/n: nothing is divided. Returns n, or 1 if left alone."""
+        """Average over a window of n -> sum over it, its unit 1/n: nothing is divided. Returns n; 1 if left alone."""
         count = _window(node)
         if count == 1:
             return 1

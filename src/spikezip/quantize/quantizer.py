@@ -37,8 +37,8 @@ class _LSQ(torch.autograd.Function):
 def gradient_scale(drive: Tensor, limit: int, batch_dim: int = 0) -> float:
     """LSQ's factor on the step size's gradient: ``g = 1 / sqrt(N_F * Q_P)``, ``N_F`` the features of one sample.
 
-    ``N_F = numel / size of the batch dimension``, not ``numel``: the factor is then the same however a batch is cut into
-    processes, accumulation steps or folded paths, and the gradient of a mean loss is a mean over samples.
+    ``N_F = numel / size of the batch dimension``, not ``numel``: the factor is then the same however a batch is cut
+    into processes, accumulation steps or folded paths, and the gradient of a mean loss is a mean over samples.
 
     Args:
         drive: pre-activations with the batch in ``batch_dim``.

@@ -75,7 +75,7 @@ class Run:
 
     @property
     def first_output_change(self) -> Tensor:
-        """Per image, the first step at which the (first) output differs from that of step 1; 1 if it never does. ``[B]``."""
+        """Per image, the first step whose (first) output differs from that of step 1; 1 if none does. ``[B]``."""
         flat = self.outputs[0].flatten(2) if self.outputs[0].dim() > 2 else self.outputs[0].unsqueeze(-1)
         changed = (flat != flat[:1]).any(-1)
         return torch.where(changed.any(0), changed.to(torch.int8).argmax(0) + 1, 1)

@@ -75,7 +75,7 @@ def spike(
     encoding: Encoding = Pulse(),
     *,
     bias_encoding: Encoding | None = None,
-    slew: int = 1,  # noqa: B008
+    slew: int = 1,
 ) -> SpikingNetwork:
     """Turn every quantizer into a layer of ST-BIF neurons.
 
@@ -110,7 +110,7 @@ def check_qann(qann: fx.GraphModule) -> None:
         name = network.origin(node)
         if not bool(quantizer.calibrated):
             raise StageError(
-                f"The quantizer {name!r} has no scale yet. Call calibrate(qann, data), or pass calibration= to quantize()."
+                f"The quantizer {name!r} has no scale yet. Call calibrate(qann, data), or quantize with calibration=."
             )
         if not float(quantizer.scale.detach()) > 0 or float(quantizer.scale.detach()) == float("inf"):
             raise StageError(
@@ -124,7 +124,8 @@ def check_qann(qann: fx.GraphModule) -> None:
         if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.RECTIFIER:
             if node not in returned and not ops.is_constant(node):
                 raise StageError(
-                    f"{network.describe(node)} is a ReLU; an SNN may hold only trackers. Call quantize() before spike()."
+                    f"{network.describe(node)} is a ReLU; an SNN may hold only trackers. "
+                    "Call quantize() before spike()."
                 )
     if network.note(qann, "strict", True) and (missing := needs_neuron(qann, Carriers(qann, Quantizer))):
         source, reader = missing[0]
