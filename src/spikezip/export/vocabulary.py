@@ -1,0 +1,122 @@
+"""The words a bundle may use: types, and the operations that are pure functions of their operands.
+
+A row each way: what is not in these tables is neither written nor read. A list of what is allowed, not of what is
+forbidden: ATen has operations that read files, draw random numbers or trust pointers they are given.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from spikezip.errors import BundleError
+
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bfloat16, torch.float16, torch.float32, torch.float64,
+        torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+
+#: safetensors' names of the same types.
+STORED_DTYPES = {"BF16", "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL"}
+
+MEMORY_FORMATS: dict[str, torch.memory_format] = {
+    str(form).removeprefix("torch."): form
+    for form in (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
+}
+
+#: Arithmetic on sizes, and picking one of several results. Operands are whole numbers (see trial.py).
+FUNCTIONS: dict[str, Callable] = {
+    f"operator.{name}": getattr(operator, name)
+    for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg")
+}
+_FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
+
+#: ATen operations beside those that torch itself tags as core or pointwise.
+_MORE_BY_KIND = {
+    "layers": (
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mv dot baddbmm"
+        " addbmm addmv einsum bilinear tensordot inner outer scaled_dot_product_attention softmax log_softmax"
+        " _safe_softmax logsumexp layer_norm group_norm instance_norm rms_norm batch_norm _fused_rms_norm"
+        " native_channel_shuffle"
+    ),
+    "activations": ("hardswish prelu _prelu_kernel glu log_sigmoid selu celu mish relu6"),
+    "pooling and resizing": (
+        "max_pool1d max_pool2d max_pool3d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d"
+        " adaptive_max_pool2d adaptive_max_pool3d upsample_linear1d upsample_nearest1d upsample_nearest3d"
+        " upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+        " _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d grid_sampler"
+        " grid_sampler_3d affine_grid_generator"
+    ),
+    "moving values about": (
+        "_unsafe_view reshape reshape_as view_as flatten unflatten transpose t swapaxes swapdims movedim moveaxis"
+        " narrow expand_as broadcast_to stack hstack vstack concat split chunk unbind pad roll rot90 tile"
+        " channel_shuffle pixel_shuffle pixel_unshuffle im2col unfold fliplr flipud tril triu diag_embed"
+        " take_along_dim type_as to contiguous clone detach alias ravel repeat_interleave"
+    ),
+    "constants": ("zeros ones eye linspace zeros_like ones_like new_zeros new_ones new_full"),
+    "reductions": ("std std_mean var_mean all norm linalg_vector_norm cumprod cummax cummin aminmax"),
+    "other names of the same": (
+        "subtract multiply divide floor_divide greater greater_equal less less_equal not_equal isclose"
+    ),
+}
+_MORE = {name for names in _MORE_BY_KIND.values() for name in names.split()}
+#: Tagged core or pointwise, and yet not wanted: uninitialised memory, training, views of raw memory.
+_FEWER = {
+    "empty", "empty_strided", "as_strided", "equal", "_local_scalar_dense", "_embedding_bag",
+    "_native_batch_norm_legit", "copy", "fill", "sym_storage_offset", "sym_is_contiguous",
+}  # fmt: skip
+_OVERLOAD = re.compile(r"aten\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z][A-Za-z0-9_]*)")
+
+
+def target_name(target: Any) -> str:
+    """How a bundle names the function of a call_function node; BundleError if it has no name there."""
+    if isinstance(target, torch._ops.OpOverload):
+        if not _allowed(target):
+            raise BundleError(f"the operation {target} is not one of those a bundle may hold")
+        return str(target)
+    if target in _FUNCTION_NAMES:
+        return _FUNCTION_NAMES[target]
+    raise BundleError(f"the function {getattr(target, '__name__', target)!r} is not one of those a bundle may hold")
+
+
+def target_named(name: str) -> Callable:
+    """The inverse of :func:`target_name`."""
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    match = _OVERLOAD.fullmatch(name)
+    packet = getattr(torch.ops.aten, match[1], None) if match else None
+    if match and isinstance(packet, torch._ops.OpOverloadPacket) and match[2] in packet.overloads():
+        overload = getattr(packet, match[2])
+        if isinstance(overload, torch._ops.OpOverload) and _allowed(overload):
+            return overload
+    raise BundleError(
+        f"the operation {name[:80]!r} is not one of those a bundle may hold. If a newer spikezip wrote it, upgrade"
+    )
+
+
+def _allowed(op: torch._ops.OpOverload) -> bool:
+    schema = op._schema
+    namespace, _, name = schema.name.partition("::")
+    if namespace != "aten" or schema.is_mutable or name in _FEWER or "backward" in name:
+        return False
+    if name not in _MORE and not _tagged(name):
+        return False
+    # TorchScript shares the namespace: its own operations (on files, strings, ...) have no kernel.
+    overload = f".{schema.overload_name}" if schema.overload_name else ""
+    return torch._C._dispatch_has_kernel(schema.name + overload)
+
+
+@functools.cache
+def _tagged(name: str) -> bool:
+    """Whether torch tags any form of the operation as core or pointwise (it does not tag each of them)."""
+    packet = getattr(torch.ops.aten, name)
+    tags = {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags}
+    return torch.Tag.core in tags or torch.Tag.pointwise in tags

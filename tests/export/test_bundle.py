@@ -1,0 +1,289 @@
+"""What is saved comes back: bit for bit, for every kind of network; and a bundle is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_nets import SmallNet, convert
+from safetensors import safe_open
+from torch import Tensor, fx, nn
+
+from spikezip.errors import BundleError, OutputError, StageError
+from spikezip.export import load_bundle, load_network, load_snn, save_bundle
+from spikezip.graph import capture, network
+from spikezip.graph.weights_hash import weights_sha256
+from spikezip.morph import Morph, Residual, morph
+from spikezip.quantize import quantize
+from spikezip.quantize.integer import to_integer
+from spikezip.quantize.quantizer import Quantizer
+from spikezip.run import Engine, execute
+from spikezip.spike import Constant, Even, SpikingNetwork, spike
+
+
+class Attention(nn.Module):
+    """Patches, a position embedding, causal attention, LayerNorm, GELU: what a ViT is made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(1, 8, 2, stride=2)
+        self.position = nn.Parameter(torch.randn(1, 4, 8) * 0.1)
+        self.norm = nn.LayerNorm(8)
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 8)
+        self.up = nn.Linear(8, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        q, k, v = self.qkv(self.norm(tokens)).reshape(-1, 4, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        tokens = tokens + self.out(mixed.transpose(1, 2).reshape(-1, 4, 8))
+        return self.head(nn.functional.gelu(self.up(tokens)).mean(1))
+
+
+def _same_run(before: SpikingNetwork, after: SpikingNetwork, images: Tensor, **how) -> None:
+    one, two = execute(before, images, **how), execute(after, images, **how)
+    assert all(torch.equal(a, b) for a, b in zip(one.outputs, two.outputs, strict=True))
+    assert torch.equal(one.settled_at, two.settled_at)
+    assert one.spikes.keys() == two.spikes.keys()
+    assert all(torch.equal(one.spikes[name], two.spikes[name]) for name in one.spikes)
+
+
+def _round_trip(net, folder: Path):
+    first, second = folder / "first.spikezip", folder / "second.spikezip"
+    assert save_bundle(net, first) == first
+    loaded = load_bundle(first)
+    save_bundle(loaded, second)
+    assert first.read_bytes() == second.read_bytes(), "save(load(save)) is the same file"
+    return loaded
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+def test_small_net(small: SpikingNetwork, images: Tensor, tmp_path: Path, engine: Engine):
+    loaded = _round_trip(small, tmp_path)
+    assert loaded.encoding == small.encoding
+    assert network.info(loaded.graph) == network.info(small.graph)
+    _same_run(small, loaded, images, engine=engine)
+    assert all(torch.equal(a, b) for a, b in zip(small.qann(images), loaded.qann(images), strict=True))
+
+
+def test_attention_with_a_mask(images: Tensor, tmp_path: Path):
+    torch.manual_seed(3)
+    snn = convert(Attention(), images)
+    buffers = dict(snn.graph.named_buffers())
+    assert any(bool(torch.isinf(b).any()) for b in buffers.values()), "the mask holds -inf"
+    _same_run(snn, _round_trip(snn, tmp_path), images)
+
+
+def test_re_routed_residual_and_other_encodings(images: Tensor, tmp_path: Path):
+    torch.manual_seed(4)
+    ann = morph(capture(SmallNet().eval(), images[:1]), Morph(residual=Residual.RCR))
+    snn = spike(quantize(ann, 8, images), Even(3), bias_encoding=Constant(), slew=2)
+    loaded = _round_trip(snn, tmp_path)
+    assert (loaded.encoding, loaded.bias_encoding, loaded.slew) == (Even(3), Constant(), 2)
+    _same_run(snn, loaded, images, steps=9)
+
+
+def test_integer_network(images: Tensor, tmp_path: Path):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    qann = quantize(morph(capture(model, images[:1]), Morph()), 8, images)
+    snn = spike(to_integer(qann, 6))
+    loaded = _round_trip(snn, tmp_path)
+    assert network.note(loaded.graph, "exactness") == network.note(snn.graph, "exactness")
+    assert network.note(loaded.graph, "exactness"), "there is something to compare"
+    _same_run(snn, loaded, images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_types(images: Tensor, tmp_path: Path, dtype: torch.dtype):
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+    snn = convert(model, images.to(dtype))
+    loaded = _round_trip(snn, tmp_path)
+    assert {t.dtype for t in loaded.graph.parameters()} == {dtype}
+    _same_run(snn, loaded, images.to(dtype))
+
+
+def test_qann_comes_back_trainable(images: Tensor, tmp_path: Path):
+    torch.manual_seed(7)
+    qann = quantize(morph(capture(SmallNet().eval(), images[:1]), Morph()), 4, images)
+    next(iter(qann.parameters())).requires_grad_(False)
+    loaded = _round_trip(qann, tmp_path)
+    assert isinstance(loaded, fx.GraphModule)
+    assert network.info(loaded) == network.info(qann)
+    assert loaded.training == qann.training
+    before, after = dict(qann.named_parameters()), dict(loaded.named_parameters())
+    assert before.keys() == after.keys()
+    assert [before[n].requires_grad for n in before] == [after[n].requires_grad for n in before]
+    assert set(before[n].requires_grad for n in before) == {True, False}
+    loaded(images)[0].sum().backward()
+    scales = [m.scale for m in loaded.modules() if isinstance(m, Quantizer)]
+    assert scales
+    assert all(s.grad is not None for s in scales)
+
+
+def test_ann_comes_back(images: Tensor, tmp_path: Path):
+    ann = capture(SmallNet().eval(), images[:1])
+    loaded = _round_trip(ann, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(ann(images), loaded(images), strict=True))
+    # Every mark that later stages read is there: quantizing either gives the same network.
+    assert [network.origin(n) for n in ann.graph.nodes] == [network.origin(n) for n in loaded.graph.nodes]
+    assert [n.meta.get("spec") for n in ann.graph.nodes] == [n.meta.get("spec") for n in loaded.graph.nodes]
+    one, two = (quantize(morph(n, Morph()), 4, images) for n in (ann, loaded))
+    assert weights_sha256(one) == weights_sha256(two)
+
+
+def test_a_neuron_asked_for_is_kept(images: Tensor, tmp_path: Path):
+    ann = morph(capture(SmallNet().eval(), images[:1]), Morph())
+    conv = next(n for n in ann.graph.nodes if network.op_name(n) == "conv2d")
+    conv.meta["neuron"] = "signed"
+    assert [n.meta.get("neuron") for n in load_network(save_bundle(ann, tmp_path / "a")).graph.nodes] == [
+        n.meta.get("neuron") for n in ann.graph.nodes
+    ]
+
+
+def test_where_the_batch_lies_is_kept(tmp_path: Path):
+    class TokensFirst(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.relu(x.transpose(0, 1).reshape(-1, 3) * 2.0)  # the batch is the fastest index
+            return tokens.reshape(5, -1, 3).sum(0)
+
+    ann = capture(TokensFirst(), torch.rand(2, 5, 3))
+    marked = [n.name for n in ann.graph.nodes if "spec" in n.meta and not network.spec(n).outer]
+    assert marked
+    loaded = load_network(save_bundle(ann, tmp_path / "a.spikezip"))
+    assert [n.meta.get("spec") for n in loaded.graph.nodes] == [n.meta.get("spec") for n in ann.graph.nodes]
+
+
+def test_tied_weights_stay_tied(images: Tensor, tmp_path: Path):
+    ann = capture(SmallNet().eval(), images[:1])
+    # torch.export reads tied weights under one name; give them two, as a network of other origin may have.
+    nodes = [n for n in ann.graph.nodes if network.op_name(n) == "conv2d"]
+    shared = nodes[1].args[1]
+    assert shared is nodes[2].args[1]
+    network.put_tensor(ann, "tied.weight", network.get_tensor(ann, shared.target))
+    with ann.graph.inserting_before(nodes[2]):
+        other = ann.graph.get_attr("tied.weight")
+    nodes[2].replace_input_with(shared, other)
+    ann.recompile()
+    network.annotate(ann)
+    loaded = _round_trip(ann, tmp_path)
+    assert loaded.get_parameter("tied.weight") is loaded.get_parameter(shared.target)
+    with safe_open(tmp_path / "first.spikezip", framework="pt") as file:
+        assert len(set(file.keys()) & {"tied.weight", shared.target}) == 1
+
+
+def test_memory_layout_is_kept(images: Tensor, tmp_path: Path):
+    # Layout chooses the kernel, and the kernel the last bits.
+    ann = capture(SmallNet().eval(), images[:1])
+    name = next(n for n, p in ann.named_parameters() if p.dim() == 4 and p.shape[1] > 1)
+    weight = ann.get_parameter(name)
+    weight.data = weight.data.to(memory_format=torch.channels_last)
+    loaded = _round_trip(ann, tmp_path)
+    assert loaded.get_parameter(name).stride() == weight.stride()
+    assert not loaded.get_parameter(name).is_contiguous()
+    assert torch.equal(loaded.get_parameter(name), weight)
+
+
+def test_a_loaded_network_does_not_hang_on_its_file(small: SpikingNetwork, images: Tensor, tmp_path: Path):
+    path = save_bundle(small, tmp_path / "a.spikezip")
+    loaded = load_snn(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    _same_run(small, loaded, images)
+
+
+def test_provenance_is_kept(small: SpikingNetwork, tmp_path: Path):
+    about = {"model": "small", "levels": [4, 3], "share": 0.5, "seed": None}
+    path = save_bundle(small, tmp_path / "a.spikezip", provenance=about)
+    loaded = load_snn(path)
+    assert network.note(loaded.graph, "provenance") == about
+    assert save_bundle(loaded, tmp_path / "b.spikezip").read_bytes() == path.read_bytes()
+    assert network.note(small.graph, "provenance") is None, "the network that was saved is left as it was"
+
+
+def test_the_file_is_safetensors_and_json(small: SpikingNetwork, tmp_path: Path):
+    path = save_bundle(small, tmp_path / "a.spikezip")
+    with safe_open(path, framework="pt") as file:
+        assert len(file.metadata()) == 1, "safetensors writes several in an order of its own"
+        document = json.loads(file.metadata()["spikezip"])
+        assert set(file.keys()) == set(document["tensors"])
+    assert document["format"] == "spikezip.bundle/1"
+    assert document["weights_sha256"] == weights_sha256(small.graph)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_exists_is_kept_unless_asked(small: SpikingNetwork, tmp_path: Path):
+    path = tmp_path / "a.spikezip"
+    path.write_text("precious")
+    with pytest.raises(OutputError, match="exists already"):
+        save_bundle(small, path)
+    assert path.read_text() == "precious"
+    save_bundle(small, path, overwrite=True)
+    assert isinstance(load_bundle(path), SpikingNetwork)
+    assert os.listdir(tmp_path) == ["a.spikezip"]
+
+
+@pytest.mark.parametrize("where", ["missing/a.spikezip", "file/a.spikezip", "folder"])
+def test_places_that_cannot_be_written(small: SpikingNetwork, tmp_path: Path, where: str):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match=where.split("/")[0]):
+        save_bundle(small, tmp_path / where, overwrite=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(small: SpikingNetwork, tmp_path: Path):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(OutputError, match="closed"):
+        save_bundle(small, tmp_path / "closed" / "a.spikezip")
+
+
+def test_nothing_half_written_where_a_network_cannot_be_saved(small: SpikingNetwork, tmp_path: Path):
+    path = save_bundle(small, tmp_path / "a.spikezip")
+    before = path.read_bytes()
+    broken = network.fork(small.graph)
+    threshold = next(b for n, b in broken.named_buffers() if n.endswith("threshold"))
+    threshold.fill_(-1.0)
+    with pytest.raises(StageError, match=r"threshold is -1\.0"):
+        save_bundle(SpikingNetwork(broken, small.encoding, small.bias_encoding), path, overwrite=True)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.spikezip"]
+
+
+def test_what_a_bundle_cannot_hold_is_refused_by_name(images: Tensor, tmp_path: Path):
+    ann = capture(SmallNet().eval(), images[:1])
+    network.remark(ann, secret=object())
+    with pytest.raises(StageError, match=r"a object .* cannot be written into a bundle"):
+        save_bundle(ann, tmp_path / "a.spikezip")
+    with pytest.raises(StageError, match="did not come from spikezip"):
+        save_bundle(fx.symbolic_trace(nn.ReLU()), tmp_path / "a.spikezip")
+    ann = capture(SmallNet().eval(), images[:1])
+    node = next(n for n in ann.graph.nodes if network.op_name(n) == "relu")
+    node.target = torch.relu
+    with pytest.raises(StageError, match=f"at the node {node.name!r}: the function 'relu'"):
+        save_bundle(ann, tmp_path / "a.spikezip")
+    ann = capture(SmallNet().eval(), images[:1])
+    ann.register_buffer("idle", torch.zeros(1))
+    with pytest.raises(StageError, match="'idle' is read by no node"):
+        save_bundle(ann, tmp_path / "a.spikezip")
+    assert not os.listdir(tmp_path)
+
+
+def test_loaders_that_want_one_stage(small: SpikingNetwork, tmp_path: Path):
+    snn = save_bundle(small, tmp_path / "snn.spikezip")
+    qann = save_bundle(small.qann, tmp_path / "qann.spikezip")
+    with pytest.raises(StageError, match="holds an SNN"):
+        load_network(snn)
+    with pytest.raises(StageError, match="stage QANN, not an SNN"):
+        load_snn(qann)
+    with pytest.raises(BundleError, match="no such file"):
+        load_snn(tmp_path / "nothing")
