@@ -20,7 +20,7 @@ from spikezip.measure.equivalence import Certificate, qann_codes
 from spikezip.measure.provenance import provenance
 from spikezip.measure.traces import raster, traces
 from spikezip.run import Engine, Outcome, execute
-from spikezip.run.engine import check_inputs
+from spikezip.run.engine import check_inputs, qann_outputs
 from spikezip.spike.swap import SpikingNetwork
 
 
@@ -62,6 +62,7 @@ def measure(
     name: str | None = None,
     certificate: Certificate | None = None,
     seed: int | None = None,
+    distances: int = 512,
 ) -> Record:
     """Run an SNN and count: accuracy at every step, spikes, distance from the QANN, when it settled.
 
@@ -78,6 +79,8 @@ def measure(
         name: name of the run; the model's if not given.
         certificate: proof to keep with the record.
         seed: written into the record.
+        distances: how many images the distance from the QANN, layer by layer and step by step, is taken over (it costs
+            more than the run itself); everything else is counted on all.
 
     Returns:
         The :class:`Record`.
@@ -90,7 +93,7 @@ def measure(
     if labels is not None and tuple(labels.shape) != (count,):
         raise InputError(f"labels have shape {tuple(labels.shape)}; {count} images need [{count}].")
     steps = steps or int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
-    tally = _Tally(snn, steps)
+    tally = _Tally(snn, steps, distances)
     for start in range(0, count, batch):
         piece = tuple(x[start : start + batch] for x in inputs)
         answers = labels[start : start + batch] if labels is not None else None
@@ -119,11 +122,34 @@ def measure(
     )
 
 
+class _Gaps:
+    """How far each layer is from the QANN, per step and image of one batch."""
+
+    def __init__(self, snn: SpikingNetwork, final: Mapping[str, Tensor], steps: int, images: int):
+        self.final, self.images = final, images
+        self.neurons = dict(snn.layers)
+        self.l1 = {n: torch.zeros((steps, images), dtype=torch.float64) for n in self.neurons}
+        self.differ = {n: torch.zeros((steps, images), dtype=torch.float64) for n in self.neurons}
+
+    def observe(self, layer: str, first: int, which: Tensor, codes: Tensor) -> None:
+        """An :data:`Observer`."""
+        goal = self.final[layer].reshape(self.images, -1).index_select(0, which.to(codes.device))
+        gap = codes.reshape(codes.shape[0], codes.shape[1], -1) - goal
+        rows = slice(first - 1, first - 1 + codes.shape[0])
+        theta = float(self.neurons[layer].threshold)
+        self.l1[layer][rows, which] = gap.abs().mean(-1).double().cpu() * theta
+        self.differ[layer][rows, which] = (gap != 0).double().mean(-1).cpu()
+        # What has settled is not run any further: it stays as it is.
+        self.l1[layer][rows.stop :, which] = self.l1[layer][rows.stop - 1, which]
+        self.differ[layer][rows.stop :, which] = self.differ[layer][rows.stop - 1, which]
+
+
 class _Tally:
     """Counts over batches."""
 
-    def __init__(self, snn: SpikingNetwork, steps: int):
+    def __init__(self, snn: SpikingNetwork, steps: int, distances: int):
         self.snn, self.steps, self.images = snn, steps, 0
+        self.distances, self.compared = distances, 0
         self.right = torch.zeros(steps, dtype=torch.int64)
         self.agree = torch.zeros(steps, dtype=torch.int64)
         self.qann_right = self.ann_right = 0
@@ -136,23 +162,17 @@ class _Tally:
 
     def add(self, piece: tuple[Tensor, ...], labels: Tensor | None, ann: nn.Module | None, engine: Engine) -> None:
         images = piece[0].shape[0]
-        final, outputs = qann_codes(self.snn, piece)
-        l1 = {n: torch.zeros((self.steps, images), dtype=torch.float64) for n, _ in self.snn.layers}
-        differ = {n: torch.zeros((self.steps, images), dtype=torch.float64) for n, _ in self.snn.layers}
-        neurons = dict(self.snn.layers)
-
-        def observe(layer: str, first: int, which: Tensor, codes: Tensor) -> None:
-            goal = final[layer].reshape(images, -1).index_select(0, which.to(codes.device))
-            gap = (codes.flatten(2) if codes.dim() > 2 else codes.unsqueeze(-1)) - goal
-            rows = slice(first - 1, first - 1 + codes.shape[0])
-            theta = float(neurons[layer].threshold)
-            l1[layer][rows, which] = gap.abs().mean(-1).double().cpu() * theta
-            differ[layer][rows, which] = (gap != 0).double().mean(-1).cpu()
-            # What has settled is not run any further: it stays as it is.
-            l1[layer][rows.stop :, which] = l1[layer][rows.stop - 1, which]
-            differ[layer][rows.stop :, which] = differ[layer][rows.stop - 1, which]
-
-        run = execute(self.snn, piece, self.steps, engine=engine, batch=images, observe=observe)
+        if self.compared < self.distances:
+            final, outputs = qann_codes(self.snn, piece)
+            gaps = _Gaps(self.snn, final, self.steps, images)
+            run = execute(self.snn, piece, self.steps, engine=engine, batch=images, observe=gaps.observe)
+            self.compared += images
+            for name, _ in self.snn.layers:
+                self.l1[name] += gaps.l1[name].sum(1)
+                self.differ[name] += gaps.differ[name].sum(1)
+        else:
+            outputs = qann_outputs(self.snn, piece)
+            run = execute(self.snn, piece, self.steps, engine=engine, batch=images)
         self.images += images
         answers = run.logits.argmax(-1) if run.logits.dim() == 3 else None
         if answers is not None:
@@ -169,8 +189,6 @@ class _Tally:
         for name, neuron in self.snn.layers:
             self.spikes[name] += run.spikes[name].sum(1)
             self.negative[name] += run.negative[name].sum(1)
-            self.l1[name] += l1[name].sum(1)
-            self.differ[name] += differ[name].sum(1)
             shifted = (run.codes[name] - neuron.levels.lowest).to(torch.int64).flatten().cpu()
             self.codes[name] += torch.bincount(shifted, minlength=neuron.levels.count)
         last = run.spikes[self.snn.layers[-1][0]].any(1)
@@ -215,8 +233,8 @@ class _Tally:
             "spikes": per_image,
             "negative": (self.negative[name] / self.images).tolist(),
             "rate": [s / size for s in per_image],
-            "l1": (self.l1[name] / self.images).tolist(),
-            "differ": (self.differ[name] / self.images).tolist(),
+            "l1": (self.l1[name] / self.compared).tolist(),
+            "differ": (self.differ[name] / self.compared).tolist(),
             "codes": [int(c) / total for c in self.codes[name]],
         }
 
