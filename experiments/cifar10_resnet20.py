@@ -1,0 +1,150 @@
+"""The published CIFAR-10 ResNet-20 as an SNN: accuracy at every step on the full test set, each run certified.
+
+    python experiments/cifar10_resnet20.py --data PATH/TO/CIFAR [--pet runs/r20-pet-short/snn.spikezip]
+
+Training-free at 8 and 16 levels with pulse and even release, and (``--pet``) a network that `spikezip train
+experiments/recipes/cifar10-resnet20-pet-short.yaml` has fine-tuned. Writes experiments/results/cifar10-resnet20.json
+and the figure beside it. Runs that are in the file already are not run again (``--again`` runs all).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import spikezip
+from spikezip.data import ImageData, open_data
+from spikezip.graph import network
+from spikezip.measure.provenance import provenance
+from spikezip.models import ModelSource, resolve
+from spikezip.spike import encoding_text, parse_encoding
+
+RESULTS = Path(__file__).parent / "results"
+SEED = 0
+CALIBRATION = 512
+STEPS = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
+    parser.add_argument("--limit", type=int, help="only the first so many test images")
+    parser.add_argument("--pet", type=Path, help="bundle of the fine-tuned network")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cifar10-resnet20.json")
+    parser.add_argument("--again", action="store_true", help="run what is in the file already too")
+    options = parser.parse_args()
+    torch.manual_seed(SEED)
+    source = resolve("spikezip:resnet20", weights="pretrained", root=options.data)
+    data = open_data("cifar10", options.data, mean=source.mean, std=source.std)
+    images, labels = data.tensors("test", options.limit)
+    kept = json.loads(options.out.read_text())["runs"] if options.out.exists() and not options.again else []
+    done = {(run["name"], run["images"]): run for run in kept}
+    runs = []
+    for name, make in networks(source, data, options.pet).items():
+        run = done.get((name, len(images))) or one(name, make(), images, labels, source, data)
+        runs.append(run)
+        best = max(run["snn"])
+        print(
+            f"{name}: QANN {run['qann']:.4f}, best {best:.4f} at t={run['snn'].index(best) + 1}, equal={run['equal']}"
+        )
+        text = json.dumps({"experiment": "cifar10-resnet20", **provenance(SEED), "runs": runs}, indent=1)
+        options.out.write_text(text + "\n")
+    draw(runs, options.out.with_suffix(".svg"))
+
+
+def networks(source: ModelSource, data: ImageData, pet: Path | None) -> dict[str, Any]:
+    """Name of each run and how its SNN is made."""
+
+    def converted(levels: int, encoding: str) -> Any:
+        real = data.calibration(CALIBRATION, SEED)
+        return lambda: spikezip.convert(
+            source.module, source.example, real, levels=levels, encoding=parse_encoding(encoding)
+        )
+
+    made: dict[str, Any] = {
+        f"training-free, {levels} levels, {encoding}": converted(levels, encoding)
+        for levels in (8, 16)
+        for encoding in ("pulse", "even:8")
+    }
+    if pet is not None:
+        made["PET (one epoch), 8 levels, even:8"] = lambda: spikezip.load(pet)
+    return made
+
+
+def one(
+    name: str, snn: spikezip.SNN, images: torch.Tensor, labels: torch.Tensor, source: ModelSource, data: ImageData
+) -> dict[str, Any]:
+    """Measure and certify one network."""
+    began = time.perf_counter()
+    certificate = spikezip.verify(snn, images, seed=SEED)
+    record = spikezip.measure(
+        snn,
+        images,
+        labels,
+        ann=source.module,
+        steps=STEPS,
+        data=data.name,
+        name=name,
+        certificate=certificate,
+        seed=SEED,
+    )
+    folder = Path("runs/cifar10-resnet20")
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = "".join(c if c.isalnum() else "-" for c in name)
+    record.save(folder / f"{slug}.json", overwrite=True)
+    return {
+        "name": name,
+        "images": len(images),
+        "levels": [snn.layers[0][1].levels.lowest, snn.layers[0][1].levels.highest],
+        "encoding": encoding_text(snn.encoding),
+        "weight_bits": network.note(snn.graph, "weight_bits"),
+        "fine_tuning": network.note(snn.graph, "fine_tuning", "none"),
+        "ann": record["accuracy"]["ann"],
+        "qann": record["accuracy"]["qann"],
+        "snn": record["accuracy"]["snn"],
+        "agreement": record["agreement"],
+        "t_eq": record["settled"],
+        "equal": certificate.equal,
+        "mismatches": certificate.mismatches,
+        "codes_checked": sum(layer.codes_checked for layer in certificate.layers),
+        "weights_sha256": certificate.weights_sha256,
+        "spikes_per_image": sum(sum(layer["spikes"]) for layer in record["layers"]),
+        "seconds": round(time.perf_counter() - began, 1),
+        "commit": provenance(SEED)["commit"],
+    }
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against time of all runs, as SVG and PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    colours = ["#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7"]
+    for run, colour in zip(runs, colours, strict=False):
+        steps = range(1, len(run["snn"]) + 1)
+        axes.plot(
+            steps, [100 * a for a in run["snn"]], color=colour, label=f"{run['name']} (QANN {100 * run['qann']:.2f})"
+        )
+    axes.axhline(100 * runs[0]["ann"], color="#666666", linewidth=1, linestyle=":")
+    axes.annotate(
+        f"ANN {100 * runs[0]['ann']:.2f}", (len(runs[0]["snn"]), 100 * runs[0]["ann"]), ha="right", va="bottom"
+    )
+    axes.set(
+        xlabel="time step t",
+        ylabel="accuracy (%)",
+        title="CIFAR-10, ResNet-20: every run settles on its QANN's accuracy",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+
+
+if __name__ == "__main__":
+    main()
