@@ -87,9 +87,8 @@ def _run_abreast(
         if node.op == "output":
             break
         if node.op == "call_module" and isinstance(module := gm.get_submodule(str(node.target)), Quantizer):
-            if not bool(module.calibrated):
-                drives = [environment[node.args[0]] for environment in environments]
-                _set_scale(module, drives, network.origin(node))
+            drives = [environment[node.args[0]] for environment in environments]
+            _set_scale(module, drives, network.origin(node))
         for run, environment in zip(runs, environments, strict=True):
             environment[node] = run.run_node(node)
             for value in release.get(node, []):

@@ -1,0 +1,50 @@
+"""The scan over a block of steps is the neuron layer, step by step."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikezip.kernels import scan
+from spikezip.levels import Levels
+from spikezip.spike import STBIF
+
+_ranges = st.tuples(st.integers(-5, 0), st.integers(0, 9)).filter(lambda p: p[0] < p[1]).map(lambda p: Levels(*p))
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    levels=_ranges,
+    slew=st.sampled_from([1, 2, 5, 100]),
+    steps=st.integers(1, 9),
+    still=st.booleans(),
+    shape=st.sampled_from([(1, 3), (3, 5), (2, 2, 3, 3), (4, 1)]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.rand((), generator=generator, dtype=dtype) + 0.1
+    drive = torch.randn((1 if still else steps, *shape), generator=generator, dtype=dtype) * 5 * theta
+    # Half of the drives at ties.
+    ties = torch.rand(drive.shape, generator=generator) < 0.5
+    drive = torch.where(ties, torch.round(2 * drive / theta) / 2 * theta, drive)
+    start = torch.randint(levels.lowest, levels.highest + 1, shape, generator=generator).to(dtype)
+
+    given_drive, given_start = drive.clone(), start.clone()
+    what = scan(drive, start, theta, levels, slew, steps)
+    assert torch.equal(drive, given_drive)
+    assert torch.equal(start, given_start)
+
+    neuron, now = STBIF(levels, theta, slew), start
+    for k in range(steps):
+        u = drive[0 if still else k]
+        after = neuron(u, now)
+        move = (after - now).flatten(1)
+        assert torch.equal(what.codes[k], after)
+        assert torch.equal(what.spikes[k], move.abs().sum(1).long())
+        assert torch.equal(what.negative[k], (-move).clamp(min=0).sum(1).long())
+        assert torch.equal(what.behind[k], (after != neuron.target(u)).flatten(1).any(1))
+        now = after
+    assert (what.codes.shape, what.codes.dtype) == ((steps, *shape), dtype)

@@ -1,0 +1,155 @@
+"""From QANN to SNN: the contract is checked node by node; encodings; the neuron layer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from spikezip.errors import StageError
+from spikezip.graph import Stage, capture, info, network
+from spikezip.levels import Levels
+from spikezip.quantize import Quantizer, quantize
+from spikezip.spike import STBIF, Constant, Even, Pulse, check_qann, encoding_text, parse_encoding, spike
+
+
+@pytest.fixture(scope="module")
+def ann():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    return capture(model, torch.zeros(1, 3))
+
+
+@pytest.fixture
+def qann(ann):
+    return quantize(ann, 4, torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
+
+
+def _with(qann, name: str, **values: float):
+    for key, value in values.items():
+        getattr(qann.get_submodule(name), key).data.fill_(value)
+    return qann
+
+
+# -- the swap ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_quantizer_becomes_a_layer_of_neurons(qann):
+    snn = spike(qann, slew=2)
+    assert [name for name, _ in snn.layers] == ["1", "3.neuron"]
+    for (_, neuron), (_, quantizer) in zip(snn.layers, network.modules_of(qann, Quantizer), strict=True):
+        assert (neuron.levels, neuron.slew) == (quantizer.levels, 2)
+        assert torch.equal(neuron.threshold, quantizer.scale)
+    assert (info(snn.graph).stage, info(qann).stage) == (Stage.SNN, Stage.QANN)
+    assert not any(p.requires_grad for p in snn.graph.parameters())
+    assert all(p.requires_grad for p in qann.parameters()), "the QANN is left trainable"
+
+
+def test_the_snn_carries_its_qann(qann):
+    images = torch.randn(5, 3)
+    assert torch.equal(spike(qann).qann(images), qann(images))
+
+
+@pytest.mark.parametrize(("slew", "bound"), [(1, 2 + 2), (2, 1 + 1), (3, 0), (99, 0)])
+def test_bound_adds_up_along_the_longest_path(qann, slew, bound):
+    """Codes 0..3 and -2..1: ``ceil(3 / slew) - 1`` steps beyond the first each."""
+    assert spike(qann, slew=slew).bound == bound
+
+
+def test_uncalibrated_is_refused(ann):
+    with pytest.raises(StageError, match=r"quantizer '1' has no scale yet. Call calibrate\(qann, data\)"):
+        spike(quantize(ann, 4))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, math.nan, math.inf])
+def test_a_threshold_must_be_positive_and_finite(qann, scale):
+    with pytest.raises(StageError, match=r"scale of '3\.neuron' is .*positive and finite.*calibrate\(\) again"):
+        spike(_with(qann, "3.neuron", scale=scale))
+
+
+def test_a_relu_left_is_named(qann):
+    with qann.graph.inserting_after(node := next(n for n in qann.graph.nodes if n.target == "1")):
+        relu = qann.graph.call_function(torch.ops.aten.relu.default, (node,))
+    relu.meta = {"origin": "layer2.0.relu", "spec": node.meta["spec"]}
+    next(u for u in node.users if u is not relu).replace_input_with(node, relu)
+    with pytest.raises(StageError, match=r"'layer2\.0\.relu' \(relu\) is a ReLU.*Call quantize\(\) before spike\(\)"):
+        check_qann(qann)
+
+
+def test_an_analog_operand_is_named(qann):
+    neuron = next(n for n in qann.graph.nodes if n.target == "3.neuron")
+    network.replace(neuron, neuron.args[0])
+    with pytest.raises(
+        StageError, match=r"'4' \(linear\) would receive the analog value of '3' \(layer_norm\).*strict=True"
+    ):
+        check_qann(qann)
+
+
+def test_analog_operands_are_allowed_where_asked_for(ann):
+    snn = spike(quantize(ann, 4, torch.randn(20, 3), strict=False))
+    assert [name for name, _ in snn.layers] == ["1"]
+
+
+def test_a_network_without_neurons_is_refused():
+    images = torch.randn(4, 3)
+    with pytest.raises(StageError, match=r"no quantizer.*Call quantize\(\) before spike\(\)"):
+        spike(quantize(capture(nn.Linear(3, 2), images), 4, images))
+
+
+def test_stages_out_of_order(ann, qann):
+    with pytest.raises(StageError, match=r"spike\(\) takes a QANN, but was given an ANN. Call quantize\(\) before"):
+        spike(ann)
+    with pytest.raises(StageError, match=r"spike\(\) takes a QANN, but was given an SNN"):
+        spike(spike(qann).graph)
+
+
+def test_a_neuron_that_cannot_move_is_refused(qann):
+    with pytest.raises(StageError, match="at least one level a step"):
+        spike(qann, slew=0)
+
+
+# -- the neuron layer -------------------------------------------------------------------------------------------------
+
+
+def test_ties_go_up_as_in_the_quantizer():
+    levels, theta = Levels(-3, 3), torch.tensor(0.5)
+    drive = theta * (torch.arange(-8, 9) / 2)
+    neuron, tracer = STBIF(levels, theta), torch.zeros(17)
+    for _ in range(neuron.settling_steps()):
+        tracer = neuron(drive, tracer)
+    assert torch.equal(tracer * theta, Quantizer(levels, 0.5)(drive).detach())
+    assert tracer.tolist() == [min(max(math.floor(n / 2 + 0.5), -3), 3) for n in range(-8, 9)]
+
+
+# -- encodings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", [Pulse(), Even(1), Even(3), Even(7), Constant()])
+@pytest.mark.parametrize("steps", [7, 12, 49])
+def test_shares_grow_to_exactly_one_and_stay(encoding, steps):
+    shares = [encoding.share(t, steps) for t in range(1, steps + 5)]
+    t_off = encoding.t_off(steps)
+    assert shares == sorted(shares)
+    assert 0 < shares[0] <= 1
+    assert all(s == 1.0 for s in shares[t_off - 1 :])
+    assert all(s < 1.0 for s in shares[: t_off - 1])
+
+
+@pytest.mark.parametrize("encoding", [Pulse(), Even(1), Even(8), Constant()])
+def test_encodings_as_text(encoding):
+    assert parse_encoding(encoding_text(encoding)) == encoding
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Pulse", "even", "even:", "even:0", "even:-1", "even:2.5", "pulse:3", "constant:1"]
+)
+def test_text_that_is_no_encoding(text):
+    with pytest.raises(StageError, match=r"There is no encoding .*even:8"):
+        parse_encoding(text)
+
+
+@pytest.mark.parametrize("release", [0, -1, 2.5])
+def test_a_release_lasts_whole_steps(release):
+    with pytest.raises(StageError, match="whole number of steps"):
+        Even(release)
