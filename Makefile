@@ -21,7 +21,7 @@ PIP   := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --progr
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST     := $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help setup demo test check lint format types contract clean
+.PHONY: help setup demo test check lint format types contract docs clean
 
 help:  ## list the targets
 	@echo "spikezip: make TARGET"
@@ -46,7 +46,7 @@ demo: $(STAMP)  ## the whole road on digits, into OUT (under 3 minutes on 2 core
 test: $(STAMP)  ## the tests (TESTS=tests/cli for a part of them)
 	@$(PYTEST) $(TESTS)
 
-check: lint types contract test  ## everything CI checks
+check: lint types contract docs test  ## everything CI checks
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check .
@@ -62,6 +62,9 @@ types: $(STAMP)  ## pyright
 contract: $(STAMP)  ## the one way imports may fall (import-linter)
 	@$(BIN)/lint-imports --no-cache
 
+docs: $(STAMP)  ## the documentation, into docs/_build (warnings are errors)
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 clean:  ## remove what was built (.venv stays)
-	rm -rf build dist demo-out .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo-out docs/_build docs/generated .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,74 @@
+"""Pages that are made, not written: tables of results from experiments/results, the command line from its own help."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results"
+STEPS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+
+
+def write_pages(folder: Path) -> None:
+    """Write every generated page into ``folder``; a result that is not there gives a page that says so."""
+    folder.mkdir(exist_ok=True)
+    (folder / "cli.md").write_text(command_line())
+    for name, make in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        text = make(json.loads(path.read_text())) if path.exists() else f"*{path.name} has not been made yet.*\n"
+        (folder / f"{name}.md").write_text(text)
+
+
+def command_line() -> str:
+    """Every verb's --help, as it is printed."""
+    from typer.testing import CliRunner
+
+    from spikezip.cli import app
+
+    verbs = [verb.name for verb in app.registered_commands]
+    pages = []
+    for verb in [None, *verbs]:
+        call = [] if verb is None else [verb]
+        shown = CliRunner().invoke(app, [*call, "--help"], env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
+        text = re.sub(r"\x1b\[[0-9;]*m", "", shown.output).strip("\n")
+        pages.append(f"## spikezip{' ' + verb if verb else ''}\n\n```text\n{text}\n```\n")
+    return "\n".join(pages)
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with two digits; a dash for none."""
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def provenance(result: dict[str, Any]) -> str:
+    """One line on where numbers come from."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return f"\n*`{result['command']}`, seed {result['seed']}, {versions}, commit {result['commit']}.*\n"
+
+
+def resnet20(result: dict[str, Any]) -> str:
+    """Accuracy at t of the published ResNet-20."""
+    head = ["network", "images", "ANN", "QANN", *(f"t={t}" for t in STEPS), "T_eq max", "bound", "equal"]
+    rows = []
+    for run in result["runs"]:
+        at = [percent(run["snn"][t - 1]) if t <= len(run["snn"]) else "–" for t in STEPS]
+        settled = run["t_eq"]
+        equal = f"{'yes' if run['equal'] else 'no'} ({run['codes_checked']:,} codes)"
+        rows.append(
+            [run["name"], f"{run['images']:,}", percent(run["ann"]), percent(run["qann"]), *at]
+            + [str(settled["t_eq_max"]), str(settled["bound"]), equal]
+        )
+    return table(head, rows) + provenance(result)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"cifar10-resnet20": resnet20}

@@ -1,0 +1,29 @@
+"""What the pages show is run: every Python block that stands by itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = ["quickstart.md", "road.md", "pet.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks, f"{page} shows no Python"
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    if "cert" in names:
+        assert names["cert"].equal
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"^([a-z-]+)$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
+    assert pages == listed
