@@ -79,7 +79,7 @@ def _channels_match(layer: fx.Node) -> bool:
     if not name.startswith("conv") and len(network.spec(layer).shape) != 2:
         return False  # linear on [B, L, C]: BatchNorm1d normalises L
     place = {"addmm": 0, "mm": len(layer.args)}.get(name, 2)
-    bias = layer.args[place] if len(layer.args) > place else None
+    bias = next(iter(layer.args[place : place + 1]), None)
     return bias is None or network.constant(bias) is not None
 
 
@@ -127,7 +127,7 @@ def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor:
         like=layer,
     )
     if name in ("mm", "addmm"):
-        left = layer.args[0] if name == "mm" else layer.args[1]
+        left = layer.args[-2]
         new = network.call(gm, _aten.addmm.default, (new_bias, left, new_weight), like=layer)
     else:
         args = list(layer.args) + [None] * (3 - len(layer.args))

@@ -48,7 +48,7 @@ def reroute_residuals(gm: fx.GraphModule) -> int:
 
 
 def _is_sum(node: object) -> bool:
-    return (
+    return bool(
         isinstance(node, fx.Node)
         and node.target is _aten.add.Tensor
         and node.kwargs.get("alpha", 1) == 1  # else the branches are weighed
