@@ -15,7 +15,7 @@ from spikezip.levels import Levels
 from spikezip.measure import Certificate, Record, default_engine, measure, verify
 from spikezip.morph import Morph, morph
 from spikezip.quantize import quantize, to_integer
-from spikezip.run import Engine, Run, State, execute
+from spikezip.run import Engine, Run, State, Stream, execute, stream
 from spikezip.spike import Encoding, Pulse, SpikingNetwork
 from spikezip.spike import spike as _spike
 
@@ -144,6 +144,22 @@ class SNN(SpikingNetwork):
             A :class:`~spikezip.run.Run`: ``.logits`` ``[T, N, ...]``, ``.settled_at`` ``[N]``, ``.outcome``, ...
         """
         return execute(self, images, steps, engine=engine or default_engine(self), batch=batch, state=state)
+
+    def stream(
+        self,
+        frames: Tensor | Sequence[Tensor],
+        steps_per_frame: int,
+        *,
+        engine: Engine | None = None,
+        batch: int = 64,
+        state: State | None = None,
+    ) -> Stream:
+        """Run on frames ``[F, B, ...]``, each replacing the one before: only what changes costs spikes.
+
+        Returns:
+            A :class:`~spikezip.run.Stream`: ``.logits`` ``[F, B, ...]``, ``.settled`` ``[F, B]``, ``.total_spikes``.
+        """
+        return stream(self, frames, steps_per_frame, engine=engine or default_engine(self), batch=batch, state=state)
 
     def verify(self, images: Tensor | Sequence[Tensor]) -> Certificate:
         """See :func:`spikezip.verify`."""

@@ -1,8 +1,26 @@
-"""SNN -> what happened: the reference engine and the fast ones, all of the same steps."""
+"""SNN -> what happened: the reference engine, a fast one, and hardware's own form, all of the same steps."""
 
+from spikezip.run.drift import Drift, LayerDrift, drift
 from spikezip.run.engine import Engine, execute
+from spikezip.run.event import event
 from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Outcome, Run, State
+from spikezip.run.stream import Stream, stream
 from spikezip.run.sweep import sweep
 
-__all__ = ["Engine", "Observer", "Outcome", "Run", "State", "execute", "reference", "sweep"]
+__all__ = [
+    "Drift",
+    "Engine",
+    "LayerDrift",
+    "Observer",
+    "Outcome",
+    "Run",
+    "State",
+    "Stream",
+    "drift",
+    "event",
+    "execute",
+    "reference",
+    "stream",
+    "sweep",
+]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spikezip.errors import InputError, StageError
 from spikezip.graph import network
+from spikezip.run.event import event
 from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Run, State, join
 from spikezip.run.sweep import sweep
@@ -22,9 +23,10 @@ class Engine(enum.Enum):
 
     REFERENCE = "reference"  #: step by step; in floats, the QANN's very operations on the QANN's very batch
     SWEEP = "sweep"  #: a block of steps per call; fast
+    EVENT = "event"  #: increments and membranes, as hardware does; in floats it may drift
 
 
-_ENGINES = {Engine.REFERENCE: reference, Engine.SWEEP: sweep}
+_ENGINES = {Engine.REFERENCE: reference, Engine.SWEEP: sweep, Engine.EVENT: event}
 
 
 def execute(
@@ -66,7 +68,7 @@ def execute(
     parts = []
     for start in range(0, inputs[0].shape[0], batch):
         piece = tuple(x[start : start + batch] for x in inputs)
-        before = State({k: v[start : start + batch] for k, v in state.tracers.items()}) if state else None
+        before = state.part(start, start + batch) if state else None
         watch = _offset(observe, start) if observe else None
         parts.append(_ENGINES[engine](snn, piece, limit, state=before, stop=stop, observe=watch))
     return join(parts, steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,8 +44,44 @@ def reference(
     Returns:
         The :class:`Run`, of as many steps as were run.
     """
+
+    def advance(t: int, tracers: Mapping[str, Tensor]) -> Moved:
+        stepper = _Step(snn, tracers, inputs[0].shape[0], t, steps)
+        result = stepper.run(*(snn.encoding.share(t, steps) * x if x.is_floating_point() else x for x in inputs))
+        if probe:
+            for name, _ in snn.layers:
+                probe(name, t, stepper.drive[name])
+        behind = {name: stepper.after[name] != stepper.target[name] for name, _ in snn.layers}
+        return Moved(result if isinstance(result, tuple) else (result,), stepper.before, stepper.after, behind)
+
+    return stepwise(snn, inputs, steps, advance, "reference", state=state, stop=stop, observe=observe)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one step did: the outputs, and per layer the tracers before and after, and which are to move again."""
+
+    outputs: tuple[Tensor, ...]
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    behind: Mapping[str, Tensor]
+
+
+def stepwise(
+    snn: SpikingNetwork,
+    inputs: tuple[Tensor, ...],
+    steps: int,
+    advance: Callable[[int, Mapping[str, Tensor]], Moved],
+    engine: str,
+    *,
+    state: State | None,
+    stop: bool,
+    observe: Observer | None,
+    memory: Callable[[], Mapping[str, Tensor]] = dict,
+) -> Run:
+    """The loop over time that engines of one step at a time share: ``advance(t, tracers)`` is their step."""
     images = inputs[0].shape[0]
-    tracers: dict[str, Tensor] = dict(state.tracers) if state else {}
+    tracers: Mapping[str, Tensor] = dict(state.tracers) if state else {}
     t_off = snn.t_off(steps)
     everyone = torch.arange(images)
     outputs: list[tuple[Tensor, ...]] = []
@@ -52,23 +89,19 @@ def reference(
     negative: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
     settled_at = torch.full((images,), -1, dtype=torch.int64)
     for t in range(1, steps + 1):
-        stepper = _Step(snn, tracers, images, t, steps)
-        result = stepper.run(*(snn.encoding.share(t, steps) * x if x.is_floating_point() else x for x in inputs))
-        results = result if isinstance(result, tuple) else (result,)
+        moved = advance(t, tracers)
         outputs.append(
-            tuple(images_first(r, network.spec(n), images) for r, n in zip(results, network.outputs(snn.graph)))
+            tuple(images_first(r, network.spec(n), images) for r, n in zip(moved.outputs, network.outputs(snn.graph)))
         )
         behind = torch.zeros(images, dtype=torch.bool)
         for name, _ in snn.layers:
-            move = (stepper.after[name] - stepper.before[name]).reshape(images, -1)
+            move = (moved.after[name] - moved.before[name]).reshape(images, -1)
             spikes[name].append(move.abs().sum(1).to(torch.int64).cpu())
             negative[name].append(move.clamp(max=0).neg().sum(1).to(torch.int64).cpu())
-            behind |= (stepper.after[name] != stepper.target[name]).reshape(images, -1).any(1).cpu()
+            behind |= moved.behind[name].reshape(images, -1).any(1).cpu()
             if observe:
-                observe(name, t, everyone, stepper.after[name].unsqueeze(0))
-            if probe:
-                probe(name, t, stepper.drive[name])
-        tracers = stepper.after
+                observe(name, t, everyone, moved.after[name].unsqueeze(0))
+        tracers = moved.after
         if t >= t_off:
             settled_at = torch.where(behind, -1, torch.where(settled_at < 0, t, settled_at))
             if stop and not bool(behind.any()):
@@ -81,14 +114,15 @@ def reference(
         negative={k: torch.stack(v) for k, v in negative.items()},
         codes=tracers,
         t_off=t_off,
-        engine="reference",
+        engine=engine,
+        memory=memory(),
     )
 
 
 class _Step(fx.Interpreter):
     """One step: the graph, with the tracers of the step before."""
 
-    def __init__(self, snn: SpikingNetwork, tracers: dict[str, Tensor], images: int, t: int, steps: int):
+    def __init__(self, snn: SpikingNetwork, tracers: Mapping[str, Tensor], images: int, t: int, steps: int):
         super().__init__(snn.graph)
         self.extra_traceback = False
         self.bias_share = snn.bias_encoding.share(t, steps)
@@ -101,8 +135,8 @@ class _Step(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function":
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            return at_share(n, args, self.bias_share)
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            return at_share(n, args, self.bias_share, kwargs)
         if n.op == "call_module" and isinstance(neuron := self.fetch_attr(str(n.target)), STBIF):
             name, spec = str(n.target), network.spec(n)
             drive = images_first(self.fetch_args_kwargs_from_env(n)[0][0], spec, self.images)

@@ -23,9 +23,22 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class State:
-    """All that a running SNN remembers: each layer's tracers, ``[B, ...]``, whole numbers."""
+    """All that a running SNN remembers.
+
+    Attributes:
+        tracers: each layer's, ``[B, ...]``, whole numbers.
+        memory: what the event engine holds besides them, ``[B, ...]`` each: membranes and accumulated values. Other
+            engines need none.
+    """
 
     tracers: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def part(self, start: int, stop: int) -> State:
+        """The state of some of the images."""
+        return State(
+            {k: v[start:stop] for k, v in self.tracers.items()}, {k: v[start:stop] for k, v in self.memory.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Run:
         codes: each layer's tracers at the end, ``[B, ...]``.
         t_off: the step at which input and biases were complete.
         engine: which engine ran.
+        memory: see :class:`State`; empty but for the event engine.
     """
 
     outputs: tuple[Tensor, ...]
@@ -52,6 +66,7 @@ class Run:
     codes: Mapping[str, Tensor]
     t_off: int
     engine: str
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def logits(self) -> Tensor:
@@ -66,7 +81,7 @@ class Run:
     @property
     def state(self) -> State:
         """The final state, to go on from."""
-        return State(self.codes)
+        return State(self.codes, self.memory)
 
     @property
     def total_spikes(self) -> Tensor:
@@ -95,6 +110,7 @@ def join(parts: list[Run], steps: int | None) -> Run:
         codes={k: torch.cat([p.codes[k] for p in parts]) for k in parts[0].codes},
         t_off=max(p.t_off for p in parts),
         engine=parts[0].engine,
+        memory={k: torch.cat([p.memory[k] for p in parts]) for k in parts[0].memory},
     )
 
 

@@ -32,11 +32,11 @@ def shaped_bias(node: fx.Node, bias: Tensor) -> Tensor:
     return bias
 
 
-def at_share(node: fx.Node, args: tuple[Any, ...], share: float) -> Tensor:
+def at_share(node: fx.Node, args: tuple[Any, ...], share: float, kwargs: dict[str, Any]) -> Tensor:
     """The operation's result with ``share`` of its bias; at a share of 1 the very operation of the QANN."""
     index = bias_of(node)
     if index is None or share == 1.0:
-        return node.target(*args, **node.kwargs)  # type: ignore[operator]
+        return node.target(*args, **kwargs)  # type: ignore[operator]
     return without_bias(node, args, index) + share * shaped_bias(node, args[index])
 
 
