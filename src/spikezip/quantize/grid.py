@@ -75,6 +75,10 @@ def dyadic_exponent(values: Tensor) -> Tensor:
     return torch.where(values == 0, torch.zeros_like(result), result)
 
 
+#: Averages that change nothing where they keep the count of values (pools with a stride of 1 are not among them).
+_AVERAGES_OF_ONE = {"mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"}
+
+
 class Grids:
     """The grid of every node of an integer QANN; None where a value is on none."""
 
@@ -120,7 +124,9 @@ class Grids:
         if name in ("to", "_to_copy", "relu", "neg") or kind is Kind.MAXIMUM:
             return grids[0]
         if kind is Kind.SHAPE:
-            return _union([g.flat() for g in grids])
+            put_in = padding_value(node)
+            filled = [_constant_grid(torch.tensor(put_in, dtype=torch.float64))] if put_in else []
+            return None if None in filled else _union([g.flat() for g in (*grids, *filled) if g is not None])
         if kind is Kind.SUM and len(node.all_input_nodes) == 2 and not node.kwargs.get("alpha"):
             return _sum(grids)
         if kind is Kind.PRODUCT or (kind is Kind.SCALE and name == "mul"):
@@ -133,7 +139,7 @@ class Grids:
                     return None
                 grids.append(factor)
             return Grid(grids[0].exponent + grids[1].exponent, grids[0].bound * grids[1].bound)
-        if kind is Kind.AVERAGE and network.spec(node).numel == network.spec(node.all_input_nodes[0]).numel:
+        if name in _AVERAGES_OF_ONE and network.spec(node).numel == network.spec(node.all_input_nodes[0]).numel:
             return grids[0]
         if name == "sum" or (name == "avg_pool2d" and len(node.args) > 6 and node.args[6] == 1):
             window = _window(node)
@@ -197,6 +203,16 @@ def channels_back(node: fx.Node, weight: Tensor) -> Tensor:
         grouped = weight.unflatten(0, (groups, weight.shape[0] // groups))
         return grouped.transpose(1, 2).flatten(0, 1).contiguous()
     return (weight.transpose(0, 1) if ops.out_channel_dim(node) == 1 else weight).contiguous()
+
+
+def padding_value(node: fx.Node) -> float:
+    """The number that a padding puts around a value; 0 for any other operation."""
+    name = network.op_name(node)
+    if name not in ("pad", "constant_pad_nd"):
+        return 0.0
+    position = 3 if name == "pad" else 2
+    value = node.args[position] if len(node.args) > position else node.kwargs.get("value")
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _grid(exponent: float, bound: float) -> Grid:
