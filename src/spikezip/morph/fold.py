@@ -127,7 +127,7 @@ def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor:
         like=layer,
     )
     if name in ("mm", "addmm"):
-        left = layer.args[-2]
+        left = layer.args[-2]  # type: ignore[index]
         new = network.call(gm, _aten.addmm.default, (new_bias, left, new_weight), like=layer)
     else:
         args = list(layer.args) + [None] * (3 - len(layer.args))
