@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from spikezip.cli import app
+from spikezip.cli import app, screen
 
 Spikezip = Callable[..., Any]
 
@@ -21,6 +21,7 @@ def spikezip(monkeypatch, tmp_path) -> Spikezip:
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.delenv("SPIKEZIP_TRACEBACK", raising=False)
+    monkeypatch.setattr(screen.stdout, "width", 140)  # xdist and terminals set COLUMNS as they like
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
 
 

@@ -68,6 +68,6 @@ def command(
             )
         remember(snn.graph, model, images)
         snn.save(draft)
-    neurons = f"{len(snn.layers)} layers of neurons, settled at step {snn.bound} at the latest"
-    screen.say(f"[bold]{out}[/]: {model} as a spiking network, {neurons}.")
+    settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
+    screen.say(f"[bold]{out}[/]: {model} as a spiking network, {len(snn.layers)} layers of neurons; {settles}.")
     screen.say(f"Next: spikezip run {out} --data {data} --out record.json")

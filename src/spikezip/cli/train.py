@@ -46,6 +46,7 @@ def command(
       spikezip train recipe.yaml --out runs/mine
       spikezip train recipe.yaml --out runs/mine --resume
       accelerate launch --num_processes 2 -m spikezip train recipe.yaml --out runs/mine
+      ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m spikezip train recipe.yaml --out runs/mine
 
     [bold]A recipe[/]
       name: digits-pet
@@ -140,7 +141,9 @@ def _listener(stack: contextlib.ExitStack, tensorboard: Path | None) -> Listener
 
 
 def _is_main() -> bool:
-    """Whether this process is the one that writes and prints (the only one, without ``accelerate launch``)."""
+    """Whether this process is the one that writes and prints (the only one, without a launcher)."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    return PartialState().is_main_process
+    # The first PartialState of a process decides for all that follow; it must see what Accelerator would.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process

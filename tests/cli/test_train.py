@@ -1,0 +1,87 @@
+"""``spikezip train``: recipes through the command line, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+RECIPE = """
+name: digits-pet
+stage: pet
+model: spikezip:digits
+data: digits
+epochs: 2
+train_images: 512
+levels: 4
+encoding: even:4
+optimizer: {sgd: {rate: 0.02}}
+tensorboard: true
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "pet.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_pet_leaves_a_network_that_runs_with_its_encoding(spikezip, recipe):
+    import spikezip as library
+
+    done = spikezip("train", recipe, "--out", "pet")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    assert "validation accuracy/rescaled2" in done.stdout
+    assert {"checkpoint.safetensors", "history.json", "network.safetensors", "snn.spikezip", "tensorboard"} == {
+        path.name for path in Path("pet").iterdir()
+    }
+    assert any(Path("pet/tensorboard").iterdir())
+    snn = library.load("pet/snn.spikezip")
+    assert snn.encoding == library.Even(4)
+    assert snn.note("weight_bits") == 8
+    assert snn.note("fine_tuning") == "pet"
+    assert snn.note("mean") is not None, "the bundle knows how its images are normalised"
+    assert spikezip("verify", "pet/snn.spikezip", "--data", "digits", "--limit", 40).exit_code == 0
+
+
+def test_a_folder_that_is_taken_is_refused_resumed_or_overwritten(spikezip, recipe):
+    assert spikezip("train", recipe, "--out", "pet").exit_code == 0
+    before = load_file("pet/network.safetensors")
+    refused = spikezip("train", recipe, "--out", "pet")
+    assert refused.exit_code == 2
+    assert "is not empty" in refused.stderr
+    assert spikezip("train", recipe, "--out", "pet", "--resume").exit_code == 0
+    after = load_file("pet/network.safetensors")
+    assert all((before[name] == after[name]).all() for name in before)
+    assert spikezip("train", recipe, "--out", "pet", "--overwrite").exit_code == 0
+
+
+def test_without_a_folder_it_says_how_to_name_one(spikezip, recipe):
+    done = spikezip("train", recipe)
+    assert done.exit_code == 2
+    assert "--out" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(spikezip, recipe):
+    """The launcher is torch's, which ``accelerate launch`` starts on GPUs; on CPUs without MPI that starts one only."""
+    assert spikezip("train", recipe, "--out", "one").exit_code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "spikezip", "train", str(recipe), "--out", "two"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("holds the trained weights") == 1, "one process prints"
+    losses = [[epoch["loss"] for epoch in json.loads(Path(run, "history.json").read_text())] for run in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert Path("two/snn.spikezip").exists()
