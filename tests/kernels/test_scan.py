@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikezip.kernels import scan
+from spikezip.kernels import Rows, gather, scan
 from spikezip.levels import Levels
 from spikezip.spike import STBIF
 
@@ -33,7 +33,13 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
     start = torch.randint(levels.lowest, levels.highest + 1, shape, generator=generator).to(dtype)
 
     given_drive, given_start = drive.clone(), start.clone()
-    what = scan(drive, start, theta, levels, slew, steps)
+    images = torch.arange(shape[0])
+    map = images.expand(steps, -1) if still else torch.arange(steps * shape[0]).reshape(steps, -1)
+    what = scan(Rows(drive.flatten(0, 1), map, dtype), start, theta, levels, slew)
+    codes = (
+        gather(what.codes.rows, what.codes.map.flatten()).to(dtype).unflatten(0, (steps, shape[0])) - what.codes.zero
+    )
+    values = gather(what.codes.value, what.codes.map.flatten()).unflatten(0, (steps, shape[0]))
     assert torch.equal(drive, given_drive)
     assert torch.equal(start, given_start)
 
@@ -42,9 +48,11 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
         u = drive[0 if still else k]
         after = neuron(u, now)
         move = (after - now).flatten(1)
-        assert torch.equal(what.codes[k], after)
+        assert torch.equal(codes[k], after)
+        assert torch.equal(values[k], after * theta)
         assert torch.equal(what.spikes[k], move.abs().sum(1).long())
         assert torch.equal(what.negative[k], (-move).clamp(min=0).sum(1).long())
         assert torch.equal(what.behind[k], (after != neuron.target(u)).flatten(1).any(1))
         now = after
-    assert (what.codes.shape, what.codes.dtype) == ((steps, *shape), dtype)
+    assert torch.equal(what.last, now)
+    assert (what.last.shape, what.last.dtype, what.codes.value.dtype) == (shape, dtype, dtype)

@@ -1,5 +1,7 @@
-"""The scan of a layer's neurons over time; nothing above knows which implementation ran."""
+"""Neurons and synapses on rows of time steps; nothing above knows which implementation ran."""
 
+from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, union
 from spikezip.kernels.scan import Scan, scan
+from spikezip.kernels.synapse import Synapse, pack
 
-__all__ = ["Scan", "scan"]
+__all__ = ["Rows", "Scan", "Sum", "Synapse", "gather", "max_pool2d", "pack", "scan", "union"]

@@ -1,4 +1,4 @@
-"""Many steps of one layer of ST-BIF neurons at once: the torch reference."""
+"""Many steps of one layer of ST-BIF neurons at once: the torch reference, and the choice of what runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spikezip.kernels import native
+from spikezip.kernels.rows import Rows, Sum, gather
 from spikezip.levels import Levels
+
+_BYTES = 256  #: levels that a byte can tell apart
 
 
 @dataclass(frozen=True)
@@ -15,45 +19,68 @@ class Scan:
     """What a layer did over a block of K steps.
 
     Attributes:
-        codes: tracers ``S_t``, ``[K, B, ...]``.
+        codes: tracers ``S_t`` times theta; a new row wherever an image's tracers changed.
+        last: tracers after the block, ``[B, ...]``, whole numbers.
         spikes: levels moved per step and image, ``[K, B]`` int64 (at slew 1: the number of spikes).
         negative: of these, downwards, ``[K, B]``.
         behind: whether a neuron is not yet at its target, ``[K, B]`` bool.
     """
 
-    codes: Tensor
+    codes: Rows
+    last: Tensor
     spikes: Tensor
     negative: Tensor
     behind: Tensor
 
 
-def scan(drive: Tensor, start: Tensor, threshold: Tensor, levels: Levels, slew: int, steps: int) -> Scan:
+def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Levels, slew: int) -> Scan:
     """Run ``S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -slew, slew)`` for a block of steps.
 
     Args:
-        drive: ``U_t`` as ``[K, B, ...]``, or ``[1, B, ...]`` where it is the same at every step.
-        start: ``S`` before the block, ``[B, ...]``.
+        drive: ``U_t``; its rows ``[R, ...]`` with nothing merged into the first dimension.
+        start: ``S`` before the block, ``[B, ...]``; None for 0.
         threshold: theta, 0-dim.
         levels: limits of the tracer.
         slew: levels per step.
-        steps: K.
 
     Returns:
-        The :class:`Scan`; ``codes`` has ``start``'s type.
+        The :class:`Scan`, the same to the bit whichever implementation ran.
     """
-    target = levels.codes(drive, threshold).to(start.dtype)
-    codes = start.new_empty((steps, *start.shape))
-    moves = (steps, start.shape[0])
-    spikes = torch.zeros(moves, dtype=torch.int64, device=start.device)
+    terms = [drive.first, drive.second] if isinstance(drive, Sum) else [drive]
+    steps, images = terms[0].map.shape
+    theta = float(threshold)
+    scale = None if theta == 1.0 else theta
+    small = levels.count <= _BYTES
+    if small and native.suits(terms, start):
+        found = native.scan(terms, drive.dtype, start, theta, levels, slew)
+        codes = Rows(found.rows, found.map, drive.dtype, -levels.lowest, scale, top=levels.range)
+        last = gather(found.rows, found.map[-1]).to(drive.dtype)
+        last = last + levels.lowest if levels.lowest else last
+        return Scan(codes, last, found.spikes, found.negative, found.behind)
+    numbers = drive.numbers()
+    value = numbers.value
+    now = torch.zeros_like(gather(value, numbers.map[0])) if start is None else start
+    tracers = now.new_empty((steps, *now.shape))
+    spikes = torch.zeros((steps, images), dtype=torch.int64)
     negative = torch.zeros_like(spikes)
-    behind = torch.zeros(moves, dtype=torch.bool, device=start.device)
-    now = start
+    behind = torch.zeros((steps, images), dtype=torch.bool)
+    goal = None
     for k in range(steps):
-        goal = target[k if target.shape[0] > 1 else 0]
+        if goal is None or not torch.equal(numbers.map[k], numbers.map[k - 1]):
+            goal = levels.codes(gather(value, numbers.map[k]), threshold).to(now.dtype)
         move = torch.clamp(goal - now, -slew, slew)
-        now = torch.add(now, move, out=codes[k])
-        per_image = move.reshape(move.shape[0], -1)
+        now = torch.add(now, move, out=tracers[k])
+        per_image = move.reshape(images, -1)
         spikes[k] = per_image.abs().sum(1).to(torch.int64)
         negative[k] = per_image.clamp(max=0).neg().sum(1).to(torch.int64)
-        behind[k] = (goal != now).reshape(move.shape[0], -1).any(1)
-    return Scan(codes, spikes, negative, behind)
+        behind[k] = (goal != now).reshape(images, -1).any(1)
+    new = spikes.T > 0
+    new[:, 0] = True
+    map = (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
+    image, step = new.nonzero(as_tuple=True)
+    kept = gather(tracers.flatten(0, 1), step * images + image)
+    if small:
+        codes = Rows((kept - levels.lowest).to(torch.uint8), map, drive.dtype, -levels.lowest, scale, top=levels.range)
+    else:
+        codes = Rows(kept, map, drive.dtype, scale=scale)
+    return Scan(codes, now.clone(), spikes, negative, behind)

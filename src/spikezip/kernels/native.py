@@ -1,0 +1,204 @@
+"""The scan in C++, compiled on first use by whatever compiler is at hand; without one, torch does the work."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikezip.kernels.rows import Rows
+from spikezip.levels import Levels
+
+_SOURCE = Path(__file__).with_name("scan.cpp")
+# Without contraction, each operation rounds as torch's does. No -ffast-math for the same reason.
+_FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17"]
+_WORTH_COMPILING = 1 << 21  #: neurons times steps; below, torch is done before a compiler is
+_STRIP = 2048  #: neurons handled at once: their sums stay in the fastest cache
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.uint8: 2}
+
+
+class _Term(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("map", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("zero", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the scan gives: codes counted from the lowest, and counts ``[K, B]``."""
+
+    rows: Tensor
+    map: Tensor
+    spikes: Tensor
+    negative: Tensor
+    behind: Tensor
+
+
+def suits(terms: list[Rows], start: Tensor | None) -> bool:
+    """Whether these rows can be scanned natively, and are worth it."""
+    rows = [t.rows for t in terms]
+    if any(r.device.type != "cpu" or r.dtype not in _TYPES or r.shape[1:] != rows[0].shape[1:] for r in rows):
+        return False
+    if any(t.dtype not in (torch.float32, torch.float64) for t in terms):
+        return False
+    work = terms[0].map.numel() * rows[0][0].numel()
+    return library(work >= _WORTH_COMPILING) is not None
+
+
+_loaded: dict[str, ctypes.CDLL | None] = {}
+
+
+def library(build: bool = True) -> ctypes.CDLL | None:
+    """The compiled scan; None if there is no compiler, or it has not been built and ``build`` is not set."""
+    if "scan" not in _loaded:
+        path = _path()
+        if not path.exists():
+            if not build:
+                return None
+            problem = _compile(path)
+            if problem:
+                warnings.warn(
+                    f"{problem} Neurons run in torch instead: the same spikes, more slowly.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                _loaded["scan"] = None
+                return None
+        _loaded["scan"] = _load(path)
+    return _loaded["scan"]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
+    i32, i64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+    found.spikezip_scan.restype = i64
+    found.spikezip_scan.argtypes = [
+        pointer,
+        i32,
+        i32,
+        i64,
+        i64,
+        i64,
+        i64,
+        ctypes.c_double,
+        i32,
+        i32,
+        i32,
+        *[pointer] * 6,
+    ]
+    return found
+
+
+@functools.cache
+def _path() -> Path:
+    """Where the compiled scan is kept: one file per source, compiler and processor."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    key = "\n".join([_SOURCE.read_text(), *_FLAGS, str(_compiler()), platform.machine(), _processor()])
+    return Path(cache) / "spikezip" / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+
+
+def _processor() -> str:
+    # -march=native binds the code to this processor's instructions; home folders are shared between machines.
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor() + torch.backends.cpu.get_cpu_capability()
+
+
+def _compile(path: Path) -> str | None:
+    """Compile to ``path``; what went wrong, or None."""
+    compiler = _compiler()
+    if compiler is None:
+        return "No C++ compiler was found (g++ or clang++; or set CXX)."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            done = subprocess.run(
+                [compiler, *_FLAGS, "-shared", "-fPIC", "-o", str(made), str(_SOURCE)],
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            if done.returncode:
+                return f"{compiler} could not compile spikezip's scan: {done.stderr.strip()[:300]}."
+            ctypes.CDLL(str(made))
+            made.replace(path)  # whole or not at all: other processes may be doing the same
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"spikezip's scan could not be compiled: {error}."
+    return None
+
+
+def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
+    """Scan rows that :func:`suits`."""
+    steps, images = terms[0].map.shape
+    layout = _layout(terms)
+    rows = [t.rows.contiguous(memory_format=layout) for t in terms]
+    shape = rows[0].shape[1:]
+    channels = shape[0] if layout is torch.channels_last else shape[-1] if len(shape) else 1
+    neurons = shape.numel()
+    period = channels * max(1, _STRIP // channels)
+    maps = [t.map.contiguous() for t in terms]
+    factors = [(_repeated(t.scale, period, dtype), _repeated(t.bias, period, dtype)) for t in terms]
+    factors = [(torch.ones(period, dtype=dtype) if s is None and b is not None else s, b) for s, b in factors]
+    packed = (_Term * len(terms))(
+        *(
+            _Term(r.data_ptr(), m.data_ptr(), _address(s), _address(b), _TYPES[r.dtype], t.zero)
+            for t, r, m, (s, b) in zip(terms, rows, maps, factors, strict=True)
+        )
+    )
+    if start is None:
+        begin = torch.full((images, neurons), -levels.lowest, dtype=torch.uint8)
+    else:
+        begin = (start - levels.lowest).to(torch.uint8).contiguous(memory_format=layout)
+    out = torch.empty((steps * images, *shape), dtype=torch.uint8, memory_format=layout)
+    map, spikes, negative = (torch.empty((steps, images), dtype=torch.int64) for _ in range(3))
+    behind = torch.empty((steps, images), dtype=torch.bool)
+    found = library()
+    assert found is not None
+    made = found.spikezip_scan(
+        ctypes.addressof(packed), len(terms), dtype == torch.float64, steps, images, neurons, period, theta,
+        levels.lowest, levels.highest, slew, begin.data_ptr(), out.data_ptr(), map.data_ptr(), spikes.data_ptr(),
+        negative.data_ptr(), behind.data_ptr(),
+    )  # fmt: skip
+    return Found(out[:made], map, spikes, negative, behind)
+
+
+def _layout(terms: list[Rows]) -> torch.memory_format:
+    """Channels fastest, wherever there are channels to tell apart."""
+    for t in terms:
+        if isinstance(t.scale, Tensor):
+            return torch.channels_last if t.channels == 1 and t.rows.dim() == 4 else torch.contiguous_format
+    last = terms[0].rows.dim() == 4 and terms[0].rows.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _repeated(values: Tensor | float | None, period: int, dtype: torch.dtype) -> Tensor | None:
+    if values is None:
+        return None
+    if not isinstance(values, Tensor):
+        return torch.full((period,), values, dtype=dtype)
+    return values.to(dtype).repeat(period // values.numel())
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

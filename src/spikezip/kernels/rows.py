@@ -1,0 +1,163 @@
+"""Values over a block of time steps, stored once for as long as they do not change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a block of K steps and B images holds at one place of a network: ``(rows[map] - zero) * scale + bias``.
+
+    A row is one image's value at one step; steps at which nothing changed for an image share a row, so that operations
+    cost what changes. Codes stay bytes, and sums of integer products stay undivided, until someone needs numbers.
+
+    Attributes:
+        rows: ``[R, ...]`` (or several such tensors, or another dimension of the batch, between operations).
+        map: which row holds at (step, image), ``[K, B]`` int64.
+        dtype: of the value.
+        zero: stands for 0 in ``rows`` (bytes are counted from the lowest code).
+        scale: a number, or one per channel; None for 1.
+        bias: one per channel; None for 0.
+        channels: the dimension of the channels.
+        top: for codes, the greatest count in ``rows``; 0 for anything else.
+    """
+
+    rows: Any
+    map: Tensor
+    dtype: torch.dtype
+    zero: int = 0
+    scale: Tensor | float | None = None
+    bias: Tensor | None = None
+    channels: int = -1
+    top: int = 0
+
+    @property
+    def is_code(self) -> bool:
+        """Whether the value is whole codes, as they are."""
+        return self.top > 0 and self.scale is None
+
+    @property
+    def rows_are_bytes(self) -> bool:
+        """Whether the rows are one tensor of bytes."""
+        return isinstance(self.rows, Tensor) and self.rows.dtype is torch.uint8
+
+    @property
+    def is_exact_sum(self) -> bool:
+        """Whether the value is integer sums that are still to be scaled."""
+        return isinstance(self.scale, Tensor)
+
+    @cached_property
+    def value(self) -> Any:
+        """The rows as numbers."""
+        if not isinstance(self.rows, Tensor):
+            return self.rows
+        value = self.rows.to(self.dtype)
+        if self.zero:
+            value = value - self.zero
+        if self.scale is not None:
+            value = value * self._along(self.scale)
+        if self.bias is not None:
+            value = value + self._along(self.bias)
+        return value
+
+    def _along(self, values: Tensor | float) -> Tensor | float:
+        if not isinstance(values, Tensor) or values.dim() == 0:
+            return values
+        behind = self.rows.dim() - 1 - self.channels if self.channels >= 0 else 0
+        return values.to(self.dtype).reshape(-1, *[1] * behind)
+
+    def numbers(self) -> Rows:
+        """The same value with its rows as numbers."""
+        return Rows(self.value, self.map, self.dtype)
+
+    def with_rows(self, rows: Any, map: Tensor | None = None) -> Rows:
+        """Other rows (moved about, or fewer), read the same way."""
+        return replace(self, rows=rows, map=self.map if map is None else map)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Two values that are to be added, left apart so that the scan can add them on its way."""
+
+    first: Rows
+    second: Rows
+    dtype: torch.dtype
+
+    @property
+    def map(self) -> Tensor:
+        """As of the value."""
+        return self.numbers().map
+
+    @cached_property
+    def _numbers(self) -> Rows:
+        map, picks = union([self.first.map, self.second.map])
+        first, second = (gather(r.value, pick) for r, pick in zip((self.first, self.second), picks, strict=True))
+        return Rows(first + second, map, self.dtype)
+
+    @property
+    def value(self) -> Tensor:
+        """The sum's rows as numbers."""
+        return self._numbers.value
+
+    def numbers(self) -> Rows:
+        """The sum, added."""
+        return self._numbers
+
+
+def union(maps: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    """Rows for values that change at different times: a new row wherever one of them changes.
+
+    Args:
+        maps: ``[K, B]`` each.
+
+    Returns:
+        The map of the new rows, and for each old map the old row of each new one (None: the rows as they are).
+    """
+    first = maps[0]
+    if all(m is first or torch.equal(m, first) for m in maps[1:]):
+        return first, [None] * len(maps)
+    changed = torch.ones(first.shape, dtype=torch.bool, device=first.device)
+    changed[1:] = False
+    for m in maps:
+        changed[1:] |= m[1:] != m[:-1]
+    of_images = changed.T.flatten()
+    map = (of_images.cumsum(0) - 1).reshape(first.shape[1], -1).T.contiguous()
+    return map, [m.T.flatten()[of_images] for m in maps]
+
+
+def gather(rows: Tensor, pick: Tensor | None) -> Tensor:
+    """``rows[pick]``, in the memory layout that ``rows`` has."""
+    if pick is None:
+        return rows
+    pick = pick.to(rows.device)
+    if rows.dim() == 4 and not rows.is_contiguous() and rows.is_contiguous(memory_format=torch.channels_last):
+        return rows.permute(0, 2, 3, 1).index_select(0, pick).permute(0, 3, 1, 2)
+    return rows.index_select(0, pick)
+
+
+def max_pool2d(codes: Tensor, kernel: list[int], stride: list[int] = (), padding: list[int] = (0,)) -> Tensor:  # type: ignore[assignment]
+    """Maximum over windows of bytes, which torch's own pooling takes only for the smallest images.
+
+    Padding never wins: bytes are counted from the lowest code.
+    """
+    (high, wide), (down, right), (top, left) = (_pair(v) for v in (kernel, stride or kernel, padding))
+    if top or left:
+        codes = torch.nn.functional.pad(codes, (left, left, top, top))
+    rows, columns = (codes.shape[2] - high) // down + 1, (codes.shape[3] - wide) // right + 1
+    found = codes[:, :, : (rows - 1) * down + 1 : down]
+    for i in range(1, high):
+        found = torch.maximum(found, codes[:, :, i : i + (rows - 1) * down + 1 : down])
+    codes, found = found, found[..., : (columns - 1) * right + 1 : right]
+    for i in range(1, wide):
+        found = torch.maximum(found, codes[..., i : i + (columns - 1) * right + 1 : right])
+    return found
+
+
+def _pair(values: list[int]) -> tuple[int, int]:
+    return (values[0], values[-1])

@@ -1,0 +1,148 @@
+// The scan of one layer of ST-BIF neurons over time, on rows: see scan.py for what it computes.
+//
+// A row is what one image holds at one step. A step in which nothing changed for an image has no row of its own: `map`
+// says for each (step, image) which row holds. So a step in which neither the drive nor the tracers of an image move
+// costs nothing here, and makes no row for the layers behind.
+//
+// Compiled without contraction of a*b + c: each operation rounds as the same operation of torch does.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct Term {            // one summand of the drive: (rows[map] - zero) * scale + bias
+    const void *rows;    // [rows, neurons]
+    const int64_t *map;  // [steps, images]
+    const void *scale;   // [period], or null for 1
+    const void *bias;    // [period], or null for 0
+    int32_t type;        // 0 float, 1 double, 2 uint8
+    int32_t zero;        // of uint8
+};
+
+template <class A, class In>
+void load(A *__restrict sum, const In *__restrict x, A zero, const A *__restrict scale, const A *__restrict bias,
+          int64_t n, bool first) {
+#define EACH(value)                                              \
+    if (first) for (int64_t i = 0; i < n; i++) sum[i] = (value); \
+    else for (int64_t i = 0; i < n; i++) sum[i] += (value)
+    if (scale && bias) { EACH((A(x[i]) - zero) * scale[i] + bias[i]); }
+    else if (scale) { EACH((A(x[i]) - zero) * scale[i]); }
+    else { EACH(A(x[i]) - zero); }
+#undef EACH
+}
+
+template <class A>
+void add_term(A *sum, const Term &term, int64_t row, int64_t neurons, int64_t at, int64_t n, bool first) {
+    const A *scale = static_cast<const A *>(term.scale), *bias = static_cast<const A *>(term.bias);
+    const int64_t offset = row * neurons + at;
+    const A zero = A(term.zero);
+    switch (term.type) {
+        case 0: load(sum, static_cast<const float *>(term.rows) + offset, zero, scale, bias, n, first); break;
+        case 1: load(sum, static_cast<const double *>(term.rows) + offset, zero, scale, bias, n, first); break;
+        default: load(sum, static_cast<const uint8_t *>(term.rows) + offset, zero, scale, bias, n, first);
+    }
+}
+
+// Q(u), counted from the lowest code.
+template <class A>
+void quantize(uint8_t *__restrict goal, const A *__restrict sum, A theta, A low, A high, int64_t n) {
+#define EACH(ratio)                                 \
+    for (int64_t i = 0; i < n; i++) {               \
+        A q = std::floor((ratio) + A(0.5));         \
+        q = q < low ? low : q;                      \
+        q = q > high ? high : q;                    \
+        goal[i] = uint8_t(int32_t(q - low));        \
+    }
+    if (theta == A(1)) { EACH(sum[i]) }
+    else { EACH(sum[i] / theta) }
+#undef EACH
+}
+
+struct Moves {
+    int64_t up = 0, down = 0;
+    bool behind = false;
+};
+
+// One step towards the goal, at most `slew` levels.
+void follow(uint8_t *__restrict now, const uint8_t *__restrict before, const uint8_t *__restrict goal, uint8_t slew,
+            int64_t n, Moves &m) {
+    uint8_t up[256], down[256];                         // loops of one kind of arithmetic each: these vectorise
+    for (int64_t start = 0; start < n; start += 256) {  // 256 moves of at most 255 fit 16 bits
+        const int size = n - start < 256 ? int(n - start) : 256;
+        const uint8_t *__restrict from = before + start, *__restrict to = goal + start;
+        uint8_t *__restrict here = now + start;
+        uint8_t late = 0;
+        for (int i = 0; i < size; i++) {
+            const uint8_t rise = to[i] > from[i] ? uint8_t(to[i] - from[i]) : uint8_t(0);
+            const uint8_t fall = from[i] > to[i] ? uint8_t(from[i] - to[i]) : uint8_t(0);
+            up[i] = rise < slew ? rise : slew;
+            down[i] = fall < slew ? fall : slew;
+            here[i] = uint8_t(from[i] + up[i] - down[i]);
+            late |= uint8_t(here[i] ^ to[i]);
+        }
+        uint16_t ups = 0, downs = 0;
+        for (int i = 0; i < size; i++) ups = uint16_t(ups + up[i]);
+        for (int i = 0; i < size; i++) downs = uint16_t(downs + down[i]);
+        m.up += ups;
+        m.down += downs;
+        m.behind |= late != 0;
+    }
+}
+
+template <class A>
+int64_t run(const Term *terms, int32_t count, int64_t steps, int64_t images, int64_t neurons, int64_t period, double theta,
+            int32_t low, int32_t high, int32_t slew, const uint8_t *start, uint8_t *out, int64_t *map, int64_t *spikes,
+            int64_t *negative, uint8_t *behind) {
+    std::vector<A> sum(period);
+    std::vector<uint8_t> goal(neurons);
+    const uint8_t most = uint8_t(slew > 255 ? 255 : slew);
+    int64_t rows = 0;
+    for (int64_t b = 0; b < images; b++) {
+        const uint8_t *before = start + b * neurons;
+        for (int64_t t = 0; t < steps; t++) {
+            const int64_t at = t * images + b;
+            bool moved = t == 0;
+            for (int32_t k = 0; k < count && !moved; k++) moved = terms[k].map[at] != terms[k].map[at - images];
+            if (!moved && !behind[at - images]) {
+                map[at] = map[at - images];
+                spikes[at] = negative[at] = behind[at] = 0;
+                continue;
+            }
+            uint8_t *now = out + rows * neurons;
+            Moves m;
+            for (int64_t i = 0; i < neurons; i += period) {
+                const int64_t n = period < neurons - i ? period : neurons - i;
+                if (moved) {
+                    for (int32_t k = 0; k < count; k++)
+                        add_term(sum.data(), terms[k], terms[k].map[at], neurons, i, n, k == 0);
+                    quantize(goal.data() + i, sum.data(), A(theta), A(low), A(high), n);
+                }
+                follow(now + i, before + i, goal.data() + i, most, n, m);
+            }
+            spikes[at] = m.up + m.down;
+            negative[at] = m.down;
+            behind[at] = m.behind;
+            if (t > 0 && m.up + m.down == 0) {
+                map[at] = map[at - images];
+            } else {
+                map[at] = rows++;
+                before = now;
+            }
+        }
+    }
+    return rows;
+}
+
+}  // namespace
+
+// Codes are counted from the lowest (uint8). Returns the number of rows made.
+extern "C" int64_t spikezip_scan(const Term *terms, int32_t count, int32_t wide, int64_t steps, int64_t images,
+                                 int64_t neurons, int64_t period, double theta, int32_t low, int32_t high, int32_t slew,
+                                 const uint8_t *start, uint8_t *out, int64_t *map, int64_t *spikes, int64_t *negative,
+                                 uint8_t *behind) {
+    const auto scan = wide ? run<double> : run<float>;
+    return scan(terms, count, steps, images, neurons, period, theta, low, high, slew, start, out, map, spikes, negative,
+                behind);
+}

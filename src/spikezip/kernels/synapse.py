@@ -1,0 +1,139 @@
+"""Convolutions and linear layers with integer weights on integer codes, through oneDNN's 8-bit kernels where exact."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from spikezip.graph import network, ops
+from spikezip.kernels.rows import Rows
+from spikezip.quantize.grid import per_channel
+
+_aten, _onednn = torch.ops.aten, torch.ops.onednn
+_EXACT = 2**24  #: whole numbers up to here are float32s
+
+
+@dataclass(frozen=True)
+class Synapse:
+    """A convolution or linear layer whose weights are bytes times a power of two per output channel.
+
+    Attributes:
+        weight: the whole numbers, ``[out, ...]`` int8.
+        scale: the power of two of each output channel.
+        bias: of each output channel, or None.
+        dtype: of the result.
+        geometry: stride, padding, dilation and groups of a convolution; None for a linear layer.
+        reach: the greatest ``sum |w|`` of an output channel.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+    geometry: tuple[list[int], list[int], list[int], int] | None
+    reach: int
+    packed: dict[int, Any] = field(default_factory=dict)  # by what stands for 0: oneDNN folds it into the weights
+
+    def takes(self, codes: Rows) -> bool:
+        """Whether the sums over these codes are exact here."""
+        return (
+            codes.is_code
+            and codes.rows.dtype is torch.uint8
+            and codes.rows.device.type == "cpu"
+            and self.reach * codes.top < _EXACT
+            and _trusted(128 if codes.top <= 128 else 255)
+        )
+
+    def __call__(self, codes: Rows, *, bias: bool = True) -> Rows:
+        """Sums of weight times code, still to be scaled; with their bias or without."""
+        if codes.zero not in self.packed:
+            self.packed[codes.zero] = _pack(self.weight, self.geometry, codes.zero)
+        sums = _sums(codes.rows, self.packed[codes.zero], self.weight.shape[0], self.geometry, codes.zero)
+        channels = 1 if self.geometry else sums.dim() - 1
+        return Rows(sums, codes.map, self.dtype, 0, self.scale, self.bias if bias else None, channels)
+
+
+def pack(node: fx.Node) -> Synapse | None:
+    """The :class:`Synapse` of a node; None if it is another operation, or its weights are not bytes."""
+    if node.target not in (_aten.conv2d.default, _aten.linear.default) or node.kwargs:
+        return None
+    weight_node = ops.weight_of(node)
+    weight = network.constant(weight_node) if weight_node is not None else None
+    index = ops.bias_index(node)
+    bias = network.constant(node.args[index]) if index is not None else None
+    if weight is None or weight.device.type != "cpu" or (index is not None and bias is None):
+        return None
+    _, exponents = per_channel(node, weight)
+    steps = torch.exp2(exponents)
+    whole = weight.detach().double() * steps.reshape(-1, *[1] * (weight.dim() - 1))
+    if float(whole.abs().max()) > 127 or not torch.equal(whole, whole.round()):
+        return None
+    geometry = None
+    if node.target is _aten.conv2d.default:
+        stride, padding, dilation, groups = [*node.args[3:], *[[1, 1], [0, 0], [1, 1], 1][len(node.args) - 3 :]]
+        geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
+    return Synapse(
+        weight=whole.to(torch.int8),
+        scale=(1 / steps).to(weight.dtype),
+        bias=None if bias is None else bias.detach(),
+        dtype=weight.dtype,
+        geometry=geometry,  # type: ignore[arg-type]
+        reach=int(whole.abs().flatten(1).sum(1).max()),
+    )
+
+
+def _pair(values: Any) -> list[int]:
+    return [values[0], values[-1]]
+
+
+def _pack(weight: Tensor, geometry: Any, zero: int) -> Any:
+    ones = torch.ones(weight.shape[0])
+    if geometry is None:
+        return _onednn.qlinear_prepack(weight, None)
+    stride, padding, dilation, groups = geometry
+    return _onednn.qconv_prepack(weight, ones, 1.0, zero, stride, padding, dilation, groups, None)
+
+
+def _sums(codes: Tensor, packed: Any, out: int, geometry: Any, zero: int) -> Tensor:
+    ones, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int64)
+    tail = (1.0, 0, torch.float32, "none", [], "")
+    if geometry is None:
+        return _onednn.qlinear_pointwise(codes.contiguous(), 1.0, zero, packed, ones, zeros, None, *tail)
+    codes = codes.contiguous(memory_format=torch.channels_last)
+    return _onednn.qconv2d_pointwise(codes, 1.0, zero, packed, ones, zeros, None, *geometry, *tail)
+
+
+@functools.cache
+def _trusted(top: int) -> bool:
+    """Whether oneDNN's 8-bit kernels are here, and add exactly codes up to ``top``: tried, compared to the bit.
+
+    They are internal operations of torch, and on processors without dot products of bytes sums of pairs may saturate.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high + 1, shape, generator=generator)
+
+    try:
+        for zero in (0, min(top, 4)):
+            codes = draw(0, top, 3, 16, 6, 6).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+            codes[0] = top
+            weight = draw(-127, 127, 32, 16, 3, 3).to(torch.int8)
+            weight[0], weight[1] = 127, -127
+            wanted = F.conv2d(codes.double() - zero, weight.double(), None, 2, 1)
+            geometry = ([2, 2], [1, 1], [1, 1], 1)
+            found = _sums(codes, _pack(weight, geometry, zero), 32, geometry, zero)
+            flat = codes.permute(0, 2, 3, 1).contiguous()
+            linear = weight.flatten(1)[:, :16].contiguous()
+            found_linear = _sums(flat, _pack(linear, None, zero), 32, None, zero)
+            wanted_linear = F.linear(flat.double() - zero, linear.double())
+            if not (torch.equal(found.double(), wanted) and torch.equal(found_linear.double(), wanted_linear)):
+                return False
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+        return False
+    return True

@@ -1,0 +1,278 @@
+"""One pass over the graph for a block of time steps, on the rows that changed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.errors import StageError
+from spikezip.graph import network
+from spikezip.graph.network import Spec
+from spikezip.kernels import Rows, Scan, Sum, gather, max_pool2d, scan, union
+from spikezip.run.plan import Plan, is_plain, is_size, scattered
+from spikezip.run.step import bias_of, images_back, images_first, shaped_bias, without_bias
+from spikezip.spike.neuron import STBIF
+from spikezip.spike.swap import SpikingNetwork
+
+_aten = torch.ops.aten
+
+#: Operations that move codes about, or choose among them, and so take bytes as well as numbers.
+_MOVES = {
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "expand", "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "getitem", "roll", "flip",
+    "contiguous", "movedim", "clone",
+}  # fmt: skip
+
+
+class Block:
+    """The values of a network over a block of K steps, for some images.
+
+    Every value that depends on images is kept as :class:`~spikezip.kernels.Rows`; an operation runs once, on the rows
+    in which its operands changed, as if they were a batch of images.
+
+    Args:
+        snn: the network.
+        plan: its plan.
+        inputs: of these images.
+        shares: of the input, at each step.
+        bias_shares: of the biases.
+        tracers: each layer's, before the block; those missing are 0.
+        kept: what depends on no neuron, computed by a block before (on the same images); filled if empty.
+    """
+
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        plan: Plan,
+        inputs: tuple[Tensor, ...],
+        shares: list[float],
+        bias_shares: list[float],
+        tracers: dict[str, Tensor],
+        kept: dict[fx.Node, Any],
+    ):
+        self.graph, self.plan = snn.graph, plan
+        self.inputs: Iterator[Tensor] = iter(inputs)
+        self.images = inputs[0].shape[0]
+        self.still = torch.arange(self.images).expand(len(shares), self.images)
+        self.shares = self._steps(shares)
+        self.bias_shares = None if all(s == 1.0 for s in bias_shares) else self._steps(bias_shares)
+        self.complete = self.bias_shares is None and all(s == 1.0 for s in shares)
+        self.tracers, self.kept = tracers, kept
+        self.skip = bool(kept) and self.complete
+        self.env: dict[fx.Node, Any] = {}
+        self.scans: dict[str, Scan] = {}
+
+    def run(self) -> list[Tensor]:
+        """The outputs, ``[K, B, ...]`` each; ``scans`` then holds what each layer did."""
+        for node in self.plan.nodes:
+            if self.skip and node not in self.plan.dependent and node.op != "get_attr":
+                if node in self.kept:
+                    kept = self.kept[node]
+                    self.env[node] = Rows(kept.rows, self.still, kept.dtype) if isinstance(kept, Rows) else kept
+                continue
+            self.env[node] = self._compute(node)
+            if self.complete and node in self.plan.frontier:
+                self.kept[node] = self.env[node]
+            for value in self.plan.free.get(node, []):
+                self.env.pop(value, None)
+        return [self._unfold(node) for node in network.outputs(self.graph)]
+
+    def _steps(self, shares: list[float]) -> Rows:
+        """Shares over time: a new row wherever they change."""
+        distinct: list[float] = []
+        which = []
+        for share in shares:
+            if not distinct or share != distinct[-1]:
+                distinct.append(share)
+            which.append(len(distinct) - 1)
+        values = torch.tensor(distinct, dtype=torch.float64).repeat_interleave(self.images)
+        map = torch.tensor(which).unsqueeze(1) * self.images + torch.arange(self.images)
+        return Rows(values, map if len(distinct) > 1 else self.still, torch.float64)
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._input(next(self.inputs))
+        if node.op == "get_attr":
+            return self.plan.constants[node]
+        if node in self.plan.neurons:
+            return self._neurons(node, self.plan.neurons[node])
+        if node.op == "call_function":
+            for way in (self._synapse, self._unchanged, self._scaled, self._added):
+                if (found := way(node)) is not None:
+                    return found
+        return self._operation(node)
+
+    def _input(self, x: Tensor) -> Rows:
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        if not x.is_floating_point() or self.complete:
+            return Rows(x, self.still, x.dtype)
+        shares = self.shares.rows[:: self.images].tolist()
+        return Rows(torch.cat([x if s == 1.0 else s * x for s in shares]), self.shares.map, x.dtype)
+
+    # -- the ways that save work: each returns None where it does not apply ------------------------------------------
+
+    def _synapse(self, node: fx.Node) -> Rows | None:
+        """Integer weights on codes: 8-bit kernels."""
+        synapse = self.plan.synapses.get(node)
+        codes = self.env[node.args[0]] if synapse else None  # type: ignore[index]
+        if synapse is None or not isinstance(codes, Rows) or not synapse.takes(codes):
+            return None
+        if self.bias_shares is None or synapse.bias is None:
+            return synapse(codes)
+        return self._with_bias(node, synapse(codes, bias=False).numbers(), synapse.bias)
+
+    def _unchanged(self, node: fx.Node) -> Rows | None:
+        """Codes that only move: bytes."""
+        operands = [self.env[n] for n in node.all_input_nodes if not is_size(n)]
+        first = operands[0] if operands else None
+        if not isinstance(first, Rows):
+            return None
+        name = network.op_name(node)
+        if node.target is _aten.to.dtype and (
+            first.is_code or (first.is_exact_sum and first.dtype is torch.float32 and node.args[1] is torch.float64)
+        ):
+            return replace(first, dtype=node.args[1])
+        if first.is_exact_sum:
+            return None
+        if name == "cat" and all(isinstance(o, Rows) and o.is_code and o.zero == first.zero for o in operands):
+            return self._operation(node, codes=first)
+        if first.top and name in _MOVES and len(operands) == 1:
+            return self._operation(node, codes=first)
+        if first.top and first.rows_are_bytes and node.target is _aten.max_pool2d.default and len(node.args) < 5:
+            return first.with_rows(max_pool2d(first.rows, *node.args[1:]))  # type: ignore[arg-type]
+        return None
+
+    def _scaled(self, node: fx.Node) -> Rows | None:
+        """Codes times a number: left to whoever reads them."""
+        if node.target is not _aten.mul.Tensor or node.kwargs or not isinstance(node.args[1], float):
+            return None
+        codes = self.env[node.args[0]]  # type: ignore[index]
+        if not isinstance(codes, Rows) or not codes.is_code or not isinstance(codes.rows, Tensor):
+            return None
+        return Rows(codes.rows, codes.map, codes.dtype, codes.zero, node.args[1], top=codes.top)
+
+    def _added(self, node: fx.Node) -> Sum | None:
+        """A sum that neurons will read: left to them."""
+        if node.target is not _aten.add.Tensor or node.kwargs or len(node.args) != 2:
+            return None
+        if len(node.users) != 1 or next(iter(node.users)) not in self.plan.neurons:
+            return None
+        values = []
+        for n in node.args:
+            value = self.env[n] if isinstance(n, fx.Node) else None
+            if not isinstance(value, Rows) or network.spec(n).shape != network.spec(node).shape:  # type: ignore[arg-type]
+                return None
+            values.append(value)
+        first, second = values
+        if first.dtype != second.dtype or not is_plain(network.spec(node)):
+            return None
+        return Sum(first, second, first.dtype)
+
+    # -- operations in general ---------------------------------------------------------------------------------------
+
+    def _operation(self, node: fx.Node, codes: Rows | None = None) -> Any:
+        """Any operation, on the rows in which an operand changed; on bytes where these are all ``codes``."""
+        operands = {n: self.env[n] for n in node.all_input_nodes if not is_size(n)}
+        streams = {n: v for n, v in operands.items() if isinstance(v, Rows | Sum)}
+        index = bias_of(node)
+        if streams:
+            map, picks = union([v.map for v in streams.values()])
+            for (n, value), pick in zip(streams.items(), picks, strict=True):
+                operands[n] = self._picked(n, value.rows if codes is not None else value.value, pick)  # type: ignore[union-attr]
+            rows = len(picks[0]) if picks[0] is not None else self._count(node, operands, streams)
+        else:
+            map, rows = self.still, self.images
+
+        def fetch(n: fx.Node) -> Any:
+            return self._size(n, rows) if is_size(n) else operands[n]
+
+        args, kwargs = fx.map_arg(node.args, fetch), fx.map_arg(node.kwargs, fetch)
+        spec: Spec | None = node.meta.get("spec")
+        if index is not None and self.bias_shares is not None:
+            bare = without_bias(node, args, index)  # type: ignore[arg-type]
+            return self._with_bias(node, Rows(bare, map, bare.dtype), args[index])  # type: ignore[index]
+        if node.op == "call_module":
+            result = self.graph.get_submodule(str(node.target))(*args)
+        else:
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+        if not streams and (spec is None or spec.batch_dim is None):
+            return result
+        if codes is not None:
+            return codes.with_rows(result, map)
+        return Rows(result, map, spec.dtype if spec else torch.float32)
+
+    def _count(self, node: fx.Node, operands: dict[fx.Node, Any], streams: dict[fx.Node, Any]) -> int:
+        """How many rows the operands have."""
+        for n in streams:
+            if isinstance(operands[n], Tensor) and "spec" in n.meta and network.spec(n).batch_dim is not None:
+                dim = network.spec(n).batch_dim or 0
+                return operands[n].shape[dim] // network.spec(n).shape[dim]
+        return int(max(v.map.max() for v in streams.values())) + 1
+
+    def _picked(self, node: fx.Node, value: Any, pick: Tensor | None) -> Any:
+        if pick is None:
+            return value
+        spec = network.spec(node)
+        if is_plain(spec):
+            return gather(value, pick)
+        if scattered(spec) or not isinstance(value, Tensor):
+            raise StageError(
+                f"{network.describe(node)} scatters the images over its rows, so it cannot be brought together with "
+                "what changes at other steps. Run this network with the reference engine."
+            )
+        rows = value.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
+        return images_back(images_first(value, spec, rows).index_select(0, pick.to(value.device)), spec)
+
+    def _with_bias(self, node: fx.Node, bare: Rows, bias: Tensor) -> Rows:
+        """Add to each row its share of the bias."""
+        assert self.bias_shares is not None
+        spec = network.spec(node)
+        if scattered(spec):
+            raise StageError(
+                f"{network.describe(node)} scatters the images over its rows, so a bias cannot be released over time "
+                "there. Use a Pulse bias encoding, or the reference engine."
+            )
+        map, (pick, which) = union([bare.map, self.bias_shares.map])
+        value = self._picked(node, bare.value, pick)
+        shares = gather(self.bias_shares.rows, which).to(value)
+        dim = spec.batch_dim or 0
+        merged = value.shape[dim] // shares.shape[0]
+        along = shares.repeat_interleave(merged) if spec.outer else shares.repeat(merged)
+        along = along.reshape([-1 if i == dim else 1 for i in range(value.dim())])
+        return Rows(value + along * shaped_bias(node, bias), map, value.dtype)
+
+    def _size(self, node: fx.Node, rows: int) -> Any:
+        """A size, for a batch of so many rows."""
+        if network.op_name(node).startswith("sym_size"):
+            source, dim = node.args
+            spec = network.spec(source)  # type: ignore[arg-type]
+            return spec.shape[dim] * (rows if spec.batch_dim == dim else 1)  # type: ignore[index,operator]
+        args = fx.map_arg(node.args, lambda n: self._size(n, rows))
+        return getattr(operator, network.op_name(node), node.target)(*args)  # type: ignore[operator,misc]
+
+    # -- neurons -----------------------------------------------------------------------------------------------------
+
+    def _neurons(self, node: fx.Node, neuron: STBIF) -> Rows:
+        drive, spec, name = self.env[node.args[0]], network.spec(node), str(node.target)  # type: ignore[index]
+        if not isinstance(drive, Rows | Sum):  # a drive that depends on no image
+            drive = Rows(drive.expand(self.images, *drive.shape[1:]), self.still, drive.dtype)
+        plain = is_plain(spec)
+        if not plain:
+            value = drive.value
+            rows = value.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
+            drive = Rows(images_first(value, spec, rows).contiguous(), drive.map, drive.dtype)
+        what = scan(drive, self.tracers.get(name), neuron.threshold, neuron.levels, neuron.slew)
+        self.scans[name] = what
+        return what.codes if plain else what.codes.with_rows(images_back(what.codes.rows, spec))
+
+    def _unfold(self, node: fx.Node) -> Tensor:
+        value, spec = self.env[node], network.spec(node)
+        numbers = value.value
+        rows = numbers.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
+        first = images_first(numbers, spec, rows)
+        return gather(first, value.map.flatten()).unflatten(0, tuple(value.map.shape))

@@ -1,0 +1,121 @@
+"""What can be known of an SNN before it sees an image; found once per network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.errors import StageError
+from spikezip.graph import network, ops
+from spikezip.graph.network import Spec
+from spikezip.graph.ops import Kind
+from spikezip.kernels import Synapse, pack
+from spikezip.spike.neuron import STBIF
+from spikezip.spike.swap import SpikingNetwork
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the sweep goes over a graph.
+
+    Attributes:
+        nodes: the nodes to compute, in order.
+        dependent: those that lie behind a neuron, or are one.
+        frontier: those that do not, but are read by one that does (or returned): they are worth keeping.
+        free: the nodes that nobody reads after a node.
+        synapses: what integer arithmetic can do.
+        constants: stored tensors; weights of convolutions with their channels fastest.
+        neurons: the layers of neurons.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    dependent: frozenset[fx.Node]
+    frontier: frozenset[fx.Node]
+    free: dict[fx.Node, list[fx.Node]]
+    synapses: dict[fx.Node, Synapse]
+    constants: dict[fx.Node, Tensor]
+    neurons: dict[fx.Node, STBIF]
+
+
+class _Known:
+    """A plan beside the graph it belongs to; copies of the graph start without one."""
+
+    def __init__(self, mark: Any = None, plan: Plan | None = None):
+        self.mark, self.plan = mark, plan
+
+    def __deepcopy__(self, memo: Any) -> _Known:
+        return _Known()
+
+    def __reduce__(self) -> tuple[type[_Known], tuple[()]]:
+        return _Known, ()
+
+
+def plan_of(snn: SpikingNetwork) -> Plan:
+    """The plan of a network, made anew only when its tensors have changed.
+
+    Raises:
+        StageError: a neuron layer's values do not keep an image's together, so time cannot be folded into the batch.
+    """
+    tensors = [*snn.graph.parameters(), *snn.graph.buffers()]
+    mark = [(id(t), t.data_ptr(), t._version, t.device) for t in tensors]
+    known = vars(snn.graph).get("_sweep_plan", _Known())
+    if known.plan is None or known.mark != mark:
+        known = _Known(mark, _plan(snn.graph))
+        vars(snn.graph)["_sweep_plan"] = known
+    assert known.plan is not None
+    return known.plan
+
+
+def _plan(gm: fx.GraphModule) -> Plan:
+    nodes = tuple(n for n in gm.graph.nodes if n.op != "output" and not is_size(n))
+    neurons = dict(network.modules_of(gm, STBIF))
+    for node in neurons:
+        if scattered(network.spec(node)):
+            raise StageError(
+                f"The values of {network.origin(node)!r} do not keep one image's together, so time steps cannot be "
+                "folded into the batch. Run this network with the reference engine."
+            )
+    dependent: set[fx.Node] = set()
+    for node in nodes:
+        if node in neurons or any(n in dependent for n in node.all_input_nodes):
+            dependent.add(node)
+    frontier = {n for n in nodes if n not in dependent and any(u in dependent or u.op == "output" for u in n.users)}
+    # Sizes read nothing: they follow from the number of rows.
+    readers = [n for n in gm.graph.nodes if not is_size(n)]
+    last = {value: user for user in readers for value in user.all_input_nodes if not is_size(value)}
+    free: dict[fx.Node, list[fx.Node]] = {}
+    for value, user in last.items():
+        free.setdefault(user, []).append(value)
+    # Whole weights say nothing of what they are multiplied with; only in an integer network is every sum proven exact.
+    exact = bool(network.note(gm, "weight_bits"))
+    synapses = {n: s for n in dependent if exact and (s := pack(n)) is not None}
+    return Plan(nodes, frozenset(dependent), frozenset(frontier), free, synapses, _constants(gm), neurons)
+
+
+def _constants(gm: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    found = {}
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            tensor = network.get_tensor(gm, node.target)
+            if tensor.dim() == 4 and all(network.op_name(user) == "conv2d" for user in node.users):
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            found[node] = tensor
+    return found
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node computes a size, which follows from the number of rows alone."""
+    return node.op == "call_function" and "spec" not in node.meta and ops.kind(node) is Kind.SIZE
+
+
+def scattered(spec: Spec) -> bool:
+    """Whether the images are neither the slowest nor the fastest index, so that rows cannot be told apart."""
+    return spec.batch_dim is not None and not (spec.outer or spec.inner)
+
+
+def is_plain(spec: Spec) -> bool:
+    """Whether the first dimension counts images, and nothing else."""
+    return spec.batch_dim == 0 and spec.shape[0] == 1

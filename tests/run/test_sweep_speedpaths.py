@@ -1,0 +1,212 @@
+"""Every way the sweep saves work gives what the reference gives, to the bit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from random_networks import BLOCKS, Drawn, shuffle_statistics
+from spikezip.graph import capture, network
+from spikezip.kernels import native
+from spikezip.levels import Levels
+from spikezip.morph import morph
+from spikezip.quantize import quantize, to_integer
+from spikezip.run.plan import plan_of
+from spikezip.run.reference import reference
+from spikezip.run.result import Run
+from spikezip.run.sweep import sweep
+from spikezip.spike import Constant, Even, Pulse, SpikingNetwork, spike
+
+ENCODINGS = [Pulse(), Even(5), Constant()]
+
+
+@pytest.fixture(params=["native", "torch"])
+def scans(request, monkeypatch):
+    """Once with the compiled scan, however small the work, and once without."""
+    if request.param == "native":
+        monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
+        if native.library() is None:
+            pytest.skip("no C++ compiler here")
+    else:
+        monkeypatch.setattr(native, "suits", lambda terms, start: False)
+    return request.param
+
+
+class Net(nn.Module):
+    """Convolutions of several geometries, overlapping and padded pooling, a residual, a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=16)
+        self.down = nn.Conv2d(16, 24, 3, stride=(2, 1), padding=(1, 0))
+        self.mix = nn.Conv2d(24, 24, 1, groups=2, bias=False)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.depthwise(x) + x)
+        x = torch.max_pool2d(x, 3, 2, 1)
+        x = torch.relu(self.down(x))
+        x = torch.relu(self.mix(x) + 0.5 * x)
+        return self.head(x.amax((2, 3)))
+
+
+@functools.cache
+def convert(name: str, levels: int | Levels = 6) -> tuple[fx.GraphModule, Tensor]:
+    """An integer QANN and images; converted once for all tests."""
+    if name == "net":
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, images = Net(), torch.randn(5, 2, 12, 10)
+    else:
+        model = shuffle_statistics(Drawn([name, "chain"], outputs=2, seed=3))
+        images = torch.randn(3, *Drawn.input_shape, generator=torch.Generator().manual_seed(1))
+    qann = quantize(morph(capture(model.eval(), images[:2])), levels, images)
+    return to_integer(qann), images
+
+
+def net(levels: int | Levels = 6, **choices) -> tuple[SpikingNetwork, Tensor]:
+    qann, images = convert("net", levels)
+    return spike(qann, **choices), images
+
+
+def assert_same(found: Run, wanted: Run) -> None:
+    assert torch.equal(found.settled_at, wanted.settled_at)
+    assert (found.outcome, found.t_off, found.steps) == (wanted.outcome, wanted.t_off, wanted.steps)
+    for a, b in zip(found.outputs, wanted.outputs, strict=True):
+        assert torch.equal(a, b)
+        assert a.dtype == b.dtype
+    for field in ("spikes", "negative", "codes"):
+        for name, values in getattr(wanted, field).items():
+            assert torch.equal(getattr(found, field)[name], values), (field, name)
+            assert getattr(found, field)[name].dtype == values.dtype
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)
+@pytest.mark.parametrize("signed", [False, True])
+def test_rows_scan_and_bytes_change_nothing(scans, encoding, signed):
+    snn, images = net(encoding=encoding, levels=Levels(-3, 4) if signed else 6)
+    assert len(plan_of(snn).synapses) == 4
+    wanted = reference(snn, (images,), 40)
+    for block, chunk in ((32, 8), (3, 2), (40, 1)):
+        assert_same(sweep(snn, (images,), 40, block=block, chunk=chunk), wanted)
+
+
+@pytest.mark.parametrize("slew", [2, 100])
+def test_any_slew(scans, slew):
+    snn, images = net(slew=slew)
+    assert_same(sweep(snn, (images,), 12, block=5, chunk=3), reference(snn, (images,), 12))
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_every_way_of_wiring(scans, name):
+    qann, images = convert(name)
+    exact = all(e.arithmetic in ("float32", "float64") for e in network.note(qann, "exactness"))
+    for encoding in (Pulse(), Even(3)):
+        snn = spike(qann, encoding)
+        found, wanted = sweep(snn, (images,), 25, block=4, chunk=2), reference(snn, (images,), 25)
+        if exact:
+            assert_same(found, wanted)
+        else:  # analog operations round: only how far they may differ is bounded, by one level
+            assert max(float((found.codes[k] - v).abs().max()) for k, v in wanted.codes.items()) <= 1
+
+
+def test_states_and_running_on(scans):
+    snn, images = net()
+    first = sweep(snn, (images,), 3, stop=False, block=2, chunk=2)
+    other = images.flip(0)
+    wanted = reference(snn, (other,), 30, state=first.state, stop=False)
+    assert_same(sweep(snn, (other,), 30, state=first.state, stop=False, block=8, chunk=2), wanted)
+
+
+def test_observers_are_told_every_step(scans):
+    snn, images = net(encoding=Even(3))
+    told: dict[str, dict[tuple[int, int], Tensor]] = {"reference": {}, "sweep": {}}
+
+    def observer(engine):
+        def observe(layer, t, indices, codes):
+            for k in range(codes.shape[0]):
+                for row, image in enumerate(indices.tolist()):
+                    told[engine][layer, t + k, image] = codes[k, row].clone()
+
+        return observe
+
+    reference(snn, (images,), 20, stop=False, observe=observer("reference"))
+    sweep(snn, (images,), 20, stop=False, observe=observer("sweep"), block=6, chunk=2)
+    assert told["sweep"].keys() == told["reference"].keys()
+    assert all(torch.equal(told["sweep"][k], v) for k, v in told["reference"].items())
+
+
+def test_steps_without_change_cost_nothing(monkeypatch):
+    """A layer is computed for the rows in which its input changed, not for all steps."""
+    from spikezip.run.block import Block
+
+    snn, images = net()
+    rows: dict[int, int] = {}
+    compute = Block._synapse
+
+    def counting(self, node):
+        found = compute(self, node)
+        if found is not None:
+            rows[len(rows)] = found.rows.shape[0]
+        return found
+
+    monkeypatch.setattr(Block, "_synapse", counting)
+    run = sweep(snn, (images,), 200, block=200)
+    assert rows
+    settled = int(run.settled_at.max())
+    assert settled < 60
+    assert max(rows.values()) <= settled * images.shape[0]
+
+
+def test_a_plan_is_kept_until_a_weight_changes():
+    snn, images = net()
+    before = sweep(snn, (images,), 40)
+    kept = plan_of(snn)
+    assert plan_of(snn) is kept
+    with torch.no_grad():
+        next(p for n, p in snn.graph.named_parameters() if "mix" in n).mul_(2)
+    assert plan_of(snn) is not kept
+    after = sweep(snn, (images,), 40)
+    assert_same(after, reference(snn, (images,), 40))
+    assert not torch.equal(before.logits[-1], after.logits[-1])
+
+
+def test_networks_are_copied_without_their_plan():
+    snn, images = net()
+    plan = plan_of(snn)
+    other = SpikingNetwork(copy.deepcopy(snn.graph), snn.encoding, snn.bias_encoding)
+    assert plan_of(other) is not plan
+    assert_same(sweep(other, (images,), 9), sweep(snn, (images,), 9))
+    pickle.loads(pickle.dumps(snn.graph))
+
+
+def test_no_compiler_one_warning_same_result(monkeypatch, tmp_path):
+    snn, images = net()
+    wanted = reference(snn, (images,), 20)
+    monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(native, "_path", lambda: tmp_path / "scan.so")
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.warns(RuntimeWarning, match="Neurons run in torch instead") as told:
+        assert_same(sweep(snn, (images,), 20), wanted)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(sweep(snn, (images,), 20), wanted)
+
+
+def test_without_8_bit_kernels_floats_give_the_same(monkeypatch):
+    from spikezip.kernels import synapse
+
+    snn, images = net()
+    wanted = reference(snn, (images,), 20)
+    monkeypatch.setattr(synapse, "_trusted", lambda top: False)
+    assert_same(sweep(snn, (images,), 20), wanted)
