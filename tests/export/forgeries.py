@@ -126,6 +126,18 @@ def _long_list(parts: Parts) -> None:
     parts.document["nodes"].insert(-1, {**row, "kwargs": {}, "origin": ""})
 
 
+def _large_for_one(parts: Parts) -> None:
+    """A constant of ``10**15 * (1 - batch // 2)`` values: large for one image, none for two or three."""
+    x = {"node": _first_input(parts)}
+    steps = [("b", "aten.sym_size.int", [x, 0]), ("h", "operator.floordiv", [{"node": "b"}, 2])]
+    steps += [("m", "operator.mul", [{"node": "h"}, -(10**15)]), ("n", "operator.add", [{"node": "m"}, 10**15])]
+    steps += [("z", "aten.zeros.default", [[{"node": "n"}]])]
+    parts.document["nodes"][-1:-1] = [
+        {"op": "call_function", "name": name, "target": target, "args": args, "kwargs": {}, "origin": ""}
+        for name, target, args in steps
+    ]
+
+
 def _many_parts(parts: Parts) -> None:
     """A tensor of 2**25 zeros, which need no memory while they are only a shape, cut into one tensor each."""
     node("aten.zeros.default", [1 << 25])(parts)
@@ -352,7 +364,10 @@ HEADER: list[Mutation] = [
     ("keyword that is code", _conv(kwargs={"a=1); import os; f(b": 1}), "no identifier"),
     ("keyword that the operation lacks", _conv(kwargs={"out": {"node": "turn"}}), "operands that such a node"),
     ("arguments too few", _conv(args=[]), "cannot be computed"),
-    ("arguments too many", _conv(args=[1] * 50), "cannot be computed"),
+    ("arguments too many", _conv(args=[1] * 50), "operands that such a node"),
+    ("number for a type", node("aten.softmax.int", {"node": "index"}, 0, 2**63 - 1), "operands that such a node"),
+    ("number for a layout", node("aten.ones.default", [2], layout=77), "operands that such a node"),
+    ("number for a memory format", node("aten.clone.default", {"node": "turn"}, memory_format=9), "operands that such"),
     ("stride 0", _conv_arg(3, [0, 0]), "cannot be computed"),
     ("input whose name is code", _extra_input, "no identifier"),
     ("origin with a control character", _conv(origin="a\u001b[2J"), "no name"),
@@ -406,6 +421,7 @@ HEADER: list[Mutation] = [
     ("dimensions many", node("aten.reshape.default", {"node": "turn"}, [4, *[1] * 5000]), "operands that it does not"),
     ("operands many", node("aten.cat.default", [{"node": "turn"}] * 5000), "operands that it does not"),
     ("number of 2**60 bits", _doubling, "more than 62 bits"),
+    ("constant large for one image", _large_for_one, "too large"),
     ("list times 10**12", _long_list, "operands that it does not take"),
     ("tensor cut into 2**25", _many_parts, "may cut a tensor"),
     ("item of a tensor", node("operator.getitem", {"node": "turn"}, 0), "operands that it does not take"),

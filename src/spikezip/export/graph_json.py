@@ -126,12 +126,33 @@ def _check_operands(
         results = args[0] if len(args) == 1 and isinstance(args[0], tuple | list) else args
         sound = sound and len(args) == 1 and len(results) > 0 and all(isinstance(r, fx.Node) for r in results)
     elif op == "call_function":
-        names = {a.name for a in target._schema.arguments} if isinstance(target, torch._ops.OpOverload) else set()
-        sound = kwargs.keys() <= names
+        sound = _fits_schema(target, args, kwargs) if isinstance(target, torch._ops.OpOverload) else not kwargs
     else:
         raise BundleError(f"{where} is a {op[:40]!r}, which is no kind of node a bundle may hold")
     if not sound:
         raise BundleError(f"{where} ({op}) has operands that such a node does not take")
+
+
+#: What torch takes a whole number for too, and trusts: a type that does not exist ends the process.
+_TRUSTED = {
+    "ScalarType": torch.dtype,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+    "Device": torch.device,
+    "Generator": type(None),
+}
+
+
+def _fits_schema(target: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> bool:
+    wanted = target._schema.arguments
+    if len(args) > len(wanted) or not kwargs.keys() <= {a.name for a in wanted}:
+        return False
+    given = [*zip(wanted, args), *((a, kwargs[a.name]) for a in wanted if a.name in kwargs)]
+    for argument, value in given:
+        kind = str(argument.real_type).removeprefix("Optional[").removesuffix("]")
+        if kind in _TRUSTED and value is not None and not isinstance(value, _TRUSTED[kind]):
+            return False
+    return True
 
 
 def _meta(row: dict[str, Any]) -> dict[str, Any]:
