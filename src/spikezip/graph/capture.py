@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions
 from torch.export import Dim, ExportedProgram, export
 from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import CaptureError, InputError
 from spikezip.graph import network
 from spikezip.graph.network import InputSpec, Stage
+from spikezip.graph.recurrent import RECURRENT
 
 _aten = torch.ops.aten
 
@@ -31,6 +33,10 @@ _DROPOUTS = {
     _aten.feature_dropout.default,
     _aten.alpha_dropout.default,
     _aten.feature_alpha_dropout.default,
+}
+#: Operations that hide matrix products: spelled out, so that these receive spikes.
+_SPELLED = {
+    op: function for op, function in core_aten_decompositions().items() if op is _aten.einsum.default
 }
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
@@ -120,7 +126,7 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             warnings.simplefilter("ignore")
             dynamic = tuple({0: Dim.DYNAMIC} for _ in examples)
             program = export(model, examples, dynamic_shapes=dynamic)
-            return program.run_decompositions({})
+            return program.run_decompositions({**RECURRENT, **_SPELLED})
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CaptureError(

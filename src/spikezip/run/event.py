@@ -224,7 +224,7 @@ class _Pass:
         neuron = m.snn.graph.get_submodule(name)
         assert isinstance(neuron, STBIF)
         source = node.all_input_nodes[0]
-        current = images_first(self.change[source], spec, m.images)
+        current = images_first(self._operand(source, True), spec, m.images)
         tracer = self.tracers.get(name)
         tracer = torch.zeros_like(current, dtype=neuron.threshold.dtype) if tracer is None else tracer
         theta = neuron.threshold.to(m.dtype)
