@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from spikezip.errors import BundleError
 from spikezip.graph import capture, network
 from spikezip.levels import Levels
 from spikezip.measure import Certificate, Record, default_engine, measure, verify
@@ -86,13 +85,9 @@ def spike(
 
 def load(path: str | Path) -> SNN:
     """Load an SNN that :meth:`SNN.save` wrote; BundleError says what is wrong with any other file."""
-    from spikezip.export.bundle import load_bundle
+    from spikezip.export.bundle import load_snn
 
-    value = load_bundle(path)
-    if not isinstance(value, SpikingNetwork):
-        raise BundleError(
-            f"{path} holds a QANN, not an SNN. Load it with spikezip.export.load_bundle, then call spike()."
-        )
+    value = load_snn(path)
     return SNN(value.graph, value.encoding, value.bias_encoding)
 
 

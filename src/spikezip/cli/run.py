@@ -47,9 +47,16 @@ def command(
         snn = spikezip.load(bundle)
         source = open_for(snn, data, data_root)
         images, labels = source.tensors(split, limit)
-        with screen.working(f"running {len(images):,} images"):
+        with screen.counting(len(images), "running") as done:
             record = spikezip.measure(
-                snn, images, labels, steps=steps, engine=Engine(engine.value), batch=batch, data=source.name
+                snn,
+                images,
+                labels,
+                steps=steps,
+                engine=Engine(engine.value),
+                batch=batch,
+                data=source.name,
+                on_batch=done,
             )
         record.save(draft)
         found = json.loads(draft.read_text())

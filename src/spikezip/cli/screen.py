@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -72,6 +72,14 @@ def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]
     """
     with progress() as bar:
         yield from bar.track(items, total=total, description=what)
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar over ``total`` images; yields what is to be told how many more are done."""
+    with progress() as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 @contextmanager

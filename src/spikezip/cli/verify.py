@@ -38,8 +38,8 @@ def command(
     with output_file(out, overwrite) as draft:
         snn = spikezip.load(bundle)
         images, _ = open_for(snn, data, data_root).tensors(split, limit)
-        with screen.working(f"verifying {len(images):,} images"):
-            certificate = spikezip.verify(snn, images)
+        with screen.counting(len(images), "verifying") as done:
+            certificate = spikezip.verify(snn, images, on_batch=done)
         certificate.save(draft)
         found = json.loads(draft.read_text())
     show(found)

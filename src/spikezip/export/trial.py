@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import operator
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from spikezip.errors import BundleError, CaptureError
 from spikezip.export.vocabulary import FUNCTIONS
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
+from spikezip.graph.quiet import quiet
 
 MOST_VALUES = 1 << 31  #: in one node's value, for a few images
 MOST_CONSTANTS = 1 << 26  #: in one constant that the graph computes by itself
@@ -29,7 +27,7 @@ def check_graph(gm: fx.GraphModule) -> None:
 
     Modules must hand on shapes and types (put ``nn.Identity`` in place of neurons).
     """
-    with warnings.catch_warnings(), _silent():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         # The batch sizes that network.annotate runs, so that it meets nothing too large. Only where sizes are computed
         # may a smaller batch make something larger.
@@ -45,18 +43,6 @@ def check_graph(gm: fx.GraphModule) -> None:
         except CaptureError as reason:
             raise BundleError(str(reason)) from None
     _check_streams(gm)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    # torch logs a traceback of its own for each operation that fails on shapes; the error says it already.
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _check_streams(gm: fx.GraphModule) -> None:

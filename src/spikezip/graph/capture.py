@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from spikezip.errors import CaptureError, InputError
 from spikezip.graph import network
 from spikezip.graph.network import InputSpec, Stage
+from spikezip.graph.quiet import quiet
 from spikezip.graph.recurrent import RECURRENT
 
 _aten = torch.ops.aten
@@ -35,9 +35,7 @@ _DROPOUTS = {
     _aten.feature_alpha_dropout.default,
 }
 #: Operations that hide matrix products: spelled out, so that these receive spikes.
-_SPELLED = {
-    op: function for op, function in core_aten_decompositions().items() if op is _aten.einsum.default
-}
+_SPELLED = {op: function for op, function in core_aten_decompositions().items() if op is _aten.einsum.default}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
@@ -75,8 +73,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
             f"The model changes its own buffer {name!r} in forward: its answer depends on what it saw before. "
             "A network to be converted must be stateless: pass the state in and out instead."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         module = program.module(check_guards=False)
     graph_module = _own(module)
     _normalise(graph_module)
@@ -122,8 +119,7 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     was_training = [m for m in model.modules() if m.training]
     model.eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quiet(), torch.no_grad():
             dynamic = tuple({0: Dim.DYNAMIC} for _ in examples)
             program = export(model, examples, dynamic_shapes=dynamic)
             return program.run_decompositions({**RECURRENT, **_SPELLED})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,7 @@ def verify(
     engine: Engine | None = None,
     batch: int = 64,
     seed: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Certificate:
     """Run the SNN until it settles and compare every neuron's code, and the outputs, with the QANN's, to the bit.
 
@@ -157,6 +158,7 @@ def verify(
         engine: SWEEP for integer networks, REFERENCE otherwise, if not given.
         batch: images run together; QANN and SNN see the same batches.
         seed: written into the certificate.
+        on_batch: told how many images were done, batch by batch (for a progress bar).
 
     Returns:
         The :class:`Certificate`; call ``.require()`` on it to raise where it is not equal.
@@ -180,6 +182,8 @@ def verify(
             checked[name] += expected.numel()
         outputs_equal &= all(torch.equal(mine[-1], theirs) for mine, theirs in zip(run.outputs, outputs, strict=True))
         settled += run.settled_at.tolist()
+        if on_batch:
+            on_batch(piece[0].shape[0])
     total = sum(mismatches.values())
     outcome = Outcome.SETTLED if min(settled) > 0 else Outcome.STEP_LIMIT
     return Certificate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def measure(
     certificate: Certificate | None = None,
     seed: int | None = None,
     distances: int = 512,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Record:
     """Run an SNN and count: accuracy at every step, spikes, distance from the QANN, when it settled.
 
@@ -81,6 +82,7 @@ def measure(
         seed: written into the record.
         distances: how many images the distance from the QANN, layer by layer and step by step, is taken over (it costs
             more than the run itself); everything else is counted on all.
+        on_batch: told how many images were done, batch by batch (for a progress bar).
 
     Returns:
         The :class:`Record`.
@@ -98,6 +100,8 @@ def measure(
         piece = tuple(x[start : start + batch] for x in inputs)
         answers = labels[start : start + batch] if labels is not None else None
         tally.add(piece, answers, ann, engine)
+        if on_batch:
+            on_batch(piece[0].shape[0])
     return Record(
         {
             "format": "spikezip.record/1",

@@ -56,14 +56,18 @@ def execute(
         The :class:`Run`, of ``steps`` steps if given.
 
     Raises:
-        InputError: the images do not fit the network.
-        StageError: ``steps`` is not positive, or missing for an encoding that needs it.
+        InputError: the images, or the state, do not fit the network.
+        StageError: ``steps`` or ``batch`` is not positive, or missing for an encoding that needs it.
     """
     inputs = check_inputs(snn, images)
     if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
         raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise StageError(f"steps={steps!r}: a run has a whole number of steps, at least 1.")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise StageError(f"batch={batch!r}: images are run a whole number at a time, at least 1.")
+    if state is not None:
+        _check_state(snn, state, inputs[0].shape[0])
     limit = steps or snn.t_off(1) + snn.bound
     parts = []
     for start in range(0, inputs[0].shape[0], batch):
@@ -76,6 +80,20 @@ def execute(
 
 def _offset(observe: Observer, start: int) -> Observer:
     return lambda layer, t, images, codes: observe(layer, t, images + start, codes)
+
+
+def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
+    nodes = {str(n.target): n for n in snn.graph.graph.nodes if n.op == "call_module"}
+    for name, _ in snn.layers:
+        tracer = state.tracers.get(name)
+        if tracer is None:
+            raise InputError(f"The state has no tracers of layer {name!r}: it is another network's. Start without it.")
+        wanted = network.spec(nodes[name]).numel
+        if tracer.shape[0] != images or tracer.numel() != images * wanted:
+            raise InputError(
+                f"The state holds tracers of shape {tuple(tracer.shape)} for layer {name!r}; {images} images "
+                f"of {wanted} neurons each are run. Go on with the images it came from."
+            )
 
 
 def check_inputs(snn: SpikingNetwork, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

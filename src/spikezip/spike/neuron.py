@@ -68,8 +68,8 @@ class STBIF(nn.Module):
 
     def __init__(self, levels: Levels, threshold: Tensor, slew: int = 1):
         super().__init__()
-        if slew < 1:
-            raise StageError(f"slew={slew}: a neuron must be able to move at least one level a step.")
+        if isinstance(slew, bool) or not isinstance(slew, int) or slew < 1:
+            raise StageError(f"slew={slew!r}: a neuron moves a whole number of levels a step, at least 1.")
         self.levels = levels
         self.slew = slew
         self.register_buffer("threshold", threshold.detach().clone())

@@ -38,7 +38,7 @@ class SpikingNetwork:
 
     @cached_property
     def qann(self) -> fx.GraphModule:
-        """The QANN this network settles on; ``snn.qann(images)`` gives its outputs. Shares the weights."""
+        """The QANN this network settles on; ``snn.qann(images)`` gives its outputs."""
         qann = network.fork(self.graph)
         for node, neuron in list(network.modules_of(qann, STBIF)):
             quantizer = Quantizer(neuron.levels).to(neuron.threshold.dtype)

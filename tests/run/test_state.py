@@ -1,0 +1,45 @@
+"""A state to go on from is this network's, of these images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import spikezip
+from spikezip.errors import InputError, StageError
+from spikezip.run import Engine, State, execute
+
+
+@pytest.fixture(scope="module")
+def snn():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    return spikezip.convert(model, torch.zeros(1, 6), torch.rand(32, 6))
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+def test_going_on_from_a_state_is_the_run_gone_through(snn, engine):
+    images = torch.rand(4, 6)
+    whole = execute(snn, images, 6, engine=engine, stop=False)
+    first = execute(snn, images, 2, engine=engine, stop=False)
+    then = execute(snn, images, 4, engine=engine, stop=False, state=first.state)
+    assert torch.equal(then.logits, whole.logits[2:])
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+def test_a_state_of_other_images_is_refused(snn, engine):
+    state = execute(snn, torch.rand(2, 6), 4, engine=engine).state
+    with pytest.raises(InputError, match=r"'1'; 4 images of 12 neurons.*Go on with the images"):
+        execute(snn, torch.rand(4, 6), 1, engine=engine, state=state)
+
+
+def test_a_state_of_another_network_is_refused(snn):
+    with pytest.raises(InputError, match=r"no tracers of layer '1'.*another network"):
+        execute(snn, torch.rand(4, 6), 1, state=State({"other": torch.zeros(4, 12)}))
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.0, True])
+def test_a_batch_that_is_no_count_is_refused(snn, batch):
+    with pytest.raises(StageError, match="at least 1"):
+        execute(snn, torch.rand(4, 6), 1, batch=batch)
