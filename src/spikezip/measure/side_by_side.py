@@ -1,0 +1,213 @@
+"""Two networks read side by side: what each layer of either held, and the sums that a comparison is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikezip.errors import StageError
+from spikezip.graph import network
+from spikezip.levels import Levels
+from spikezip.quantize.insert import insert_quantizers
+from spikezip.quantize.quantizer import Quantizer
+from spikezip.run import Engine, execute
+from spikezip.spike.swap import SpikingNetwork
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of one network on a batch: ``[T, B, ...]`` codes with their levels and scale, or an ANN's values.
+
+    ``integer``: the scale was divided out of the network, so codes stand for some multiple of theirs.
+    """
+
+    data: Tensor
+    levels: Levels | None = None
+    scale: float = 1.0
+    integer: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Every layer by name, and the outputs ``[T, B, ...]``."""
+
+    layers: Mapping[str, Layer]
+    outputs: tuple[Tensor, ...]
+
+
+def tap(ann: fx.GraphModule, strict: bool) -> fx.GraphModule:
+    """The ANN with an open tap wherever ``quantize`` would put a quantizer, under the quantizer's name."""
+    tapped = network.fork(ann)
+    insert_quantizers(tapped, Levels(0, 1), Levels(-1, 1), strict=strict)
+    for node, quantizer in list(network.modules_of(tapped, Quantizer)):
+        # A quantizer from 0 upwards stands for the ReLU before it, or behind a function that is never negative.
+        tapped.set_submodule(str(node.target), nn.ReLU() if quantizer.levels.lowest == 0 else nn.Identity())
+    return tapped
+
+
+@torch.no_grad()
+def read_network(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Reading:
+    """What every quantizer (of a QANN) or tap (of an ANN) held."""
+    found: dict[str, Layer] = {}
+    integer = bool(network.note(gm, "weight_bits"))
+
+    class Read(fx.Interpreter):
+        extra_traceback = False
+
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n.op == "call_module":
+                module, dim = self.fetch_attr(str(n.target)), network.spec(n).batch_dim or 0
+                if isinstance(module, Quantizer):
+                    codes = module.codes(self.fetch_args_kwargs_from_env(n)[0][0]).movedim(dim, 0).unsqueeze(0)
+                    found[str(n.target)] = Layer(codes, module.levels, float(module.scale.detach()), integer)
+                elif isinstance(module, nn.ReLU | nn.Identity):
+                    found[str(n.target)] = Layer(value.movedim(dim, 0).unsqueeze(0))
+            return value
+
+    result = Read(gm.eval() if not gm.training else network.fork(gm).eval()).run(*inputs)
+    outputs = result if isinstance(result, tuple) else (result,)
+    return Reading(found, tuple(o.unsqueeze(0) for o in outputs))
+
+
+def read_snn(snn: SpikingNetwork, inputs: tuple[Tensor, ...], steps: int, engine: Engine) -> Reading:
+    """Every layer's tracers at every step."""
+    seen: dict[str, list[Tensor]] = {}
+    run = execute(
+        snn, inputs, steps, engine=engine, batch=inputs[0].shape[0], stop=False,
+        observe=lambda name, t, which, codes: seen.setdefault(name, []).append(codes.to(torch.int16)),
+    )  # fmt: skip
+    integer = bool(network.note(snn.graph, "weight_bits"))
+    layers = {
+        name: Layer(torch.cat(seen[name]), neuron.levels, float(neuron.threshold), integer)
+        for name, neuron in snn.layers
+    }
+    return Reading(layers, run.outputs)
+
+
+def longest(pair: tuple[Any, Any], inputs: tuple[Tensor, ...], engines: tuple[Engine, Engine], batch: int) -> int:
+    """Steps until every image has settled in every SNN of the two; 1 if neither is one."""
+    return max(
+        execute(n, inputs, engine=engine, batch=batch).steps if isinstance(n, SpikingNetwork) else 1
+        for n, engine in zip(pair, engines, strict=True)
+    )
+
+
+class Tally:
+    """Sums over batches, per layer and step."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, _Sums] = {}
+        self._outputs: list[_Sums] = []
+
+    def add(self, a: Reading, b: Reading) -> None:
+        """Count one batch of both networks."""
+        if len(a.outputs) != len(b.outputs):
+            raise StageError(
+                f"The networks have {len(a.outputs)} and {len(b.outputs)} outputs; they cannot be compared."
+            )
+        for name in b.layers:
+            if name in a.layers:
+                self._layers.setdefault(name, _Sums()).add_layer(a.layers[name], b.layers[name], name)
+        self._outputs = self._outputs or [_Sums() for _ in a.outputs]
+        for sums, one, two in zip(self._outputs, a.outputs, b.outputs, strict=True):
+            sums.add_output(one, two)
+
+    def layer_rows(self) -> list[dict[str, Any]]:
+        """The fields of each layer's difference, in order of execution."""
+        return [{"name": name, **sums.row()} for name, sums in self._layers.items()]
+
+    def output_rows(self) -> list[dict[str, Any]]:
+        """The fields of each output's difference."""
+        return [sums.output_row() for sums in self._outputs]
+
+
+class _Sums:
+    """Running sums of two series ``[T, B, ...]``."""
+
+    def __init__(self) -> None:
+        self.neurons = self.count = self.images = 0
+        self.factor: float | None = None
+        self.total: Tensor = torch.zeros(())
+        self.most: Tensor = torch.zeros(())
+
+    def add_layer(self, a: Layer, b: Layer, name: str) -> None:
+        if a.data.shape[1:] != b.data.shape[1:]:
+            raise StageError(
+                f"{name!r} has shape {tuple(a.data.shape[2:])} in one network, {tuple(b.data.shape[2:])} in the other."
+            )
+        if self.factor is None:
+            self.factor = _factor(a, b)
+        self.neurons = a.data[0, 0].numel()
+        values = [_values(layer, other, self.factor) for layer, other in ((a, b), (b, a))]
+        codes = [_codes(layer, other, self.factor) for layer, other in ((a, b), (b, a))]
+        self._add(values[0], values[1], (codes[0] - codes[1]).abs())
+
+    def add_output(self, a: Tensor, b: Tensor) -> None:
+        same = a.flatten(2).argmax(-1) == b.flatten(2).argmax(-1) if a.dim() > 2 else (a == b)
+        self._add(a.double(), b.double(), same.double())
+
+    def _add(self, a: Tensor, b: Tensor, third: Tensor) -> None:
+        steps = max(a.shape[0], b.shape[0])
+        a, b, third = (x.reshape(x.shape[0], -1).expand(steps, -1) for x in (a, b, third))
+        away = (b - a).abs()
+        sums = torch.stack([x.sum(1) for x in (away, a.abs(), third != 0, a, b, a * a, b * b, a * b)]).double()
+        most = torch.stack([away.amax(1), third.amax(1)]).double()
+        self.total = sums if self.count == 0 else self.total + sums
+        self.most = most if self.count == 0 else torch.maximum(self.most, most)
+        self.count += a.shape[1]
+        self.images += third.shape[1]
+
+    def row(self) -> dict[str, Any]:
+        mean = self.total / self.count
+        return {
+            "neurons": self.neurons,
+            "l1": tuple(mean[0].tolist()),
+            "size": tuple(mean[1].tolist()),
+            "maximum": tuple(self.most[0].tolist()),
+            "differ": tuple(mean[2].tolist()),
+            "levels": tuple(int(x) for x in self.most[1]),
+            "correlation": tuple(_correlation(*column) for column in zip(*mean[3:].tolist())),
+        }
+
+    def output_row(self) -> dict[str, Any]:
+        mean = self.total / self.count
+        return {
+            "l1": tuple(mean[0].tolist()),
+            "maximum": tuple(self.most[0].tolist()),
+            "agree": tuple((self.total[2] / self.images).tolist()),
+        }
+
+
+def _factor(a: Layer, b: Layer) -> float:
+    """What an integer network's codes are to be multiplied by, so that they stand for the other network's values."""
+    if a.integer == b.integer:
+        return 1.0
+    whole, real = (a, b) if a.integer else (b, a)
+    if real.levels is not None:  # the very quantizer whose scale was divided out
+        return real.scale
+    codes, values = whole.data[-1:].double(), real.data.double()
+    square = float((codes * codes).sum())
+    return float((codes * values).sum()) / square if square > 0 else 1.0
+
+
+def _values(layer: Layer, other: Layer, factor: float) -> Tensor:
+    scale = factor if layer.integer and not other.integer else layer.scale
+    return layer.data.double() * scale
+
+
+def _codes(layer: Layer, other: Layer, factor: float) -> Tensor:
+    if layer.levels is not None:
+        return layer.data.double()
+    assert other.levels is not None
+    scale = factor if other.integer else other.scale
+    return other.levels.codes(layer.data, scale).double()
+
+
+def _correlation(a: float, b: float, aa: float, bb: float, ab: float) -> float | None:
+    spread = (aa - a * a) * (bb - b * b)
+    return max(-1.0, min(1.0, (ab - a * b) / spread**0.5)) if spread > 1e-24 else None
