@@ -1,0 +1,385 @@
+"""Which streams of spikes reach an operation, and how many synapses each of their positions feeds.
+
+From an operation one walks back, through everything linear, to where spikes are made: trackers, max-pools, products.
+Each such source is a *stream*, charged by itself. Its *fan-out map* is the adjoint of the way down with every weight
+replaced by 1: borders, padding, stride, groups and dilation are in it exactly, for any linear operation.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.graph import network, ops
+from spikezip.graph.ops import Kind
+from spikezip.measure.windows import summed, windows_per_position
+from spikezip.quantize.grid import FixedPoint, InputGrid
+from spikezip.spike.neuron import STBIF
+from spikezip.spike.swap import SpikingNetwork
+
+
+class Carries(enum.Enum):
+    """What one stream carries from step to step."""
+
+    TERNARY = "ternary"  #: -1, 0 or +1 times a threshold
+    GRADED = "graded"  #: several levels at once (a slew above 1, a maximum of sums)
+    FIXED_POINT = "fixed point"  #: a sum rounded to fixed point, or an average that no weights can absorb
+    PRODUCT = "product"  #: the product of two streams
+    ANALOG = "analog"  #: a general function (LayerNorm, softmax, ...), or a drive no neuron has turned into spikes
+    INPUT = "analog input"  #: the network's own input
+
+
+class Reader(enum.Enum):
+    """What an operation does with the streams that reach it."""
+
+    SYNAPSES = "weights them (convolution, linear, matmul)"
+    PRODUCT = "multiplies them by other streams (element by element, or as matrices)"
+    NEURONS = "adds them to membranes"
+    MAXIMUM = "compares them"
+    FUNCTION = "adds them up and applies a general function"
+    OUTPUT = "adds them up: the network's answer"
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """One source on its way to one operand.
+
+    Attributes:
+        source: the node that makes the spikes.
+        carries: what it sends.
+        fanout: for each position of the source, how many synapses it feeds; of the source's shape for one image.
+        averaged: whether an average lies on the way; it is folded into the weights (each window passes the spike on).
+        drive: whether it is the sum of a synaptic operation, not yet a spike.
+    """
+
+    source: fx.Node
+    carries: Carries
+    fanout: Tensor
+    averaged: bool
+    drive: bool = False
+
+    @property
+    def name(self) -> str:
+        """The neuron layer's name, or that of the operation."""
+        return _name(self.source)
+
+    @property
+    def spikes(self) -> bool:
+        """Whether it is made of spikes: ternary, or a tracker's levels one by one."""
+        graded = self.carries is Carries.GRADED and self.source.op == "call_module"
+        return self.carries is Carries.TERNARY or graded
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """All streams that reach one operand of one operation.
+
+    Attributes:
+        reader: the operation.
+        role: what it does with them.
+        node: the operand.
+        streams: what it is made of.
+        overlap: the most streams that meet at one position.
+        fanout: for each position of the operand itself, how many synapses it feeds.
+    """
+
+    reader: fx.Node
+    role: Reader
+    node: fx.Node
+    streams: tuple[Stream, ...]
+    overlap: int
+    fanout: Tensor
+
+    @property
+    def name(self) -> str:
+        """The author's name of the operation."""
+        return "output" if self.role is Reader.OUTPUT else _name(self.reader)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether an average lies between the spikes and the operation."""
+        return any(stream.averaged for stream in self.streams)
+
+    @property
+    def kind(self) -> str:
+        """What arrives: ``ternary``, ``streams:k``, ``fractional``, ... (``MEANING`` in measure/audit.py)."""
+        carried = {stream.carries for stream in self.streams}
+        for worst in (Carries.ANALOG, Carries.PRODUCT, Carries.FIXED_POINT, Carries.GRADED):
+            if worst in carried:
+                return worst.value
+        if not carried:
+            return "none"
+        if Carries.INPUT in carried:
+            return Carries.INPUT.value if carried == {Carries.INPUT} else Carries.ANALOG.value
+        if self.averaged:
+            return "fractional"
+        return "ternary" if self.overlap <= 1 else f"streams:{self.overlap}"
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else network.origin(node)
+
+
+#: Linear operations that a walk back goes through.
+_LINEAR = {Kind.SHAPE, Kind.SUM, Kind.SCALE, Kind.AVERAGE}
+_FOLDABLE = {"sum", "cumsum", "mean", *(f"{a}avg_pool{d}d" for a in ("", "adaptive_") for d in (1, 2, 3))}
+_CASTS = {"to", "_to_copy", "type_as", "contiguous"}
+
+
+class Streams:
+    """The streams of one SNN."""
+
+    def __init__(self, snn: SpikingNetwork):
+        self._gm = snn.graph
+        self._place = {node: i for i, node in enumerate(snn.graph.graph.nodes)}
+        self._values = _values_of_one_image(snn.graph)
+        self._carried: dict[fx.Node, Carries] = {}
+
+    def operands(self) -> Iterator[Operand]:
+        """Every operand of every operation that costs something, in order of execution."""
+        for node in self._gm.graph.nodes:
+            role = self.role(node)
+            if role is None:
+                continue
+            bias = ops.bias_index(node) if node.op == "call_function" else None
+            for operand in network.outputs(self._gm) if role is Reader.OUTPUT else _operands(node):
+                if bias is None or operand is not node.args[bias]:
+                    yield self._operand(node, role, operand)
+
+    def role(self, node: fx.Node) -> Reader | None:
+        """What a node does with streams; None for one that only passes them on, or has none."""
+        if node.op == "output":
+            return Reader.OUTPUT
+        if node.op == "call_module":
+            module = self._gm.get_submodule(str(node.target))
+            if isinstance(module, FixedPoint):
+                return Reader.FUNCTION if self._feeds_synapses(node) else None
+            return Reader.NEURONS if isinstance(module, STBIF) else None
+        if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node) or self._passes(node):
+            return None
+        if network.op_name(node) == "getitem":
+            return None
+        kind = ops.kind(node)
+        if kind is Kind.SYNAPTIC:
+            bias = ops.bias_index(node)
+            signals = [n for n in ops.data_operands(node) if bias is None or n is not node.args[bias]]
+            return Reader.SYNAPSES if len(signals) == 1 else Reader.PRODUCT
+        return {Kind.PRODUCT: Reader.PRODUCT, Kind.MAXIMUM: Reader.MAXIMUM}.get(kind, Reader.FUNCTION)
+
+    def carries(self, node: fx.Node) -> Carries:
+        """What a source sends."""
+        if node not in self._carried:
+            self._carried[node] = self._classify(node)
+        return self._carried[node]
+
+    def is_drive(self, node: fx.Node) -> bool:
+        """Whether a source is the sum of a synaptic operation."""
+        return node.op == "call_function" and ops.is_signal(node) and ops.kind(node) is Kind.SYNAPTIC
+
+    # -- the walk back ------------------------------------------------------------------------------------------------
+
+    def _passes(self, node: fx.Node) -> bool:
+        if node.op != "call_function" or not ops.is_signal(node):
+            return False
+        kind = ops.kind(node)
+        if network.op_name(node) == "getitem":
+            return self._passes(node.args[0]) if isinstance(node.args[0], fx.Node) else False
+        if kind is Kind.AVERAGE:
+            return network.op_name(node) in _FOLDABLE
+        return kind in _LINEAR
+
+    def _classify(self, node: fx.Node) -> Carries:
+        if node.op == "placeholder":
+            return Carries.INPUT
+        if node.op == "call_module":
+            module = self._gm.get_submodule(str(node.target))
+            if isinstance(module, STBIF):
+                return Carries.TERNARY if module.slew == 1 else Carries.GRADED
+            if isinstance(module, InputGrid):
+                return Carries.INPUT
+            rounded = self._operand(node, Reader.FUNCTION, node.all_input_nodes[0], count=False).kind
+            kept = {"analog": Carries.ANALOG, "analog input": Carries.INPUT}
+            return kept.get(rounded, Carries.FIXED_POINT)
+        kind = ops.kind(node)
+        if kind not in (Kind.MAXIMUM, Kind.PRODUCT, Kind.AVERAGE):
+            return Carries.ANALOG
+        # A maximum, a product or an average of spikes is a stream; of anything else it is a value like any other.
+        found = [self._operand(node, Reader.MAXIMUM, operand, count=False) for operand in _operands(node)]
+        kinds = {operand.kind for operand in found}
+        if kinds & {"analog", "none"}:
+            return Carries.ANALOG
+        if kinds == {"analog input"}:
+            return Carries.ANALOG if kind is Kind.PRODUCT else Carries.INPUT
+        if kind is Kind.AVERAGE:
+            return Carries.FIXED_POINT
+        if kind is Kind.PRODUCT:
+            return Carries.PRODUCT
+        if kinds == {"ternary"} and not (network.op_name(node) == "amax" and len(found[0].streams) > 1):
+            return Carries.TERNARY
+        return Carries.PRODUCT if "product" in kinds else Carries.GRADED
+
+    def _rounds(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self._gm.get_submodule(str(node.target)), FixedPoint)
+
+    def _feeds_synapses(self, node: fx.Node) -> bool:
+        """Whether a rounded value is multiplied, and not only added to membranes."""
+        todo = list(node.users)
+        while todo:
+            user = todo.pop()
+            if user.op == "call_function" and ops.kind(user) in (Kind.SYNAPTIC, Kind.PRODUCT, Kind.MAXIMUM):
+                return True
+            if self._passes(user):
+                todo.extend(user.users)
+        return False
+
+    def _region(self, operand: fx.Node, role: Reader) -> tuple[list[fx.Node], list[fx.Node]]:
+        """(sources, linear nodes in order) between an operand and where its spikes are made.
+
+        Rounding to fixed point costs nothing where a membrane or an accumulator is rounded; what synapses read of it is
+        no spike any more.
+        """
+        through = role in (Reader.NEURONS, Reader.OUTPUT, Reader.FUNCTION)
+        sources: set[fx.Node] = set()
+        between: set[fx.Node] = set()
+        todo = [operand]
+        while todo:
+            node = todo.pop()
+            if node in sources or node in between or ops.is_constant(node) or not ops.is_signal(node):
+                continue
+            if self._passes(node) or (through and self._rounds(node)):
+                between.add(node)
+                todo.extend(_operands(node))
+            else:
+                sources.add(node)
+        return sorted(sources, key=self._place.__getitem__), sorted(between, key=self._place.__getitem__)
+
+    # -- the adjoint --------------------------------------------------------------------------------------------------
+
+    @torch.enable_grad()
+    def _operand(self, reader: fx.Node, role: Reader, operand: fx.Node, count: bool = True) -> Operand:
+        sources, between = self._region(operand, role)
+        averaged = self._averaged(sources, between, operand)
+        ones = {s: self._ones(s).requires_grad_() for s in sources}
+        arrived = self._forward(between, dict(ones), operand)
+        overlap = 0
+        if sources and not any(averaged.values()):
+            overlap = int(arrived.detach().max()) if arrived.numel() else 0
+        if not sources or not count:
+            streams = tuple(Stream(s, self.carries(s), torch.zeros(()), averaged[s], self.is_drive(s)) for s in sources)
+            return Operand(reader, role, operand, streams, overlap, torch.zeros(()))
+        # The operand's own fan-out first, then each source's, through what lies between.
+        leaf = torch.ones_like(arrived).requires_grad_()
+        (own,) = torch.autograd.grad(self._read(reader, role, operand, leaf).sum(), leaf)
+        found = torch.autograd.grad(arrived, list(ones.values()), own, allow_unused=True)
+        streams = tuple(
+            Stream(s, self.carries(s), torch.zeros_like(ones[s]) if f is None else f, averaged[s], self.is_drive(s))
+            for s, f in zip(sources, found, strict=True)
+        )
+        return Operand(reader, role, operand, streams, overlap, own)
+
+    def _ones(self, node: fx.Node) -> Tensor:
+        return torch.ones(network.spec(node).shape, dtype=torch.float64)
+
+    def _averaged(self, sources: list[fx.Node], between: list[fx.Node], operand: fx.Node) -> dict[fx.Node, bool]:
+        """Whether a way from each source to the operand leads through an average (of more than one value)."""
+        after: dict[fx.Node, bool] = {operand: False}  # is there an average between this node (excluded) and the end?
+        for node in reversed(between):
+            here = after.get(node, False) or (
+                network.op_name(node) != "getitem" and ops.kind(node) is Kind.AVERAGE and _averages(node)
+            )
+            for before in _operands(node):
+                after[before] = after.get(before, False) or here
+        return {s: after.get(s, False) for s in sources}
+
+    def _forward(self, between: list[fx.Node], values: dict[fx.Node, Any], operand: fx.Node) -> Tensor:
+        for node in between:
+            values[node] = self._linear(node, values)
+        result = values.get(operand)
+        return result if isinstance(result, Tensor) else torch.zeros(network.spec(operand).shape, dtype=torch.float64)
+
+    def _linear(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """A linear node with every weight 1; signs are dropped, so that nothing cancels."""
+        carried = [values[n] for n in _operands(node) if n in values]
+        if network.op_name(node) in _CASTS or node.op == "call_module":
+            return carried[0]
+        if network.op_name(node) != "getitem":
+            kind = ops.kind(node)
+            if kind is Kind.SUM or kind is Kind.SCALE:
+                twice = len([a for a in node.args[:2] if a in values]) > len(carried)  # x + x
+                total = torch.zeros(network.spec(node).shape, dtype=torch.float64)
+                for value in carried:
+                    total = total + value * (2 if twice else 1)
+                return total
+            if kind is Kind.AVERAGE:
+                result = summed(node, carried[0])
+                assert result is not None
+                return result
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._shaped(n, values))  # type: ignore[misc]
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _shaped(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """An argument of an operation that moves values about: constants beside the streams are no streams."""
+        if node in values:
+            return values[node]
+        value = self._values[node]
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return torch.zeros_like(value, dtype=torch.float64) if floating else value
+
+    def _read(self, reader: fx.Node, role: Reader, operand: fx.Node, value: Tensor) -> Tensor:
+        """What a reader makes of its operand when every weight, and every other operand, is 1."""
+        if role in (Reader.NEURONS, Reader.OUTPUT, Reader.FUNCTION):
+            return value
+        if role is Reader.MAXIMUM:
+            return value * windows_per_position(reader)
+        seen = 0
+
+        def argument(node: fx.Node) -> Any:
+            nonlocal seen
+            if node is operand:
+                seen += 1
+                return value if seen == 1 else torch.ones_like(value)
+            other = self._values[node]
+            floating = isinstance(other, Tensor) and other.is_floating_point()
+            return torch.ones_like(other, dtype=torch.float64) if floating else other
+
+        args = fx.map_arg(reader.args, argument)
+        kwargs = {k: v for k, v in reader.kwargs.items() if k not in ("alpha", "beta", "dtype", "out_dtype")}
+        return reader.target(*args, **fx.map_arg(kwargs, argument)) * seen  # type: ignore[operator,return-value]
+
+
+def _averages(node: fx.Node) -> bool:
+    """Whether a window of an average holds more than one value."""
+    total = summed(node, torch.ones(network.spec(node.all_input_nodes[0]).shape, dtype=torch.float64))
+    return total is None or bool((total > 1).any())
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The signals a node reads, several that come together (``split``) included."""
+    return [n for n in node.all_input_nodes if not ops.is_constant(n) and ops.is_signal(n)]
+
+
+@torch.no_grad()
+def _values_of_one_image(gm: fx.GraphModule) -> dict[fx.Node, Any]:
+    """Every node's value for a batch of one (sizes and constants are needed; values are not looked at)."""
+    found: dict[fx.Node, Any] = {}
+
+    class Values(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if n.op == "call_module" and isinstance(self.fetch_attr(str(n.target)), STBIF):
+                result = self.fetch_args_kwargs_from_env(n)[0][0]
+            else:
+                result = super().run_node(n)
+            found[n] = result.cpu() if isinstance(result, Tensor) else result
+            return result
+
+    device = next((t.device for t in [*gm.parameters(), *gm.buffers()]), torch.device("cpu"))
+    inputs = [torch.zeros((1, *s.shape), dtype=s.dtype, device=device) for s in network.info(gm).inputs]
+    interpreter = Values(gm, garbage_collect_values=False)
+    interpreter.extra_traceback = False
+    interpreter.run(*inputs)
+    return found
