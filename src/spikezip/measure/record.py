@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from spikezip.errors import InputError, OutputError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
+from spikezip.measure.counts import count as count_operations
+from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
 from spikezip.measure.equivalence import Certificate, qann_codes
 from spikezip.measure.provenance import provenance
 from spikezip.measure.traces import raster, traces
@@ -64,6 +66,9 @@ def measure(
     seed: int | None = None,
     distances: int = 512,
     on_batch: Callable[[int], None] | None = None,
+    energy: bool = True,
+    energy_images: int = 64,
+    energy_models: Sequence[EnergyModel] | None = None,
 ) -> Record:
     """Run an SNN and count: accuracy at every step, spikes, distance from the QANN, when it settled.
 
@@ -83,6 +88,9 @@ def measure(
         distances: how many images the distance from the QANN, layer by layer and step by step, is taken over (it costs
             more than the run itself); everything else is counted on all.
         on_batch: told how many images were done, batch by batch (for a progress bar).
+        energy: count operations and memory accesses too, and price them (see docs/energy.md).
+        energy_images: how many images that is done on, step by step; the first ones.
+        energy_models: the models to price them with; a few of those that come with spikezip if not given.
 
     Returns:
         The :class:`Record`.
@@ -102,6 +110,9 @@ def measure(
         tally.add(piece, answers, ann, engine)
         if on_batch:
             on_batch(piece[0].shape[0])
+    counts = count_operations(snn, inputs, steps, limit=energy_images) if energy else None
+    if energy_models is None:
+        energy_models = [EnergyModel.named(model) for model in DEFAULT_MODELS]
     return Record(
         {
             "format": "spikezip.record/1",
@@ -116,8 +127,8 @@ def measure(
             "engine": engine.value,
             **tally.result(labels is not None, ann is not None),
             "weights": _weights(snn),
-            "energy": None,
-            "synops": None,
+            "energy": energy_record(counts, energy_models) if counts else None,
+            "synops": counts.synops.tolist() if counts else None,
             "traces": traces(snn, tuple(x[:1] for x in inputs), steps),
             "raster": raster(snn, tuple(x[:1] for x in inputs), steps),
             "early_exit": None,

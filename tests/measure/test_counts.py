@@ -1,0 +1,346 @@
+"""Counts checked on paper, against loops over every spike and weight, and against the run itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hand_networks import Copies, image, spiking
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import spikezip
+from random_networks import BLOCKS, Drawn, shuffle_statistics
+from spikezip.errors import InputError, StageError
+from spikezip.measure.counts import count
+from spikezip.measure.streams import Reader, Streams
+from spikezip.measure.work import MEMORIES, OPERATIONS, Counts, Row
+from spikezip.run import Engine
+from spikezip.spike import Constant, Even
+
+
+def row(counts: Counts, kind: str, which: int = 0) -> Row:
+    return [r for r in counts.rows if r.kind == kind][which]
+
+
+def each_step(work_row: Row, name: str) -> list[float]:
+    return work_row.snn.operations[name].tolist() if name in work_row.snn.operations else []
+
+
+# -- on paper ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_padded_strided_3x3_convolution():
+    # 5x5 image, kernel 3, stride 2, padding 1: outputs 0, 1, 2 read the inputs -1..1, 1..3, 3..5. Inputs 0..4 are thus
+    # read by 1, 2, 1, 2, 1 outputs in each direction. Two output channels: the corner (0, 0) feeds 2*1*1 = 2 synapses,
+    # (1, 1) feeds 2*2*2 = 8, (1, 2) feeds 2*2*1 = 4.
+    snn = spiking(Copies(1, nn.Conv2d(1, 2, 3, 2, 1)), (1, 5, 5))
+    counts = count(snn, image((1, 5, 5), {(0, 0, 0): 3, (0, 1, 1): 2, (0, 1, 2): 1}), 5)
+    convolution = row(counts, "conv2d", 1)
+    # t=1: all three fire, 2 + 8 + 4. t=2: the first two, 2 + 8. t=3: the corner, 2. Then silence.
+    assert each_step(convolution, "ac") == [14, 10, 2, 0, 0]
+    assert convolution.snn.total("mac") == 0
+    # Spikes read: 3, 2, 1. Each costs two multiplications to find its first synapse (Lemaire et al.).
+    assert each_step(convolution, "spike_read") == [3, 2, 1, 0, 0]
+    assert convolution.snn.total("address_mul") == 12
+    # The QANN multiplies inside the borders only: 2 * (1+2+1+2+1)^2 = 98 (162 with padding), of which the three
+    # activations that are not 0 have 14. Its bias is 2*3*3 additions; so is the SNN's, once.
+    assert convolution.qann.total("mac") == 98
+    assert convolution.qann.total("mac_nonzero") == 14
+    assert each_step(convolution, "add") == [18, 0, 0, 0, 0]
+    # The analog input: a 1x1 convolution of 25 pixels, multiplied once.
+    assert each_step(row(counts, "conv2d"), "mac") == [25, 0, 0, 0, 0]
+    assert counts.synops.tolist() == [25 + 14, 25 + 24, 25 + 26, 25 + 26, 25 + 26]
+    assert counts.settled
+    assert counts.spikes.tolist() == [3, 2, 1, 0, 0]
+
+
+def test_a_grouped_convolution():
+    # 4 channels in 2 groups, 6 outputs: a channel feeds the 3 outputs of its group. 4x4 image, kernel 3, no padding:
+    # inputs 0..3 are read by 1, 2, 2, 1 outputs. (0,0,0): 3*1*1 = 3; (3,1,2): 3*2*2 = 12.
+    snn = spiking(Copies(4, nn.Conv2d(4, 6, 3, groups=2)), (4, 4, 4))
+    counts = count(snn, image((4, 4, 4), {(0, 0, 0): 1, (3, 1, 2): 2}), 3)
+    assert each_step(row(counts, "conv2d", 1), "ac") == [15, 12, 0]
+    # QANN: 6 outputs * 2*2 positions * 2 channels of a group * 9 weights.
+    assert row(counts, "conv2d", 1).qann.total("mac") == 6 * 4 * 2 * 9
+
+
+class TwoStreams(nn.Module):
+    """A linear layer that reads the sum of two neuron layers (a re-routed residual)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2, bias=False)
+        self.b = nn.Linear(2, 2, bias=False)
+        self.head = nn.Linear(2, 4, bias=False)
+        self.a.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        self.b.weight.data.copy_(torch.tensor([[1.5, 0.0], [0.0, -1.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.a(x)) + torch.relu(self.b(x)))
+
+
+def test_each_stream_of_a_residual_sum_is_charged():
+    # x = (2, 1): a has codes (2, 1), b has (3, 0). Every spike feeds the 4 synapses of its neuron.
+    counts = count(spiking(TwoStreams(), (2,)), torch.tensor([[2.0, 1.0]]), 4)
+    head = row(counts, "linear", 2)
+    assert head.input == "streams:2"
+    # t=1: a0, a1, b0. t=2: a0, b0. t=3: b0.
+    assert each_step(head, "ac") == [12, 8, 4, 0]
+    # Read as integers, a0 + b0 is one number that changes at t = 1, 2, 3, and a1 changes at t = 1.
+    assert head.as_macs.tolist() == [8, 4, 4, 0]
+    # Two streams with thresholds of their own need two copies of the weights.
+    assert head.snn.memories["weight"].values == 2 * head.qann.memories["weight"].values == 16
+    # The QANN adds the two codes first; the SNN adds nothing there.
+    assert row(counts, "add").qann.total("add") == 2
+    assert row(counts, "add").snn.total("add") == 0
+
+
+class Doubled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.copy = nn.Linear(2, 2, bias=False)
+        self.head = nn.Linear(2, 3, bias=False)
+        self.copy.weight.data.copy_(torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = torch.relu(self.copy(x))
+        return self.head(spikes + spikes)
+
+
+def test_a_stream_that_arrives_twice_is_charged_twice():
+    counts = count(spiking(Doubled(), (2,)), torch.tensor([[1.0, 0.0]]), 2)
+    assert each_step(row(counts, "linear", 1), "ac") == [6, 0]
+    assert row(counts, "linear", 1).input == "streams:2"
+
+
+class Residual(nn.Module):
+    """The vanilla block: the identity ends in the membranes behind the addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.copy = nn.Linear(2, 2, bias=False)
+        self.main = nn.Linear(2, 2, bias=False)
+        self.head = nn.Linear(2, 3, bias=False)
+        self.copy.weight.data.copy_(torch.eye(2))
+        self.main.weight.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.copy(x))
+        return self.head(torch.relu(self.main(x) + x))
+
+
+def test_an_identity_into_membranes_is_a_synapse_for_each_spike():
+    counts = count(spiking(Residual(), (2,)), torch.tensor([[2.0, 1.0]]), 3)
+    # 3 spikes of the first layer: 2 synapses each in main, 1 each into the membrane behind the sum.
+    assert each_step(row(counts, "linear", 1), "ac") == [4, 2, 0]
+    assert each_step(row(counts, "ST-BIF", 1), "ac") == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("pool", "windows"),
+    # Without overlap a pixel is in one window; kernel 3, stride 1 on 4x4: pixel (1, 1) is in 2*2 of the 2x2 windows.
+    [(nn.AvgPool2d(2), 1), (nn.AvgPool2d(3, 1), 4), (nn.AdaptiveAvgPool2d(2), 1)],
+)
+def test_a_spike_goes_through_every_window_of_an_average(pool, windows):
+    snn = spiking(Copies(1, nn.Sequential(pool, nn.Flatten(), nn.Linear(4, 3))), (1, 4, 4))
+    counts = count(snn, image((1, 4, 4), {(0, 1, 1): 5}), 6)
+    head = row(counts, "linear")
+    assert head.input == "fractional"
+    assert each_step(head, "ac") == [3 * windows] * 5 + [0]
+    # Read after the pool, each changed average is a number to multiply.
+    assert head.as_macs.tolist() == [3 * windows] * 5 + [0]
+
+
+def test_averages_cost_the_qann_additions_and_multiplications():
+    snn = spiking(Copies(1, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))), (1, 4, 4))
+    pool = next(r for r in count(snn, torch.ones(1, 1, 4, 4), 1).rows if "pool" in r.kind or r.kind == "mean")
+    assert (pool.qann.total("add"), pool.qann.total("mul")) == (15, 1)
+    assert pool.snn.operations == {}
+
+
+def test_max_pooling_compares_and_passes_its_own_spikes_on():
+    # 2x2 windows. (0,0) and (0,1) share one: codes 2 and 3, so its maximum rises at t = 1, 2, 3.
+    snn = spiking(Copies(1, nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 5))), (1, 4, 4))
+    counts = count(snn, image((1, 4, 4), {(0, 0, 0): 2, (0, 0, 1): 3}), 4)
+    pool = row(counts, "max_pool2d")
+    assert each_step(pool, "compare") == [2, 2, 1, 0]  # one for each spike and window it is in
+    assert each_step(pool, "spike_write") == [1, 1, 1, 0]
+    assert pool.qann.total("compare") == 4 * 3
+    assert row(counts, "linear").input == "ternary"
+    assert each_step(row(counts, "linear"), "ac") == [5, 5, 5, 0]
+
+
+def test_a_neuron_and_its_tracer():
+    # One neuron, code 3: it fires at t = 1, 2, 3 and is settled at 3; the silent step 4 shows that, then all stops.
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    model[0].weight.data.fill_(1.0)
+    counts = count(spiking(model, (1,)), torch.tensor([[3.0]]), 6)
+    neuron = row(counts, "ST-BIF")
+    assert each_step(neuron, "update") == [1, 1, 1, 1, 0, 0]
+    assert each_step(neuron, "compare") == [2, 2, 2, 2, 0, 0]
+    # v = 0.5 + 3 - S is 1 or more at t = 1, 2, 3: then alone the tracer is read and compared with its limit.
+    assert each_step(neuron, "tracer_compare") == [1, 1, 1, 0, 0, 0]
+    for name in ("tracer_add", "tracer_write", "add", "membrane_write", "spike_write"):
+        assert each_step(neuron, name) == [1, 1, 1, 0, 0, 0]
+    assert neuron.snn.memories["tracer"].bits == 3  # 8 levels
+
+
+def test_a_neuron_at_its_limit_still_asks_its_tracer():
+    # Drive 9 of at most 7: the membrane stays above the threshold, and the tracer says no, until the run stops.
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    model[0].weight.data.fill_(1.0)
+    counts = count(spiking(model, (1,)), torch.tensor([[9.0]]), 9)
+    assert each_step(row(counts, "ST-BIF"), "tracer_compare") == [1] * 8 + [0]
+    assert each_step(row(counts, "ST-BIF"), "tracer_add") == [1] * 7 + [0, 0]
+
+
+def test_the_analog_input_is_multiplied_once_and_added_again_while_it_is_released():
+    snn = spiking(Copies(1, nn.Conv2d(1, 2, 1), bias=True), (1, 3, 3), Even(3))
+    counts = count(snn, torch.full((1, 1, 3, 3), 6.0), 5)
+    first = row(counts, "conv2d")
+    assert each_step(first, "mac") == [9, 0, 0, 0, 0]
+    # A third of the bias in each of 3 steps, and the 9 sums again at t = 2 and 3.
+    assert each_step(first, "add") == [9, 18, 18, 0, 0]
+
+
+def test_graded_spikes_count_their_levels():
+    snn = spiking(Copies(1, nn.Conv2d(1, 2, 1)), (1, 1, 1), slew=7)
+    convolution = row(count(snn, torch.full((1, 1, 1, 1), 5.0), 2), "conv2d", 1)
+    assert convolution.input == "graded"
+    assert each_step(convolution, "ac") == [10, 0]
+
+
+# -- every spike and every weight, in loops ---------------------------------------------------------------------------
+
+
+def loops(size: tuple[int, int], conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The fan-out of each position by visiting each weight of each output (or input) position."""
+    fanout = torch.zeros(conv.in_channels, *size)
+    out = conv(torch.zeros(1, conv.in_channels, *size)).shape
+    grouped_in, grouped_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    for o, i, ky, kx in itertools.product(
+        range(conv.out_channels), range(grouped_in), range(conv.kernel_size[0]), range(conv.kernel_size[1])
+    ):
+        channel = o // grouped_out * grouped_in + i
+        away = [k * d - p for k, d, p in zip((ky, kx), conv.dilation, conv.padding, strict=True)]
+        if isinstance(conv, nn.ConvTranspose2d):
+            for y, x in itertools.product(range(size[0]), range(size[1])):
+                to = (y * conv.stride[0] + away[0], x * conv.stride[1] + away[1])
+                fanout[channel, y, x] += 0 <= to[0] < out[2] and 0 <= to[1] < out[3]
+        else:
+            for y, x in itertools.product(range(out[2]), range(out[3])):
+                at = (y * conv.stride[0] + away[0], x * conv.stride[1] + away[1])
+                if 0 <= at[0] < size[0] and 0 <= at[1] < size[1]:
+                    fanout[(channel, *at)] += 1
+    return fanout
+
+
+@given(
+    size=st.tuples(st.integers(5, 7), st.integers(5, 7)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2]),
+    transposed=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=6, deadline=None)
+def test_counts_equal_a_loop_over_every_spike_and_weight(
+    size, kernel, stride, padding, dilation, groups, transposed, data
+):
+    if transposed:
+        padding = min(padding, *(dilation * (k - 1) for k in kernel))
+        conv = nn.ConvTranspose2d(2, 4, kernel, stride, padding, groups=groups, dilation=dilation)
+    else:
+        conv = nn.Conv2d(2, 4, kernel, stride, padding, dilation, groups)
+    expected = loops(size, conv)
+    seed = data.draw(st.integers(0, 99))
+    codes = torch.randint(0, 4, (2, 2, *size), generator=torch.Generator().manual_seed(seed)).float()
+    counts = count(spiking(Copies(2, conv), (2, *size)), codes, 4)
+    name = "conv_transpose2d" if transposed else "conv2d"
+    found = row(counts, name, 0 if transposed else 1)
+    for t in range(1, 5):
+        fired = (codes >= t).float()  # a neuron that copies code c fires at t = 1 .. c
+        assert found.snn.operations["ac"][t - 1] == float((fired * expected).sum()) / 2
+    assert found.qann.total("mac") == float(expected.sum())
+
+
+# -- any network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [sorted(BLOCKS)[i::3] for i in range(3)], ids=" + ".join)
+def test_counts_agree_with_the_run_and_leave_nothing_without_a_memory(blocks):
+    model = shuffle_statistics(Drawn(blocks, outputs=2)).eval()
+    snn = spikezip.convert(model, torch.rand(2, 2, 5, 5), torch.rand(8, 2, 5, 5))
+    images = torch.rand(3, 2, 5, 5)
+    run = snn.run(images, engine=Engine.REFERENCE)
+    counts = count(snn, images, batch=2)
+    assert counts.settled
+    assert counts.steps == int(run.settled_at.max()), "as many steps as the run itself takes"
+    assert torch.allclose(counts.spikes * 3, run.total_spikes.sum(1).double()[: counts.steps])
+    for r in counts.rows:
+        for work in (r.snn, r.qann, r.ann):
+            for name, value in work.operations.items():
+                assert name in OPERATIONS
+                assert bool((value >= 0).all())
+                memory, _, way = name.rpartition("_")
+                if way in ("read", "write") and memory in MEMORIES and work.total(name) > 0:
+                    assert memory in work.memories, f"{r.name} ({r.kind}): {name} of no memory"
+
+
+def test_products_are_multiply_accumulates_and_functions_are_named():
+    model = shuffle_statistics(Drawn(["attention", "squeeze and excitation"])).eval()
+    snn = spikezip.convert(model, torch.rand(2, 2, 5, 5), torch.rand(8, 2, 5, 5))
+    counts = count(snn, torch.rand(2, 2, 5, 5))
+    products = [r for r in counts.rows if r.kind == "matmul"]
+    assert [r.input for r in products] == ["ternary x ternary"] * 2
+    assert all(r.snn.total("mac") > 0 and r.snn.total("ac") == 0 for r in products)
+    assert products[0].qann.total("mac") == 2 * 9 * 9 * 2  # heads * tokens * tokens * width of a head
+    said = "\n".join(counts.uncounted)
+    for name in ("blocks.0.norm (layer_norm)", "blocks.0 (softmax)", "blocks.1 (sigmoid)", "blocks.1 (silu)"):
+        assert name in said
+    norm = row(counts, "layer_norm")
+    # Evaluated at most once a step and image, and at least once: 3 multiplications for each of 9 tokens of 4.
+    assert 3 * 36 <= norm.snn.total("mul") <= 3 * 36 * counts.steps
+    assert norm.snn.total("mul") % (3 * 36 / 2) == 0
+
+
+def test_fan_out_of_shapes_that_move_values():
+    class Moves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.copy = nn.Conv2d(2, 2, 1)
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.copy(x))  # [2, 2, 3]
+            # Channel 0 twice (once rolled), channel 1 never: 12 values, 3 synapses each.
+            left = x[:, :1]
+            return self.head(torch.cat([left, left.roll(1, -1)], 1).flatten(1))
+
+    snn = spiking(Moves(), (2, 2, 3))
+    operand = [o for o in Streams(snn).operands() if o.role is Reader.SYNAPSES][1]
+    assert operand.streams[0].fanout[0, 0].unique().tolist() == [6]
+    assert operand.streams[0].fanout[0, 1].unique().tolist() == [0]
+    assert operand.kind == "ternary"
+
+
+def test_only_so_many_images_are_run_and_said():
+    snn = spiking(Copies(1, nn.Conv2d(1, 1, 1)), (1, 2, 2))
+    assert count(snn, torch.rand(9, 1, 2, 2), 2, limit=4).images == 4
+
+
+def test_what_cannot_be_counted_is_refused():
+    snn = spiking(Copies(1, nn.Conv2d(1, 1, 1)), (1, 2, 2), Constant())
+    with pytest.raises(StageError, match="say how many steps"):
+        count(snn, torch.rand(1, 1, 2, 2))
+    with pytest.raises(InputError, match="shape"):
+        count(snn, torch.rand(1, 3), 4)
+    with pytest.raises(InputError, match="limit=0"):
+        count(snn, torch.rand(1, 1, 2, 2), 4, limit=0)
+    with pytest.raises(StageError, match="steps=0"):
+        count(snn, torch.rand(1, 1, 2, 2), 0)
