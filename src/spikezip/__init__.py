@@ -20,7 +20,7 @@ import spikezip.spike  # noqa: F401
 from spikezip.errors import SpikezipError
 from spikezip.graph import capture
 from spikezip.levels import Levels
-from spikezip.measure import Certificate, Record, measure, verify
+from spikezip.measure import Audit, Certificate, EnergyModel, Record, audit, measure, verify
 from spikezip.morph import Activation, Morph, Pooling, Residual, morph
 from spikezip.pipeline import SNN, convert, load, report, spike
 from spikezip.quantize import calibrate, quantize, to_integer
@@ -34,8 +34,10 @@ __all__ = [
     "QAT",
     "SNN",
     "Activation",
+    "Audit",
     "Certificate",
     "Constant",
+    "EnergyModel",
     "Engine",
     "Even",
     "Levels",
@@ -50,6 +52,7 @@ __all__ = [
     "SpikezipError",
     "State",
     "__version__",
+    "audit",
     "calibrate",
     "capture",
     "convert",
