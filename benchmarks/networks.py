@@ -48,9 +48,9 @@ def case(model: str, levels: int, *, batch: int = 32, active: float = 0.5, integ
     with torch.no_grad():
         for norm in norms:
             norm.bias.fill_(NormalDist().inv_cdf(active))
+            norm.momentum = None  # statistics are then those of the images, not a running mean of them
         module.train()
-        for _ in range(3):  # statistics that fit the images
-            module(x[:32])
+        module(x[:32])
     ann = spikezip.morph(spikezip.capture(module.eval(), x[:1]))
     qann = spikezip.quantize(ann, levels, x[:32])
     snn = spikezip.spike(spikezip.to_integer(qann) if integer else qann)

@@ -66,8 +66,11 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
     behind = torch.zeros((steps, images), dtype=torch.bool)
     goal = None
     for k in range(steps):
-        if goal is None or not torch.equal(numbers.map[k], numbers.map[k - 1]):
+        moved = goal is None or not torch.equal(numbers.map[k], numbers.map[k - 1])
+        if moved:
             goal = levels.codes(gather(value, numbers.map[k]), threshold).to(now.dtype)
+        elif not bool(behind[k - 1].any()):
+            continue  # nobody moves: the step before holds, and makes no row
         move = torch.clamp(goal - now, -slew, slew)
         now = torch.add(now, move, out=tracers[k])
         per_image = move.reshape(images, -1)
