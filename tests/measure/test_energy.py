@@ -89,6 +89,14 @@ def test_memories_cost_by_their_size():
     assert own.price("snn", "weight_read", {"weight": Memory(4, 8)}) == 7, "a price of its own goes first"
 
 
+def test_reads_shared_by_several_operations():
+    model = EnergyModel.from_text("{name: n, source: s, memory: {access: [[0, 8], [9, 8]], reuse: {qann: 4}}}")
+    size = {"weight": Memory(4, 8), "membrane": Memory(4, 32)}
+    assert model.price("qann", "weight_read", size) == 2
+    assert model.price("snn", "weight_read", size) == 8
+    assert model.price("qann", "membrane_read", size) == 8, "accumulators are not operands"
+
+
 def test_lemaire_on_paper():
     # 8 accumulates that read 18 weights of 32 bits (72 bytes: 72/8192*10 pJ), read and write 18 membranes (72 bytes).
     work = Work({n: torch.tensor(8.0).double() for n in ("ac", "weight_read", "membrane_read", "membrane_write")})
@@ -124,6 +132,9 @@ def test_a_model_of_ones_own(tmp_path, counts):
         ("{name: n, source: s, memory: {access: [1, 2]}}", "pairs"),
         ("{name: n, source: s, memory: {size: 3}}", "memory is"),
         ("{name: n, source: s, memory: {access: [[0, 1]], bits: {cache: 3}}}", "memory.bits"),
+        ("{name: n, source: s, memory: {access: [[0, 1]], reuse: {gpu: 3}}}", "memory.reuse is"),
+        ("{name: n, source: s, memory: {access: [[0, 1]], reuse: {qann: 0}}}", "1 or more"),
+        ("{name: n, source: s, memory: {access: [[0, 1]], word_bits: 0}}", "1 or more"),
         ("{name: n, source: s, prices: {ac: 1}", "is not YAML"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class EnergyModel:
             the last. Empty where memory is free, or in the prices.
         word_bits: values are packed into words of so many bits, and cost their share of one; None: a value an access.
         bits: width of the values in a memory, where it is not the network's own.
+        reuse: for a network, how many operations share one read of a weight or an activation; 1 if not given.
 
     >>> model = EnergyModel.named("horowitz-45nm-int8")
     >>> model.prices["snn"]["ac"], model.prices["qann"]["mac"]
@@ -49,7 +50,8 @@ class EnergyModel:
     prices: Mapping[str, Mapping[str, float]]
     access: tuple[tuple[float, float], ...] = ()
     word_bits: int | None = None
-    bits: Mapping[str, int] | None = None
+    bits: Mapping[str, int] = field(default_factory=dict)
+    reuse: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def named(cls, name: str) -> EnergyModel:
@@ -90,8 +92,10 @@ class EnergyModel:
         if not self.access or way not in ("read", "write") or name not in MEMORIES:
             return 0.0
         memory = memories.get(name, Memory(0, 32))
-        width = (self.bits or {}).get(name, memory.bits)
+        width = self.bits.get(name, memory.bits)
         cost = self._access(memory.values * width / 8)
+        if operation in ("weight_read", "activation_read"):
+            cost /= self.reuse.get(network, 1.0)
         return cost if self.word_bits is None else cost * width / self.word_bits
 
     def energy(self, network: str, work: Work) -> Tensor:
@@ -215,9 +219,9 @@ class _Reader:
             raise self.fail("it holds no mapping; start with 'name: my-chip'.")
         if unknown := sorted(str(key) for key in content if key not in _FIELDS):
             raise self.fail(f"there is no field {unknown[0]!r}; fields are {', '.join(sorted(_FIELDS))}.")
-        for field in ("name", "source"):
-            if not isinstance(content.get(field), str) or not content[field].strip():
-                raise self.fail(f"{field!r} is missing; a figure without it cannot be checked.")
+        for needed in ("name", "source"):
+            if not isinstance(content.get(needed), str) or not content[needed].strip():
+                raise self.fail(f"{needed!r} is missing; a figure without it cannot be checked.")
         if content.get("unit", "pJ") != "pJ":
             raise self.fail(f"unit is {content['unit']!r}; prices are in pJ (1 fJ is 0.001 pJ, 1 nJ is 1000 pJ).")
         networks = content.get("networks", list(NETWORKS))
@@ -227,7 +231,7 @@ class _Reader:
         if not common and "memory" not in content:
             raise self.fail("it has no prices; add for example 'prices: {ac: 0.9, mac: 4.6}'.")
         prices = {n: {**common, **self.prices(n, content.get(n) or {})} for n in networks}
-        access, word, bits = self.memory(content.get("memory") or {})
+        access, word, bits, reuse = self.memory(content.get("memory") or {})
         return EnergyModel(
             content["name"].strip(),
             " ".join(content["source"].split()),
@@ -237,6 +241,7 @@ class _Reader:
             access,
             word,
             bits,
+            reuse,
         )
 
     def prices(self, field: str, given: Any) -> dict[str, float]:
@@ -253,9 +258,11 @@ class _Reader:
             raise self.fail(f"{what} is {value!r}; it must be a number, 0 or more.")
         return float(value)
 
-    def memory(self, given: Any) -> tuple[tuple[tuple[float, float], ...], int | None, dict[str, int]]:
-        if not isinstance(given, dict) or not set(given) <= {"access", "word_bits", "bits"}:
-            raise self.fail(f"memory is {given!r}; it holds 'access', and perhaps 'word_bits' and 'bits'.")
+    def memory(
+        self, given: Any
+    ) -> tuple[tuple[tuple[float, float], ...], int | None, dict[str, int], dict[str, float]]:
+        if not isinstance(given, dict) or not set(given) <= {"access", "word_bits", "bits", "reuse"}:
+            raise self.fail(f"memory is {given!r}; it holds 'access', and perhaps 'word_bits', 'bits' and 'reuse'.")
         points = given.get("access", [])
         if not isinstance(points, list) or any(not isinstance(p, list) or len(p) != 2 for p in points):
             raise self.fail("memory.access lists pairs [bytes, pJ], for example [[8192, 10], [32768, 20]].")
@@ -268,4 +275,10 @@ class _Reader:
         for name, width in bits.items():
             self.number(f"the width of {name!r}", width)
         word = given.get("word_bits")
-        return tuple(pairs), None if word is None else int(self.number("word_bits", word)), dict(bits)
+        word = None if word is None else int(self.number("word_bits", word))
+        reuse = given.get("reuse", {})
+        if not isinstance(reuse, dict) or not set(reuse) <= set(NETWORKS):
+            raise self.fail(f"memory.reuse is {reuse!r}; it gives a number for some of {', '.join(NETWORKS)}.")
+        if word == 0 or any(self.number("memory.reuse", value) < 1 for value in reuse.values()):
+            raise self.fail("memory.reuse and memory.word_bits must be 1 or more.")
+        return tuple(pairs), word, dict(bits), dict(reuse)
