@@ -21,11 +21,11 @@ PIP   := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --progr
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST     := $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help setup demo test check lint format types contract docs clean
+.PHONY: help setup demo test test-deep check lint format types contract docs clean
 
 help:  ## list the targets
 	@echo "spikezip: make TARGET"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo "Variables: OUT=$(OUT) (demo), TESTS=path (test), WORKERS=$(WORKERS) (test processes), PYTHON=$(PYTHON)"
 
 setup: $(STAMP)  ## create .venv and install spikezip with its development tools, pinned
@@ -45,6 +45,9 @@ demo: $(STAMP)  ## the whole road on digits, into OUT (under 3 minutes on 2 core
 
 test: $(STAMP)  ## the tests (TESTS=tests/cli for a part of them)
 	@$(PYTEST) $(TESTS)
+
+test-deep: $(STAMP)  ## more than a thousand random networks in every engine (an hour or so)
+	@$(PYTEST) -m deep $(TESTS)
 
 check: lint types contract docs test  ## everything CI checks
 

@@ -76,16 +76,17 @@ def read_network(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Reading:
 
 def read_snn(snn: SpikingNetwork, inputs: tuple[Tensor, ...], steps: int, engine: Engine) -> Reading:
     """Every layer's tracers at every step."""
-    seen: dict[str, list[Tensor]] = {}
-    run = execute(
-        snn, inputs, steps, engine=engine, batch=inputs[0].shape[0], stop=False,
-        observe=lambda name, t, which, codes: seen.setdefault(name, []).append(codes.to(torch.int16)),
-    )  # fmt: skip
+    seen: dict[str, Tensor] = {}
+    images = inputs[0].shape[0]
+
+    def observe(name: str, t: int, which: Tensor, codes: Tensor) -> None:
+        if name not in seen:
+            seen[name] = codes.new_zeros((steps, images, *codes.shape[2:]), dtype=torch.int16)
+        seen[name][t - 1 : t - 1 + codes.shape[0], which.to(codes.device)] = codes.to(torch.int16)
+
+    run = execute(snn, inputs, steps, engine=engine, batch=images, stop=False, observe=observe)
     integer = bool(network.note(snn.graph, "weight_bits"))
-    layers = {
-        name: Layer(torch.cat(seen[name]), neuron.levels, float(neuron.threshold), integer)
-        for name, neuron in snn.layers
-    }
+    layers = {name: Layer(seen[name], neuron.levels, float(neuron.threshold), integer) for name, neuron in snn.layers}
     return Reading(layers, run.outputs)
 
 

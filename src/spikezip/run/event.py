@@ -50,8 +50,8 @@ def event(
         snn: the network.
         inputs: its inputs, ``[B, ...]`` each.
         steps: how many steps at most.
-        state: where to start from. With the memory of an event run, the first step carries only what changed; with
-            tracers alone, it carries what they stand for in full.
+        state: where to start from. With the memory of an event run by the same rules, the first step carries only
+            what changed; with tracers alone, it carries what they stand for in full.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers at every step.
         wires: told what every neuron layer sends at every step: (layer, t, ``o`` as ``[B, ...]``).
@@ -117,15 +117,21 @@ class _Machine:
         return {**kept, **{name + _MEMBRANE: v for name, v in self.membranes.items()}}
 
     def _recall(self, memory: Mapping[str, Tensor]) -> None:
+        rule = self.rules.of
+        wanted = {_SHARE, *(node.name for node in self.rules.kept)}
+        wanted |= {node.name + _BARE for node in rule if rule[node] is Rule.RELEASED}
+        wanted |= {str(node.target) + _MEMBRANE for node in rule if rule[node] is Rule.MEMBRANE}
+        if memory.keys() != wanted:  # of a run by other rules (another release of the biases): all is sent anew
+            return
         self.fresh = False
         self.delivered = float(memory[_SHARE][0])
-        for name, _ in self.snn.layers:
-            if name + _MEMBRANE in memory:
-                self.membranes[name] = memory[name + _MEMBRANE]
-        for node in self.rules.kept:
-            self.total[node] = images_back(memory[node.name], network.spec(node))
-            if node.name + _BARE in memory:
+        for node in rule:
+            if rule[node] is Rule.MEMBRANE:
+                self.membranes[str(node.target)] = memory[str(node.target) + _MEMBRANE]
+            if rule[node] is Rule.RELEASED:
                 self.bare[node] = images_back(memory[node.name + _BARE], network.spec(node))
+            if node in self.rules.kept:
+                self.total[node] = images_back(memory[node.name], network.spec(node))
 
 
 @dataclass
