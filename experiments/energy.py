@@ -2,7 +2,8 @@
 
     python experiments/energy.py --data PATH/TO/CIFAR [--images 64] [--accuracy 500]
 
-Training-free conversion, 8 levels, 8-bit weights (re-routed with float weights too), pulse release, 32 steps. Operations are counted on the first
+Training-free conversion, 8 levels, 8-bit weights (re-routed with float weights too), pulse release, 32 steps.
+Operations are counted on the first
 ``--images`` test images, accuracy on the first ``--accuracy``. Writes experiments/results/energy-resnet20.json and
 prints the tables of docs/energy.md.
 """

@@ -98,6 +98,18 @@ def test_each_stream_of_a_residual_sum_is_charged():
     assert row(counts, "add").snn.total("add") == 0
 
 
+class Difference(TwoStreams):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.a(x)) - torch.relu(self.a(x)))
+
+
+def test_streams_that_cancel_are_charged_all_the_same():
+    # The very codes (2, 1) twice, one stream subtracted: 6 spikes of 4 synapses, though their sum is always 0.
+    head = row(count(spiking(Difference(), (2,)), torch.tensor([[2.0, 1.0]]), 3), "linear", 2)
+    assert each_step(head, "ac") == [16, 8, 0]
+    assert head.as_macs.tolist() == [0, 0, 0]
+
+
 class Doubled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -161,14 +173,15 @@ def test_averages_cost_the_qann_additions_and_multiplications():
     assert pool.snn.operations == {}
 
 
-def test_max_pooling_compares_and_passes_its_own_spikes_on():
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(2)])
+def test_max_pooling_compares_and_passes_its_own_spikes_on(pool):
     # 2x2 windows. (0,0) and (0,1) share one: codes 2 and 3, so its maximum rises at t = 1, 2, 3.
-    snn = spiking(Copies(1, nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 5))), (1, 4, 4))
+    snn = spiking(Copies(1, nn.Sequential(pool, nn.Flatten(), nn.Linear(4, 5))), (1, 4, 4))
     counts = count(snn, image((1, 4, 4), {(0, 0, 0): 2, (0, 0, 1): 3}), 4)
-    pool = row(counts, "max_pool2d")
-    assert each_step(pool, "compare") == [2, 2, 1, 0]  # one for each spike and window it is in
-    assert each_step(pool, "spike_write") == [1, 1, 1, 0]
-    assert pool.qann.total("compare") == 4 * 3
+    maximum = next(r for r in counts.rows if "max_pool" in r.kind)
+    assert each_step(maximum, "compare") == [2, 2, 1, 0]  # one for each spike and window it is in
+    assert each_step(maximum, "spike_write") == [1, 1, 1, 0]
+    assert maximum.qann.total("compare") == 4 * 3
     assert row(counts, "linear").input == "ternary"
     assert each_step(row(counts, "linear"), "ac") == [5, 5, 5, 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.measure.functions import cost_of
 from spikezip.measure.streams import Carries, Operand, Reader, Streams
-from spikezip.measure.windows import summed
+from spikezip.measure.windows import result_of, summed
 from spikezip.measure.work import EVENTS_QUEUED, MEMBRANE_BITS, Work
 from spikezip.quantize.grid import InputGrid
 from spikezip.spike.neuron import STBIF
@@ -92,7 +93,8 @@ def layers_of(snn: SpikingNetwork) -> tuple[list[Layer], tuple[str, ...]]:
         if layer.role in (Reader.FUNCTION, Reader.OUTPUT):
             layer.snn.store("membrane", sum(network.spec(o.node).numel for o in layer.operands), MEMBRANE_BITS)
         _stores_what_it_reads(layer, snn)
-    return list(layers.values()), tuple(uncounted)
+    said = Counter(uncounted)
+    return list(layers.values()), tuple(f"{what} ({n} of these)" if n > 1 else what for what, n in said.items())
 
 
 def _layer(node: fx.Node, role: Reader) -> Layer:
@@ -102,6 +104,9 @@ def _layer(node: fx.Node, role: Reader) -> Layer:
     if role is Reader.NEURONS:
         return Layer(node, role, str(node.target), "ST-BIF", size=size)
     kind = network.op_name(node)
+    if role is Reader.MAXIMUM:
+        made = result_of(node)
+        return Layer(made, role, network.origin(node), kind, size=network.spec(made).numel)
     if node.op == "call_module":
         return Layer(node, role, network.origin(node), kind, size=size)
     layer = Layer(node, role, network.origin(node), kind, size=size, maps=kind.startswith("conv"))
@@ -213,8 +218,10 @@ def _activation_bits(operand: Operand, snn: SpikingNetwork) -> int:
     most = 1
     for stream in operand.streams:
         source = stream.source
-        while source.op == "call_function" and ops.kind(source) is Kind.MAXIMUM:  # as wide as what it chooses from
-            source = ops.data_operands(source)[0]
+        while source.op == "call_function" and (  # as wide as what a maximum chooses from
+            ops.kind(source) is Kind.MAXIMUM or network.op_name(source) == "getitem"
+        ):
+            source = next(n for n in source.all_input_nodes if ops.is_signal(n))
         module = snn.graph.get_submodule(str(source.target)) if source.op == "call_module" else None
         if isinstance(module, STBIF):
             bits = math.ceil(math.log2(module.levels.count * max(operand.overlap, 1)))

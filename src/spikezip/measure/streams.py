@@ -205,6 +205,8 @@ class Streams:
             rounded = self._operand(node, Reader.FUNCTION, node.all_input_nodes[0], count=False).kind
             kept = {"analog": Carries.ANALOG, "analog input": Carries.INPUT}
             return kept.get(rounded, Carries.FIXED_POINT)
+        if network.op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):
+            return self._classify(node.args[0]) if node.args[1] == 0 else Carries.ANALOG
         kind = ops.kind(node)
         if kind not in (Kind.MAXIMUM, Kind.PRODUCT, Kind.AVERAGE):
             return Carries.ANALOG

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -22,6 +21,13 @@ def _each(value: Any, dims: int, default: int) -> list[int]:
     return values * dims if len(values) == 1 else values
 
 
+def result_of(node: fx.Node) -> fx.Node:
+    """The node itself, or the first of its several results (adaptive max-pooling gives indices too)."""
+    if "spec" in node.meta:
+        return node
+    return next(user for user in node.users if network.op_name(user) == "getitem" and user.args[1] == 0)
+
+
 def _bins(length: int, out: int) -> list[range]:
     """The windows of adaptive pooling along one dimension."""
     return [range(i * length // out, -((i + 1) * length // -out)) for i in range(out)]
@@ -33,7 +39,7 @@ def _strided(length: int, out: int, kernel: int, stride: int, padding: int, dila
 
 def _along_dims(node: fx.Node, dims: int) -> list[list[range]]:
     before = network.spec(node.all_input_nodes[0]).shape[-dims:]
-    after = network.spec(node).shape[-dims:]
+    after = network.spec(result_of(node)).shape[-dims:]
     if network.op_name(node).startswith("adaptive"):
         return [_bins(n, m) for n, m in zip(before, after, strict=True)]
     given = [*node.args[1:], *[None] * 4]
@@ -100,13 +106,3 @@ def _pooled_sum(node: fx.Node, x: Tensor, dims: int) -> Tensor:
 
 def _without_dtype(node: fx.Node) -> dict[str, Any]:
     return {k: v for k, v in node.kwargs.items() if k != "dtype"}
-
-
-def window_size(node: fx.Node) -> float:
-    """Values per result of a pooling operation, on average (padding counted in max-pools' favour: not at all)."""
-    before, after = network.spec(node.all_input_nodes[0]), network.spec(node)
-    name = network.op_name(node)
-    if name == "amax":
-        return before.numel / max(after.numel, 1)
-    dims = int(name[-2])
-    return float(windows_per_position(node).sum()) / max(math.prod(after.shape[-dims:]), 1)
