@@ -65,13 +65,13 @@ NETWORKS = {
     "addmm": (Functional(lambda x, w, b: torch.addmm(b, x, w)), (4,)),
     "shared convolution": (SharedConvolution(), (2, 4, 4)),
 }
+NETWORKS["computed bias"] = (Functional(lambda x, w, b: F.linear(x, w, 2 * b)), (4,))
 STANDING_ALONE = {
     "first": (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3)), (2, 5, 5)),
     "behind ReLU": (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3)), (4,)),
     "two readers": (TwoReaders(), (2, 5, 5)),
     "over positions": (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5)), (5, 4)),
     "over as many positions as channels": (nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)), (5, 4)),
-    "computed bias": (Functional(lambda x, w, b: F.linear(x, w, 2 * b)), (4,)),
     "addmm with factors": (Functional(lambda x, w, b: torch.addmm(b, x, w, beta=0.5, alpha=2.0)), (4,)),
     "addmm of a signal": (Functional(lambda x, w, b: torch.addmm(x, x, w)), (4,)),
 }

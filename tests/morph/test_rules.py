@@ -38,13 +38,40 @@ def test_twice_is_once(drawn, choice):
     assert dict(info(twice).notes)["morphed"] == dict(info(once).notes)["morphed"]
 
 
-def test_rules_that_keep_the_function_keep_it(drawn):
-    ann, images = drawn
+class Computed(nn.Module):
+    """A weight computed from a weight, and products added to what the input gives, with factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 5, generator=torch.Generator().manual_seed(4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.linear(x.flatten(2), torch.cat([self.weight, 2 * self.weight.t()], 1).sum(1).diag())
+        product = torch.baddbmm(rows, rows, rows.transpose(1, 2) @ rows, beta=0.5, alpha=2.0)
+        return torch.addmm(product[:, 0], product[:, 1], self.weight, alpha=0.3)
+
+
+@pytest.fixture(scope="module")
+def computed():
+    images = torch.randn(2, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return capture(Computed().double(), images), images
+
+
+def test_rules_that_keep_the_function_keep_it(drawn, computed):
     for rule in RULES:
         if rule.keeps:
+            ann, images = computed if rule.name in ("fold constants", "spell fused sums") else drawn
             new = network.fork(ann)
             assert rule.apply(new) > 0, rule.name
             torch.testing.assert_close(new(images), ann(images), rtol=1e-12, atol=1e-12)
+
+
+def test_what_weights_are_computed_from_weights_learns(computed):
+    ann, _ = computed
+    folded = morph(ann)
+    (layer,) = [n for n in folded.graph.nodes if network.op_name(n) == "linear"]
+    assert isinstance(network.constant(layer.args[1]), nn.Parameter)
+    assert network.constant(layer.args[1]).requires_grad
 
 
 def test_what_is_given_is_not_changed(drawn):

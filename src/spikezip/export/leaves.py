@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spikezip.errors import BundleError
 from spikezip.export.values import fields
 from spikezip.levels import Levels
-from spikezip.quantize.grid import InputGrid
+from spikezip.quantize.grid import FixedPoint, InputGrid
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.neuron import STBIF
 
@@ -61,6 +61,12 @@ LEAVES: dict[str, Leaf] = {
         {"exponent": (-1000, 1000), "limit": (1, _MOST)},
         lambda m: {"exponent": m.exponent, "limit": m.limit},
         InputGrid,
+    ),
+    "FixedPoint": Leaf(
+        FixedPoint,
+        {"exponent": (-1000, 1000), "limit": (1, 1 << 52)},
+        lambda m: {"exponent": m.exponent, "limit": m.limit},
+        FixedPoint,
     ),
 }
 

@@ -179,6 +179,8 @@ def _normalise(gm: fx.GraphModule) -> None:
             continue
         if node.target in _IDENTITIES or (node.target in _DROPOUTS and not node.args[2]):
             network.replace(node, node.args[0])
+        elif node.target is _aten.rrelu.default and not (len(node.args) > 3 and node.args[3]):
+            _as_leaky_relu(node)  # what it is at inference
         elif node.target is _aten.slice.Tensor and _is_whole_slice(node):
             network.replace(node, node.args[0])
         elif node.target in _VIEWS:
@@ -189,6 +191,12 @@ def _normalise(gm: fx.GraphModule) -> None:
                 sizes[symbolic[0]] = -1
                 node.args = (node.args[0], sizes)
     network.tidy(gm)
+
+
+def _as_leaky_relu(node: fx.Node) -> None:
+    """``rrelu`` with the mean of its slopes."""
+    x, low, high = [*node.args, *(0.125, 1 / 3)[len(node.args) - 1 :]][:3]
+    node.target, node.args, node.kwargs = _aten.leaky_relu.default, (x, (low + high) / 2), {}  # type: ignore[operator]
 
 
 def _is_whole_slice(node: fx.Node) -> bool:

@@ -312,13 +312,22 @@ def _indexes_by_mask(node: fx.Node) -> bool:
     return any(dtype in (None, torch.bool, torch.uint8) for dtype in types)
 
 
-def annotate(gm: fx.GraphModule) -> None:
+def annotate(gm: fx.GraphModule, *, anew: bool = True) -> None:
     """Write each node's Spec: its shape for one image, and which dimension the batch enters.
 
     The graph is run on shapes alone for batches of 1, 2 and 3; a dimension that grows with the batch holds it.
+
+    Args:
+        gm: the network.
+        anew: look at every node; otherwise only at those made since the last time (a rewrite that keeps the shapes
+            and types of all others).
     """
-    shapes = [_shapes(gm, batch) for batch in (1, 2, 3)]
-    for node in gm.graph.nodes:
+    fresh = [n for n in gm.graph.nodes if anew or not n.meta.get("annotated")]
+    if not any(n.op != "output" for n in fresh):
+        return
+    shapes = [_shapes(gm, batch, None if anew else set(fresh)) for batch in (1, 2, 3)]
+    for node in fresh:
+        node.meta["annotated"] = True
         one, two, three = (s.get(node) for s in shapes)
         if one is None or two is None or three is None:
             node.meta.pop("spec", None)
@@ -333,11 +342,15 @@ def annotate(gm: fx.GraphModule) -> None:
         node.meta["spec"] = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None, *where)
 
 
-def _shapes(gm: fx.GraphModule, batch: int) -> dict[fx.Node, Tensor]:
+def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[fx.Node, Tensor]:
+    """Tensors without values, one per node; ``only`` these, from what is known of the others."""
     found: dict[fx.Node, Tensor] = {}
 
     class Shapes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
+            known = n.meta.get("spec")
+            if only is not None and n not in only and isinstance(known, Spec) and n.op == "call_function":
+                return torch.empty(_for_batch(known, batch), dtype=known.dtype)
             try:
                 result = super().run_node(n)
             except Exception as error:
@@ -354,6 +367,10 @@ def _shapes(gm: fx.GraphModule, batch: int) -> dict[fx.Node, Tensor]:
         interpreter.extra_traceback = False
         interpreter.run(*inputs)
     return found
+
+
+def _for_batch(known: Spec, batch: int) -> tuple[int, ...]:
+    return tuple(size * batch if i == known.batch_dim else size for i, size in enumerate(known.shape))
 
 
 def refuse_batch_mixing(gm: fx.GraphModule) -> None:

@@ -50,7 +50,7 @@ _KINDS: dict[str, Kind] = {
         " split_with_sizes chunk unbind cat stack pad constant_pad_nd reflection_pad2d reflection_pad1d"
         " replication_pad2d roll flip index index_select gather pixel_shuffle pixel_unshuffle channel_shuffle"
         " upsample_nearest1d upsample_nearest2d upsample_nearest3d repeat tile movedim swapaxes narrow unfold im2col"
-        " getitem expand_as view_as masked_fill to _to_copy type_as contiguous",
+        " getitem expand_as view_as masked_fill repeat_interleave to _to_copy type_as contiguous",
     ),
     **_named(Kind.MAXIMUM, "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d amax"),
     **_named(
@@ -58,7 +58,7 @@ _KINDS: dict[str, Kind] = {
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean sum"
         " upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa cumsum",
     ),
-    **_named(Kind.SUM, "add sub"),
+    **_named(Kind.SUM, "add sub rsub"),
     **_named(Kind.SCALE, "neg div"),
     **_named(Kind.RECTIFIER, "relu"),
     **_named(
@@ -113,17 +113,21 @@ def _name(target: Any) -> str:
 
 
 def is_constant(value: Any) -> bool:
-    """True for numbers, stored tensors, and whatever is computed from these alone."""
+    """True for numbers, stored tensors, and whatever is computed from these and from sizes alone."""
     # Iterative: graphs may be deeper than Python's stack.
     todo, seen = [value] if isinstance(value, fx.Node) else [], set()
     while todo:
         node = todo.pop()
         if node.op in ("placeholder", "call_module", "output"):
             return False
-        if node.op != "get_attr" and node not in seen:
+        if node.op != "get_attr" and node not in seen and not _is_size(node.target):
             seen.add(node)
             todo.extend(node.all_input_nodes)
     return True
+
+
+def _is_size(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and _name(target) in ("sym_size", "sym_numel", "sym_stride")
 
 
 def is_signal(node: fx.Node) -> bool:
@@ -166,4 +170,4 @@ def weight_of(node: fx.Node) -> fx.Node | None:
 def out_channel_dim(node: fx.Node) -> int:
     """The dimension of the weight that runs over output channels (within a group, for transposed convolutions)."""
     name = _name(node.target)
-    return 1 if name.startswith("conv_transpose") or name in ("addmm", "mm", "matmul", "bmm") else 0
+    return 1 if name.startswith("conv_transpose") else -1 if name in ("addmm", "mm", "matmul", "bmm") else 0

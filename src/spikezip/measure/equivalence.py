@@ -18,6 +18,7 @@ from spikezip.measure.provenance import versions
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs
+from spikezip.run.step import images_first
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -216,8 +217,7 @@ def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[st
             if n.op == "call_module" and isinstance(quantizer := self.fetch_attr(str(n.target)), Quantizer):
                 drive = self.fetch_args_kwargs_from_env(n)[0][0]
                 found = quantizer.codes(drive)
-                dim = network.spec(n).batch_dim or 0
-                codes[str(n.target)] = found.movedim(dim, 0)
+                codes[str(n.target)] = images_first(found, network.spec(n), inputs[0].shape[0])
                 return found * quantizer.scale
             return super().run_node(n)
 

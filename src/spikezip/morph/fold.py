@@ -41,7 +41,7 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
             count += 1
     if count:
         network.tidy(gm)
-        network.annotate(gm)
+        network.annotate(gm, anew=False)
     return count
 
 
@@ -113,7 +113,7 @@ def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor:
         per_group = factor.reshape(groups, 1, -1, *[1] * (wide.dim() - 2))
         wide = (grouped * per_group).reshape(wide.shape)
     else:
-        dim = ops.out_channel_dim(layer)
+        dim = ops.out_channel_dim(layer) % wide.dim()
         wide = wide * factor.reshape([-1 if i == dim else 1 for i in range(wide.dim())])
     index = ops.bias_index(layer)
     bias = network.constant(layer.args[index]) if index is not None else None

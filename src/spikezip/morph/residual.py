@@ -43,7 +43,7 @@ def reroute_residuals(gm: fx.GraphModule) -> int:
         count += 1
     if count:
         network.tidy(gm)
-        network.annotate(gm)
+        network.annotate(gm, anew=False)
     return count
 
 

@@ -13,6 +13,7 @@ from spikezip.graph import network, ops
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.morph.choices import Activation, Morph, Pooling, Residual
+from spikezip.morph.constants import fold_constants
 from spikezip.morph.fold import fold_batch_norm
 from spikezip.morph.residual import reroute_residuals
 
@@ -53,8 +54,6 @@ def spell_attention(gm: fx.GraphModule) -> int:
         names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"]
         given = {**dict(zip(names, node.args)), **node.kwargs}
         q, k, v = given["query"], given["key"], given["value"]
-        if given.get("enable_gqa"):
-            continue  # left as a general function; the audit names it
         width, tokens, sources = q.meta["spec"].shape[-1], q.meta["spec"].shape[-2], k.meta["spec"].shape[-2]
         scale = given.get("scale") or 1.0 / math.sqrt(width)
         with gm.graph.inserting_before(node):
@@ -62,6 +61,8 @@ def spell_attention(gm: fx.GraphModule) -> int:
             def make(target, *args, node=node):
                 return network.call(gm, target, args, like=node)
 
+            if given.get("enable_gqa") and (shared := q.meta["spec"].shape[-3] // k.meta["spec"].shape[-3]) > 1:
+                k, v = (make(_aten.repeat_interleave.self_int, stream, shared, -3) for stream in (k, v))
             scores = make(_aten.mul.Tensor, make(_aten.matmul.default, q, make(_aten.transpose.int, k, -2, -1)), scale)
             mask = given.get("attn_mask")
             if given.get("is_causal"):
@@ -83,6 +84,31 @@ def spell_attention(gm: fx.GraphModule) -> int:
         count += 1
     return _done(gm, count)
 
+
+def spell_fused_sums(gm: fx.GraphModule) -> int:
+    """``addmm``, ``baddbmm`` other than ``bias + x W`` -> a product, perhaps scaled, and a sum."""
+    count = 0
+    for node in list(gm.graph.nodes):
+        if node.target not in _FUSED:
+            continue
+        added, left, right = node.args[:3]
+        if node.target is _aten.addmm.default and not node.kwargs and ops.bias_index(node) is not None:
+            if network.constant(right) is not None:
+                continue  # a linear layer
+        alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
+        with gm.graph.inserting_before(node):
+            product = network.call(gm, _FUSED[node.target], (left, right), like=node)
+            if alpha != 1:
+                product = network.call(gm, _aten.mul.Tensor, (product, alpha), like=node)
+            if beta != 1:
+                added = network.call(gm, _aten.mul.Tensor, (added, beta), like=node)
+            new = product if beta == 0 else network.call(gm, _aten.add.Tensor, (product, added), like=node)
+        network.replace(node, new)
+        count += 1
+    return _done(gm, count)
+
+
+_FUSED = {_aten.addmm.default: _aten.mm.default, _aten.baddbmm.default: _aten.bmm.default}
 
 _POOLS = {
     _aten.max_pool1d.default: (_aten.avg_pool1d.default, 1),
@@ -126,11 +152,27 @@ def only_relu(gm: fx.GraphModule) -> int:
 def _done(gm: fx.GraphModule, count: int) -> int:
     if count:
         network.tidy(gm)
-        network.annotate(gm)
+        network.annotate(gm, anew=False)
     return count
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "fold constants",
+        "weights computed from weights become weights: foldable, roundable, countable",
+        True,
+        "constant folding",
+        _always,
+        fold_constants,
+    ),
+    Rule(
+        "spell fused sums",
+        "a product of two streams and a sum need rules of their own",
+        True,
+        "definition of the operation",
+        _always,
+        spell_fused_sums,
+    ),
     Rule(
         "fold BatchNorm",
         "paths and time steps then share one affine map",
@@ -195,6 +237,8 @@ def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
     for rule in RULES:
         if rule.asked(choice) and (count := rule.apply(new)):
             applied[rule.name] = count
+    if applied:
+        network.refuse_batch_mixing(new)  # marks where the batch lies in the new nodes
     before = network.note(ann, "morphed", {})
     network.remark(
         new,

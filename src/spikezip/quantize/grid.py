@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,11 +55,43 @@ class InputGrid(nn.Module):
         self.limit = limit
 
     def forward(self, x: Tensor) -> Tensor:
-        steps = torch.floor(x * 2.0**self.exponent + 0.5).clamp(-self.limit, self.limit)
-        return steps * 2.0**-self.exponent
+        return to_fixed_point(x, self.exponent, self.limit)
 
     def extra_repr(self) -> str:
         return f"steps of 2**-{self.exponent}, at most {self.limit}"
+
+
+class FixedPoint(nn.Module):
+    """The fixed-point result of a general function (an activation, a normalisation, an uneven average).
+
+    The function is computed in float64 and rounded to whole steps of ``2**-exponent``, at most ``limit`` of them, as
+    hardware does with a table. The last bits of a float64 function may depend on the processor and on the place in a
+    vector; rounding removes them unless the value lies within them of the middle of two steps (about once in 10**11).
+
+    Args:
+        exponent: log2 of the steps per unit.
+        limit: greatest count of steps, either sign.
+
+    >>> FixedPoint(3, 16)(torch.tensor([0.3, 9.0], dtype=torch.float64)).tolist()
+    [0.25, 2.0]
+    """
+
+    def __init__(self, exponent: int, limit: int):
+        super().__init__()
+        self.exponent = exponent
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_fixed_point(x, self.exponent, self.limit)
+
+    def extra_repr(self) -> str:
+        return f"steps of 2**-{self.exponent}, at most {self.limit}"
+
+
+def to_fixed_point(x: Tensor, exponent: int, limit: int) -> Tensor:
+    """``x`` rounded to whole steps of ``2**-exponent``, ties up, at most ``limit`` steps from 0."""
+    steps = torch.floor(x * 2.0**exponent + 0.5).clamp(-limit, limit)
+    return steps * 2.0**-exponent
 
 
 def dyadic_exponent(values: Tensor) -> Tensor:
@@ -75,19 +108,14 @@ def dyadic_exponent(values: Tensor) -> Tensor:
     return torch.where(values == 0, torch.zeros_like(result), result)
 
 
-#: Averages that change nothing where they keep the count of values (pools with a stride of 1 are not among them).
-_AVERAGES_OF_ONE = {"mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"}
-
-
 class Grids:
     """The grid of every node of an integer QANN; None where a value is on none."""
 
-    def __init__(self, gm: fx.GraphModule):
+    def __init__(self, gm: fx.GraphModule, *, all_nodes: bool = True):
         self._gm = gm
         self._known: dict[fx.Node, Grid | None] = {}
-        for node in gm.graph.nodes:
-            if node.op != "output":
-                self._known[node] = self._of(node)
+        for node in gm.graph.nodes if all_nodes else ():
+            self.add(node)
 
     def __getitem__(self, node: fx.Node) -> Grid | None:
         return self._known[node]
@@ -96,10 +124,17 @@ class Grids:
         """The grid, or None for a node made after the analysis."""
         return self._known.get(node)
 
+    def add(self, node: fx.Node) -> Grid | None:
+        """Analyse a node whose operands are known."""
+        found = self._of(node) if node.op != "output" else None
+        # Past float64's digits a grid helps nobody.
+        self._known[node] = found if found is not None and found.bits < FLOAT64_BITS else None
+        return self._known[node]
+
     def _of(self, node: fx.Node) -> Grid | None:
         if node.op == "call_module":
             module = self._gm.get_submodule(str(node.target))
-            if isinstance(module, InputGrid):
+            if isinstance(module, InputGrid | FixedPoint):
                 return _grid(module.exponent, module.limit * 2.0**-module.exponent)
             if isinstance(module, Quantizer):
                 scale = module.scale.detach().double()
@@ -114,57 +149,59 @@ class Grids:
         return self._operation(node, ops.kind(node))
 
     def _operation(self, node: fx.Node, kind: Kind) -> Grid | None:
-        operands = [self._known.get(n) for n in node.all_input_nodes if ops.is_signal(n)]
-        if any(g is None for g in operands) or not operands:
-            return None
-        grids = [g for g in operands if g is not None]
         name = network.op_name(node)
+        if name in ("zeros", "zeros_like", "new_zeros"):
+            return _grid(0, 0)
+        operands = [n for n in node.all_input_nodes if ops.is_signal(n) and is_floating(n)]
+        grids = [g for g in map(self._known.get, operands) if g is not None]
+        if len(grids) < len(operands) or not grids:
+            return None
         if kind is Kind.SYNAPTIC:
             return self._synaptic(node)
-        if name in ("to", "_to_copy", "relu", "neg") or kind is Kind.MAXIMUM:
+        if name in ("to", "_to_copy"):
+            narrow = "spec" in node.meta and network.spec(node).dtype not in (torch.float32, torch.float64)
+            return None if narrow else grids[0]
+        if name in ("relu", "neg", "abs") or (kind is Kind.MAXIMUM and name.startswith("max_pool")):
             return grids[0]
-        if kind is Kind.SHAPE:
-            put_in = padding_value(node)
+        if kind in (Kind.SHAPE, Kind.MAXIMUM):
+            put_in = fill_value(node)
             filled = [_constant_grid(torch.tensor(put_in, dtype=torch.float64))] if put_in else []
             return None if None in filled else _union([g.flat() for g in (*grids, *filled) if g is not None])
-        if kind is Kind.SUM and len(node.all_input_nodes) == 2 and not node.kwargs.get("alpha"):
-            return _sum(grids)
+        if kind is Kind.SUM:
+            return _sum([self._operand(a) for a in node.args[:2]], node.kwargs.get("alpha", 1))
         if kind is Kind.PRODUCT or (kind is Kind.SCALE and name == "mul"):
-            if len(grids) == 1:
-                other = node.args[1]
-                if not isinstance(other, int | float):
-                    return None
-                factor = _constant_grid(torch.tensor(float(other), dtype=torch.float64))
-                if factor is None:
-                    return None
-                grids.append(factor)
-            return Grid(grids[0].exponent + grids[1].exponent, grids[0].bound * grids[1].bound)
-        if name in _AVERAGES_OF_ONE and network.spec(node).numel == network.spec(node.all_input_nodes[0]).numel:
-            return grids[0]
-        if name == "sum" or (name == "avg_pool2d" and len(node.args) > 6 and node.args[6] == 1):
-            window = _window(node)
-            flat = grids[0].flat()
-            return Grid(flat.exponent, flat.bound * window)
+            first, second = (self._operand(a) for a in node.args[:2])
+            return None if first is None or second is None else _product(first, second)
+        flat = grids[0].flat()
+        if name in ("sum", "avg_pool2d", "avg_pool3d") and (name == "sum" or node.args[6:7] == (1,)):
+            return Grid(flat.exponent, flat.bound * _window(node))
+        if name == "cumsum":
+            shape = network.spec(node).shape
+            return Grid(flat.exponent, flat.bound * shape[node.args[1]])  # type: ignore[index]
         return None
 
+    def _operand(self, value: Any) -> Grid | None:
+        if isinstance(value, int | float):
+            return _constant_grid(torch.tensor(float(value), dtype=torch.float64))
+        return self._known.get(value)
+
     def _synaptic(self, node: fx.Node) -> Grid | None:
-        operands = ops.data_operands(node)
         weight_node = ops.weight_of(node)
-        grid = self._known.get(operands[0])
-        if grid is None:
+        streams = ops.data_operands(node)
+        if weight_node is None or len(streams) != 1:
+            if network.op_name(node) not in ("matmul", "bmm", "mm"):
+                return None
+            left, right = (self._known.get(n) for n in node.args[:2])  # type: ignore[arg-type]
+            if left is None or right is None:
+                return None
+            terms = network.spec(node.args[0]).shape[-1]  # type: ignore[arg-type]
+            product = _product(left.flat(), right.flat())
+            return Grid(product.exponent, product.bound * terms)
+        grid = self._known.get(streams[0])
+        weight = network.constant(weight_node)
+        if grid is None or weight is None:
             return None
         grid = grid.flat()
-        if weight_node is None:
-            if len(operands) != 2 or network.op_name(node) not in ("matmul", "bmm", "mm"):
-                return None
-            other = self._known.get(operands[1])
-            if other is None:
-                return None
-            other = other.flat()
-            terms = network.spec(operands[0]).shape[-1]
-            return Grid(grid.exponent + other.exponent, grid.bound * other.bound * terms)
-        weight = network.constant(weight_node)
-        assert weight is not None
         rows, exponents = per_channel(node, weight)
         exponent, bound = grid.exponent + exponents, grid.bound * rows
         index = ops.bias_index(node)
@@ -177,6 +214,15 @@ class Grids:
             bound = bound + bias.abs()
         shape = [-1] + [1] * (len(network.spec(node).shape) - 2) if network.op_name(node).startswith("conv") else [-1]
         return Grid(exponent.reshape(shape), bound.reshape(shape))
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether a node holds floating-point values (one of several results counts as such)."""
+    stored = network.constant(node)
+    if stored is not None:
+        return stored.is_floating_point()
+    spec = node.meta.get("spec")
+    return spec is None or spec.dtype.is_floating_point
 
 
 def per_channel(node: fx.Node, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +238,7 @@ def channels_first(node: fx.Node, weight: Tensor) -> Tensor:
         groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[arg-type]
         grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
         return grouped.transpose(1, 2).flatten(0, 1)
-    return weight.transpose(0, 1) if ops.out_channel_dim(node) == 1 else weight
+    return weight.transpose(0, ops.out_channel_dim(node))
 
 
 def channels_back(node: fx.Node, weight: Tensor) -> Tensor:
@@ -202,15 +248,21 @@ def channels_back(node: fx.Node, weight: Tensor) -> Tensor:
         groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[arg-type]
         grouped = weight.unflatten(0, (groups, weight.shape[0] // groups))
         return grouped.transpose(1, 2).flatten(0, 1).contiguous()
-    return (weight.transpose(0, 1) if ops.out_channel_dim(node) == 1 else weight).contiguous()
+    return weight.transpose(0, ops.out_channel_dim(node)).contiguous()
 
 
 def padding_value(node: fx.Node) -> float:
     """The number that a padding puts around a value; 0 for any other operation."""
-    name = network.op_name(node)
-    if name not in ("pad", "constant_pad_nd"):
-        return 0.0
-    position = 3 if name == "pad" else 2
+    position = {"pad": 3, "constant_pad_nd": 2}.get(network.op_name(node))
+    return _number(node, position) if position is not None else 0.0
+
+
+def fill_value(node: fx.Node) -> float:
+    """The number that a padding or a mask puts in; 0 for any other operation."""
+    return _number(node, 2) if network.op_name(node) == "masked_fill" else padding_value(node)
+
+
+def _number(node: fx.Node, position: int) -> float:
     value = node.args[position] if len(node.args) > position else node.kwargs.get("value")
     return float(value) if isinstance(value, int | float) else 0.0
 
@@ -230,8 +282,14 @@ def _union(grids: list[Grid]) -> Grid:
     return Grid(torch.stack([g.exponent for g in grids]).amax(0), torch.stack([g.bound for g in grids]).amax(0))
 
 
-def _sum(grids: list[Grid]) -> Grid:
-    first, second = grids if len(grids) == 2 else (grids[0], grids[0])
+def _sum(grids: list[Grid | None], alpha: Any) -> Grid | None:
+    first, second = grids
+    if first is None or second is None or not isinstance(alpha, int | float):
+        return None
+    if alpha != 1:
+        factor = _constant_grid(torch.tensor(float(alpha), dtype=torch.float64))
+        assert factor is not None
+        second = _product(second, factor)
     try:
         return Grid(torch.maximum(first.exponent, second.exponent), first.bound + second.bound)
     except RuntimeError:  # per-channel grids of different layouts
@@ -239,8 +297,20 @@ def _sum(grids: list[Grid]) -> Grid:
         return Grid(torch.maximum(first.exponent, second.exponent), first.bound + second.bound)
 
 
+def _product(first: Grid, second: Grid) -> Grid:
+    try:
+        return Grid(first.exponent + second.exponent, first.bound * second.bound)
+    except RuntimeError:  # per-channel grids of different layouts
+        first, second = first.flat(), second.flat()
+        return Grid(first.exponent + second.exponent, first.bound * second.bound)
+
+
 def _window(node: fx.Node) -> int:
-    before, after = network.spec(node.all_input_nodes[0]).numel, network.spec(node).numel
+    """How many values a sum, or a pool that sums, adds."""
     if network.op_name(node) == "sum":
+        before, after = network.spec(node.all_input_nodes[0]).numel, network.spec(node).numel
         return max(before // max(after, 1), 1)
-    return math.prod(node.args[1]) if isinstance(node.args[1], list | tuple) else int(node.args[1]) ** 2  # type: ignore[arg-type]
+    kernel = node.args[1]
+    dims = int(network.op_name(node)[-2])
+    sizes = list(kernel) if isinstance(kernel, list | tuple) else [kernel]
+    return math.prod(sizes * (dims if len(sizes) == 1 else 1))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.quantize.calibrate import calibrate
-from spikezip.quantize.place import Carriers, needs_neuron, never_negative
+from spikezip.quantize.place import Carriers, needs_neuron, never_negative, only_divides
 from spikezip.quantize.quantizer import Quantizer
 
 
@@ -81,13 +81,15 @@ def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, s
         if kind is Kind.RECTIFIER and node not in returned:
             _insert(gm, node.args[0], list(node.users), unsigned, name=network.origin(node), place=node)
             gm.graph.erase_node(node)
-        elif (kind is Kind.ACTIVATION and node not in returned) or node.meta.get("neuron") == "signed":
+        elif (kind is Kind.ACTIVATION and node not in returned and not only_divides(node)) or node.meta.get(
+            "neuron"
+        ) == "signed":
             levels = unsigned if never_negative(node) else signed
             _insert(gm, node, list(node.users), levels, name=network.origin(node))
     if strict:
         _insert_missing(gm, unsigned, signed)
     network.tidy(gm)
-    network.annotate(gm)
+    network.annotate(gm, anew=False)
 
 
 def _insert_missing(gm: fx.GraphModule, unsigned: Levels, signed: Levels) -> None:

@@ -57,7 +57,7 @@ class Carriers:
             module = self._gm.get_submodule(str(node.target))
             if isinstance(module, self._neuron):
                 return Carrier.SPIKES
-            # The input's own grid (InputGrid) is the one other module; it hands the input on.
+            # InputGrid and FixedPoint round what they hand on.
             return self._known[node.all_input_nodes[0]]
         if ops.is_constant(node):
             return Carrier.CONSTANT
@@ -116,3 +116,15 @@ def never_negative(node: fx.Node) -> bool:
             return False
         node = operands[0]
     return False
+
+
+def only_divides(node: fx.Node) -> bool:
+    """Whether a value is read as a divisor alone, as the clamped norm in ``x / max(|x|, eps)``: rounded to 0 it would
+    make infinities, so it stays as it is."""
+    for user in node.users:
+        if user.op == "call_function" and ops.kind(user) is Kind.SHAPE and "spec" in user.meta:
+            if not only_divides(user):
+                return False
+        elif network.op_name(user) != "div" or user.args[1] is not node or user.args[0] is node:
+            return False
+    return bool(node.users)

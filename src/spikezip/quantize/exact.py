@@ -1,0 +1,149 @@
+"""How each operation of an integer network adds up: float32 where that is exact, float64 where it must be, and said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from spikezip.graph import network, ops
+from spikezip.graph.ops import Kind
+from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint, Grids, is_floating
+from spikezip.quantize.quantizer import Quantizer
+
+_aten = torch.ops.aten
+#: A function's result: 11 digits before the point (thresholds), 12 behind; float32 holds it.
+_STEPS, _LIMIT = 12, 1 << 23
+#: The same for a result that the network returns, in real units.
+_OUTPUT_STEPS, _OUTPUT_LIMIT = 24, 1 << 48
+#: Kinds that do arithmetic on their operands.
+_ARITHMETIC = {Kind.SYNAPTIC, Kind.SUM, Kind.AVERAGE, Kind.PRODUCT, Kind.SCALE}
+#: Kinds that hand float64 on.
+_WIDE_TOO = {Kind.SHAPE, Kind.MAXIMUM, Kind.AVERAGE, Kind.SUM, Kind.SCALE, Kind.PRODUCT}
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """How one operation of an integer network adds up.
+
+    Attributes:
+        name: the author's name of the operation.
+        op: what it is.
+        bits: binary digits its greatest sum may need (static, from the weights); infinite off the grid.
+        arithmetic: ``float32`` or ``float64`` where nothing is rounded; ``rounded`` for a general function, computed in
+            float64 and rounded to fixed point; ``inexact`` for a synaptic operation whose sums are on no grid.
+    """
+
+    name: str
+    op: str
+    bits: float
+    arithmetic: str
+
+
+def choose_arithmetic(gm: fx.GraphModule) -> tuple[Exactness, ...]:
+    """Round general functions to fixed point, put float64 where float32 might round, in place; say what was chosen.
+
+    Values off the grid are computed in float64 up to where they reach a neuron, a synaptic operation or an output;
+    there they are rounded to fixed point (:class:`FixedPoint`), so that every sum behind is a sum on a grid.
+    """
+    grids = Grids(gm, all_nodes=False)
+    report: list[Exactness] = []
+    wide: set[fx.Node] = set()
+    fixed: dict[fx.Node, fx.Node] = {}
+    for node in list(gm.graph.nodes):
+        for operand in _exits(gm, node):
+            if grids.get(operand) is None:
+                if operand not in fixed:
+                    fixed[operand] = _fix(gm, operand, output=node.op == "output")
+                    grids.add(fixed[operand])
+                    report.append(Exactness(network.origin(operand), network.op_name(operand), 24.0, "rounded"))
+                node.replace_input_with(operand, fixed[operand])
+        grid = grids.add(node)
+        if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node) or not _reads_floats(node):
+            continue
+        kind = ops.kind(node)
+        if grid is None:
+            wide.add(node)
+            if kind is Kind.SYNAPTIC:
+                report.append(Exactness(network.origin(node), network.op_name(node), math.inf, "inexact"))
+        elif kind in _ARITHMETIC and network.op_name(node) != "to":
+            arithmetic = "float32" if grid.bits < FLOAT32_BITS else "float64"
+            report.append(Exactness(network.origin(node), network.op_name(node), round(grid.bits, 2), arithmetic))
+            if arithmetic == "float64":
+                wide.add(node)
+    for node in wide:
+        _widen(gm, node)
+    if wide:
+        _narrow(gm, wide)
+    network.tidy(gm)
+    network.annotate(gm, anew=bool(wide))
+    return tuple(report)
+
+
+def _exits(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The operands of a node that must be on a grid."""
+    if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), Quantizer):
+        return list(node.all_input_nodes)
+    if node.op == "output" or (node.op == "call_function" and ops.kind(node) is Kind.SYNAPTIC):
+        return [n for n in node.all_input_nodes if ops.is_signal(n) and not ops.is_constant(n) and is_floating(n)]
+    return []
+
+
+def _reads_floats(node: fx.Node) -> bool:
+    return any(ops.is_signal(n) and is_floating(n) for n in node.all_input_nodes)
+
+
+def _fix(gm: fx.GraphModule, source: fx.Node, *, output: bool) -> fx.Node:
+    name = network.free_name(gm, f"{source.name}_grid")
+    rounding = FixedPoint(_OUTPUT_STEPS, _OUTPUT_LIMIT) if output else FixedPoint(_STEPS, _LIMIT)
+    gm.add_submodule(name, rounding)
+    with gm.graph.inserting_after(source):
+        node = gm.graph.call_module(name, (source,))
+    node.meta = {"origin": network.origin(source), "spec": source.meta["spec"]}
+    return node
+
+
+def _widen(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Compute a node in float64: its constants stored so, its streams converted."""
+    for operand in list(node.all_input_nodes):
+        if "spec" not in operand.meta or not network.spec(operand).dtype.is_floating_point:
+            continue
+        with gm.graph.inserting_before(node):
+            tensor = network.constant(operand)
+            if tensor is not None:
+                new = network.new_constant(gm, str(operand.target), tensor.detach().double(), like=node)
+            else:
+                new = _to(gm, operand, torch.float64)
+        new.meta["spec"] = operand.meta["spec"]
+        node.replace_input_with(operand, new)
+
+
+def _narrow(gm: fx.GraphModule, wide: set[fx.Node]) -> None:
+    """Behind each neuron, before an operation that stays in float32, and at the outputs, values lose their width."""
+    dtype = next((s.dtype for s in network.info(gm).inputs if s.dtype.is_floating_point), torch.float32)
+    double = set(wide)
+    for node in list(gm.graph.nodes):
+        received = [n for n in node.all_input_nodes if n in double and is_floating(n)]
+        if node in wide or not received:
+            continue
+        if node.target is _aten.to.dtype:
+            if node.args[1] is torch.float64:
+                double.add(node)
+        elif node.op == "call_module":
+            with gm.graph.inserting_after(node):
+                narrow = _to(gm, node, dtype)
+            node.replace_all_uses_with(narrow, delete_user_cb=lambda user, own=narrow: user is not own)
+        elif node.op == "output" or ops.kind(node) not in _WIDE_TOO:
+            for stream in received:
+                with gm.graph.inserting_before(node):
+                    node.replace_input_with(stream, _to(gm, stream, dtype))
+        else:
+            double.add(node)
+
+
+def _to(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    new = network.call(gm, _aten.to.dtype, (node, dtype), like=node)
+    new.meta["spec"] = node.meta["spec"]
+    return new

@@ -1,0 +1,295 @@
+"""The unit of every value of an integer network: wires carry codes, constants absorb the thresholds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikezip.graph import network, ops
+from spikezip.graph.ops import Kind
+from spikezip.quantize.grid import channels_back, channels_first, fill_value, is_floating
+from spikezip.quantize.quantizer import Quantizer
+
+_aten = torch.ops.aten
+_FINEST = 20  #: weights below 2**-20 of a threshold count as 0
+_CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put in
+
+#: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
+_HOMOGENEOUS = {"relu", "leaky_relu", "neg", "abs", "prelu"}
+#: Kinds that keep their operands' unit, if all operands have the same.
+_KEEPING = {Kind.SHAPE, Kind.MAXIMUM, Kind.SUM, Kind.AVERAGE}
+
+
+def snap(values: Tensor, bits: int) -> Tensor:
+    """Each value rounded to ``bits`` significant binary digits (float64)."""
+    mantissa, exponent = torch.frexp(values.double())
+    return torch.ldexp(torch.floor(mantissa * 2.0**bits + 0.5), exponent - bits)
+
+
+def coarse(values: Tensor, bits: int) -> Tensor:
+    """All values rounded to one power-of-two step, ``bits`` binary digits below the greatest (float64).
+
+    >>> coarse(torch.tensor([1.0, 0.3, 1e-9]), 4).tolist()
+    [1.0, 0.3125, 0.0]
+    """
+    values = values.double()
+    top = float(values[torch.isfinite(values)].abs().max()) if bool(torch.isfinite(values).any()) else 0.0
+    if top == 0:
+        return values
+    step = 2.0 ** (math.floor(math.log2(top)) - bits)
+    return torch.floor(values / step + 0.5) * step
+
+
+class Units:
+    """Chooses the unit of every value (real = unit * stored) and rewrites constants to match, in place.
+
+    Args:
+        gm: a calibrated QANN without averages (see :func:`~spikezip.quantize.averages.spell_averages`).
+        bits: of the weights.
+    """
+
+    def __init__(self, gm: fx.GraphModule, bits: int):
+        self.gm, self.bits = gm, bits
+        self.wanted: dict[fx.Node, float | None] = {}
+        self.unit: dict[fx.Node, float] = {}
+        self.idle: list[fx.Node] = []  # factors that went into a unit
+
+    def run(self) -> None:
+        """Rewrite the network; all its thresholds are 1 afterwards."""
+        nodes = list(self.gm.graph.nodes)
+        for node in reversed(nodes):
+            self.wanted[node] = self._wanted(node)
+        for node in nodes:
+            if node.op == "output":
+                node.args = (fx.map_arg(node.args[0], self._as_output),)
+            elif ops.is_signal(node) and not ops.is_constant(node):
+                self.unit[node] = self._rewrite(node)
+        for node in self.idle:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+        for _, quantizer in network.modules_of(self.gm, Quantizer):
+            quantizer.scale.data.fill_(1.0)
+
+    def _as_output(self, node: fx.Node) -> fx.Node:
+        output = self.gm.graph.output_node()
+        return self._converted(node, 1.0, output, exactly=False)
+
+    def _quantizer(self, node: fx.Node) -> Quantizer | None:
+        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return module if isinstance(module, Quantizer) else None
+
+    def _keeps_unit(self, node: fx.Node) -> bool:
+        if node.op != "call_function" or not ops.is_signal(node):
+            return False
+        return ops.kind(node) in _KEEPING or network.op_name(node) in _HOMOGENEOUS
+
+    def _wanted(self, node: fx.Node) -> float | None:
+        """The unit that the readers of a value ask for; None where any will do."""
+        choices: list[float] = []
+        for user in node.users:
+            if quantizer := self._quantizer(user):
+                return float(quantizer.scale.detach())
+            factor = _positive_factor(user)
+            if user.op == "output":
+                choices.append(1.0)
+            elif self._keeps_unit(user) or factor is not None:
+                if (unit := self.wanted.get(user)) is not None:
+                    choices.append(unit / (factor or 1.0))
+            elif not self._absorbs(user):
+                choices.append(1.0)
+        return choices[0] if choices else None
+
+    def _absorbs(self, node: fx.Node) -> bool:
+        """Whether a node takes operands of any unit."""
+        if node.op != "call_function" or not ops.is_signal(node):
+            return node.op == "call_function"
+        return ops.kind(node) in (Kind.SYNAPTIC, Kind.SCALE, Kind.PRODUCT)
+
+    def _rewrite(self, node: fx.Node) -> float:
+        if node.op == "placeholder":
+            return 1.0
+        if quantizer := self._quantizer(node):
+            theta = float(quantizer.scale.detach())
+            self._convert(node, node.all_input_nodes[0], theta)
+            return theta
+        if node.op == "call_module":
+            return self.unit[node.all_input_nodes[0]]
+        kind = ops.kind(node)
+        streams = [n for n in ops.data_operands(node) if n in self.unit and is_floating(n)]
+        if kind is Kind.SYNAPTIC and len(streams) == 1:
+            if ops.weight_of(node) is not None:
+                return self._weights(node, streams[0])
+            if _left_factor(node) is not None:
+                return self._left(node, streams[0])
+        if kind is Kind.SCALE and network.op_name(node) in ("mul", "div") and len(streams) == 1:
+            if (unit := self._factor(node, streams[0])) is not None:
+                return unit
+        if (kind is Kind.PRODUCT or (kind is Kind.SYNAPTIC and ops.bias_index(node) is None)) and len(streams) > 0:
+            if all(n in self.unit for n in node.args[:2]) and len(streams) <= 2:
+                return math.prod(self.unit[n] for n in node.args[:2])  # type: ignore[index]
+        if self._keeps_unit(node):
+            return self._kept(node, streams)
+        # A general function takes real values; it is computed in float64, so the factor need be on no grid.
+        for stream in streams:
+            self._convert(node, stream, 1.0, exactly=kind not in (Kind.SYNAPTIC, Kind.SUM))
+        return 1.0
+
+    def _kept(self, node: fx.Node, streams: list[fx.Node]) -> float:
+        kind, wanted = ops.kind(node), self.wanted[node]
+        constants = [n for n in node.all_input_nodes if ops.is_constant(n) and is_floating(n) and ops.is_signal(n)]
+        if network.op_name(node) in _HOMOGENEOUS:
+            constants = []  # the slopes of prelu
+        alone = len(streams) == 1 and kind is not Kind.SUM and not constants
+        unit = self.unit[streams[0]] if alone or (streams and wanted is None) else wanted or 1.0
+        for stream in streams:
+            self._convert(node, stream, unit)
+        for constant in constants:
+            node.replace_input_with(constant, self._shifted(node, constant, unit))
+        if kind is Kind.SUM:
+            for position, argument in enumerate(node.args[:2]):
+                if isinstance(argument, int | float):
+                    node.update_arg(position, float(coarse(torch.tensor(argument / unit), _CONSTANT_BITS)))
+            if isinstance(alpha := node.kwargs.get("alpha"), float):
+                node.update_kwarg("alpha", float(snap(torch.tensor(alpha, dtype=torch.float64), self.bits)))
+        elif (number := fill_value(node)) != 0 and math.isfinite(number):
+            value = float(coarse(torch.tensor(number / unit), _CONSTANT_BITS))
+            position = 3 if network.op_name(node) == "pad" else 2
+            if len(node.args) > position:
+                node.update_arg(position, value)
+            else:
+                node.update_kwarg("value", value)
+        return unit
+
+    def _shifted(self, node: fx.Node, constant: fx.Node, unit: float) -> fx.Node:
+        """A constant in another unit."""
+        tensor = network.constant(constant)
+        inside = [n for n in constant.all_input_nodes if ops.is_signal(n)]
+        if tensor is None and ops.kind(constant) is Kind.SHAPE and len(inside) == 1:  # a token for every image
+            shifted = self._shifted(constant, inside[0], unit)
+            with self.gm.graph.inserting_before(node):
+                new = self.gm.graph.node_copy(constant, lambda n: shifted if n is inside[0] else n)
+            return new
+        with self.gm.graph.inserting_before(node):
+            if tensor is None:
+                new = network.call(self.gm, _aten.mul.Tensor, (constant, 1.0 / unit), like=node)
+            else:
+                value = coarse(tensor.detach().double() / unit, _CONSTANT_BITS).to(tensor.dtype)
+                new = network.new_constant(self.gm, str(constant.target), value, like=node)
+        new.meta["spec"] = constant.meta.get("spec")
+        return new
+
+    def _factor(self, node: fx.Node, stream: fx.Node) -> float | None:
+        """Multiplication by a constant: the constant takes the units up."""
+        other = node.args[1] if node.args[0] is stream else node.args[0]
+        dividing = network.op_name(node) == "div"
+        if dividing and (node.args[0] is not stream or node.kwargs or len(node.args) > 2):
+            return None
+        wanted = self.wanted[node] or 1.0
+        ratio = self.unit[stream] / wanted
+        if isinstance(other, int | float):
+            if other > 0:
+                # A positive number only changes the unit: nothing is multiplied.
+                value = 1 / float(other) if dividing else float(other)
+                unit = self.unit[stream] * value
+                if self.wanted[node] is None or math.isclose(unit, wanted, rel_tol=1e-12):
+                    self.idle.append(node)
+                    return unit
+            real = torch.tensor((1 / other if dividing else other) * ratio, dtype=torch.float64)
+            node.target, node.args = _aten.mul.Tensor, (stream, float(snap(real, self.bits)))
+            return wanted
+        tensor = network.constant(other)
+        if tensor is None or not tensor.is_floating_point():
+            return None
+        values = tensor.detach().double()
+        values = snap((1 / values if dividing else values) * ratio, self.bits)
+        with self.gm.graph.inserting_before(node):
+            values = coarse(values, 2 * self.bits).to(tensor.dtype)
+            stored = network.new_constant(self.gm, str(other.target), values, like=node)  # type: ignore[union-attr]
+        stored.meta["spec"] = other.meta.get("spec")  # type: ignore[union-attr]
+        node.target, node.args = _aten.mul.Tensor, (stream, stored)
+        return wanted
+
+    def _left(self, node: fx.Node, stream: fx.Node) -> float:
+        """A stored matrix on the left of a product: rounded with one step."""
+        unit = self.wanted[node] or 1.0
+        factor = _left_factor(node)
+        stored = network.constant(factor)
+        assert factor is not None and stored is not None
+        values = coarse(stored.detach().double() * (self.unit[stream] / unit), self.bits - 1)
+        with self.gm.graph.inserting_before(node):
+            new = network.new_constant(self.gm, str(factor.target), values.to(stored.dtype), like=node)
+        new.meta["spec"] = factor.meta.get("spec")
+        node.replace_input_with(factor, new)
+        return unit
+
+    def _weights(self, node: fx.Node, stream: fx.Node) -> float:
+        """``W * unit_in / unit_out`` on a power-of-two grid per output channel; the bias on a finer one."""
+        unit = self.wanted[node] or 1.0
+        weight_node = ops.weight_of(node)
+        weight = network.constant(weight_node)
+        assert weight_node is not None and weight is not None
+        scaled = channels_first(node, weight.detach().double()) * (self.unit[stream] / unit)
+        most = 2 ** (self.bits - 1) - 1
+        top = scaled.flatten(1).abs().amax(1).clamp(min=most * 2.0**-_FINEST)
+        exponent = torch.floor(torch.log2(most / top)).clamp(max=_FINEST)
+        step = torch.ldexp(torch.ones_like(exponent), -exponent.to(torch.int32))
+        step = step.reshape([-1] + [1] * (scaled.dim() - 1))
+        whole = torch.floor(scaled / step + 0.5).clamp(-most, most)
+        with self.gm.graph.inserting_before(node):
+            stored = channels_back(node, whole * step).to(weight.dtype)
+            new_weight = network.new_constant(self.gm, str(weight_node.target), nn.Parameter(stored, False), like=node)
+            new_weight.meta["spec"] = weight_node.meta.get("spec")
+            node.args = tuple(new_weight if a is weight_node else a for a in node.args)
+            index = ops.bias_index(node)
+            bias_node: Any = node.args[index] if index is not None else None
+            bias = network.constant(bias_node)
+            if index is not None and bias is not None:
+                values = bias.detach().double() / unit
+                fine = step.flatten() * 2.0**-4 if values.numel() == step.numel() else step.min() * 2.0**-4
+                values = torch.floor(values / fine + 0.5) * fine
+                new_bias = network.new_constant(
+                    self.gm, str(bias_node.target), nn.Parameter(values.to(bias.dtype), False), like=node
+                )
+                new_bias.meta["spec"] = bias_node.meta.get("spec")
+                node.update_arg(index, new_bias)
+        return unit
+
+    def _convert(self, reader: fx.Node, stream: fx.Node, unit: float, *, exactly: bool = False) -> None:
+        new = self._converted(stream, unit, reader, exactly=exactly)
+        if new is not stream:
+            reader.replace_input_with(stream, new)
+
+    def _converted(self, stream: fx.Node, unit: float, reader: fx.Node, *, exactly: bool) -> fx.Node:
+        """``stream`` in another unit: multiplied where it is not in it already, by a short dyadic factor unless
+        ``exactly`` the ratio is asked for."""
+        if stream not in self.unit or math.isclose(self.unit[stream], unit, rel_tol=1e-12):
+            return stream
+        ratio = torch.tensor(self.unit[stream] / unit, dtype=torch.float64)
+        factor = float(ratio) if exactly else float(snap(ratio, self.bits))
+        with self.gm.graph.inserting_before(reader):
+            new = network.call(self.gm, _aten.mul.Tensor, (stream, factor), like=stream)
+        new.meta["spec"] = stream.meta["spec"]
+        self.unit[new] = unit
+        return new
+
+
+def _positive_factor(node: fx.Node) -> float | None:
+    """The positive number by which a node multiplies its one stream; None for anything else."""
+    if node.op != "call_function" or network.op_name(node) not in ("mul", "div") or node.kwargs or len(node.args) != 2:
+        return None
+    stream, number = node.args
+    if network.op_name(node) == "mul" and isinstance(stream, int | float):
+        stream, number = number, stream
+    if not isinstance(stream, fx.Node) or not isinstance(number, int | float) or number <= 0:
+        return None
+    return 1 / number if network.op_name(node) == "div" else float(number)
+
+
+def _left_factor(node: fx.Node) -> fx.Node | None:
+    """The stored matrix on the left of a matrix product; None where there is none."""
+    if network.op_name(node) not in ("matmul", "mm", "bmm"):
+        return None
+    left = node.args[0]
+    return left if isinstance(left, fx.Node) and network.constant(left) is not None else None
