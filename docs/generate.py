@@ -63,11 +63,11 @@ def resnet20(result: dict[str, Any]) -> str:
     for run in result["runs"]:
         at = [percent(run["snn"][t - 1]) if t <= len(run["snn"]) else "–" for t in STEPS]
         settled = run["t_eq"]
-        equal = f"{'yes' if run['equal'] else 'no'} ({run['codes_checked']:,} codes)"
-        rows.append(
-            [run["name"], f"{run['images']:,}", percent(run["ann"]), percent(run["qann"]), *at]
-            + [str(settled["t_eq_max"]), str(settled["bound"]), equal]
+        equal = (
+            f"{'yes' if run['equal'] else 'no'} ({run['codes_checked']:,} codes of {run['certified_images']:,} images)"
         )
+        front = [run["name"], f"{run['images']:,}", percent(run["ann"]), percent(run["qann"])]
+        rows.append([*front, *at, str(settled["t_eq_max"]), str(settled["bound"]), equal])
     return table(head, rows) + provenance(result)
 
 
