@@ -75,7 +75,7 @@ def pack(node: fx.Node) -> Synapse | None:
         return None
     geometry = None
     if node.target is _aten.conv2d.default:
-        stride, padding, dilation, groups = [*node.args[3:], *[[1, 1], [0, 0], [1, 1], 1][len(node.args) - 3 :]]
+        stride, padding, dilation, groups = [*node.args[3:], *[[1, 1], [0, 0], [1, 1], 1][max(len(node.args) - 3, 0) :]]
         geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
     return Synapse(
         weight=whole.to(torch.int8),
