@@ -10,6 +10,7 @@ the same outputs at every step, to the bit, or the benchmark fails.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -134,24 +135,28 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(chosen.threads)
     if chosen.floats:
         chosen.engines = ["sweep"]
-    rows = []
-    for model in chosen.models:
-        for levels in chosen.levels:
-            for active in chosen.active:
-                whole = case(f"spikezip:{model}", levels, batch=max(chosen.batches), active=active,
-                             integer=not chosen.floats, seed=chosen.seed)  # fmt: skip
-                for batch in chosen.batches:
-                    part = Case(whole.ann, whole.snn, whole.images[:batch])
-                    setting = {"model": model, "levels": levels, "batch": batch, "integer": not chosen.floats}
-                    setting |= describe(part, max(chosen.steps))
-                    for row in measure(part, chosen.steps, chosen.engines, chosen.rounds, chosen.slow_rounds):
-                        rows.append(setting | row)
-                        what = f"{model} {levels} levels, batch {batch}, T = {row['steps']}, {row['engine']}"
-                        print(f"{what}: {row['ann_forwards']} ANN forwards", flush=True)
-    record = {"format": "spikezip.speed/1", **provenance(chosen.seed), "threads": chosen.threads,
-              "processor": _processor(), "rows": rows}  # fmt: skip
+    record = {
+        "format": "spikezip.speed/1",
+        **provenance(chosen.seed),
+        "threads": chosen.threads,
+        "processor": _processor(),
+        "rows": [],
+    }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(record, indent=1) + "\n")
+    for model, levels, active in itertools.product(chosen.models, chosen.levels, chosen.active):
+        name, most = f"spikezip:{model}", max(chosen.batches)
+        whole = case(name, levels, batch=most, active=active, integer=not chosen.floats, seed=chosen.seed)
+        for batch in chosen.batches:
+            part = Case(whole.ann, whole.snn, whole.images[:batch])
+            setting = {"model": model, "levels": levels, "batch": batch, "integer": not chosen.floats}
+            setting |= describe(part, max(chosen.steps))
+            for row in measure(part, chosen.steps, chosen.engines, chosen.rounds, chosen.slow_rounds):
+                record["rows"].append(setting | row)
+                what = f"{model} {levels} levels, batch {batch}, T = {row['steps']}, {row['engine']}"
+                print(f"{what}: {row['ann_forwards']} ANN forwards", flush=True)
+            chosen.out.write_text(
+                json.dumps(record, indent=1) + "\n"
+            )  # after each setting: a long run may be cut short
     return record
 
 
