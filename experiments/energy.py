@@ -20,7 +20,7 @@ import torch
 
 import spikezip
 from spikezip.data import ImageData, open_data
-from spikezip.measure import EnergyModel, count, energy_models, price
+from spikezip.measure import Counts, EnergyModel, count, energy_models, price
 from spikezip.measure.provenance import provenance
 from spikezip.measure.work import OPERATIONS
 from spikezip.models import ModelSource, resolve
@@ -37,6 +37,7 @@ name: memory-45nm-int8-reuse16
 source: memory-45nm-int8; a 16 x 16 array reads each weight and activation of the QANN once for 16 MACs (assumed)
 prices: {ac: 0.1, mac: 0.3, add: 0.1, mul: 0.2, compare: 0.1, tracer_compare: 0.03, tracer_add: 0.03,
          address_add: 0.1, address_mul: 0.2}
+ann: {mac: 4.6, add: 0.9, mul: 3.7, compare: 0.9}
 memory:
   access: [[0, 0], [8192, 10], [32768, 20], [1048576, 100]]
   word_bits: 64
@@ -108,12 +109,23 @@ def one(
                 "qann_pj": energy.qann,
                 "ann_pj": energy.ann,
                 "ratio": None if energy.ratio is None else energy.ratio.tolist(),
+                "tracers_pj": tracers(counts, energy.model),
             }
             for energy in [*priced, price(counts, EnergyModel.from_text(REUSE))]
         ],
         "uncounted": list(counts.uncounted),
         "seconds_to_count": round(seconds, 1),
     }
+
+
+def tracers(counts: Counts, model: EnergyModel) -> float:
+    """What the tracers cost of it all: their comparisons, changes and memory accesses."""
+    return sum(
+        row.snn.total(name) * model.price("snn", name, row.snn.memories)
+        for row in counts.rows
+        for name in OPERATIONS
+        if name.startswith("tracer")
+    )
 
 
 def tables(runs: list[dict[str, Any]]) -> str:

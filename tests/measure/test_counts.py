@@ -16,6 +16,7 @@ from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.errors import InputError, StageError
 from spikezip.measure.counts import count
 from spikezip.measure.streams import Reader, Streams
+from spikezip.measure.windows import summed
 from spikezip.measure.work import MEMORIES, OPERATIONS, Counts, Row
 from spikezip.run import Engine
 from spikezip.spike import Constant, Even
@@ -164,6 +165,21 @@ def test_a_spike_goes_through_every_window_of_an_average(pool, windows):
     assert each_step(head, "ac") == [3 * windows] * 5 + [0]
     # Read after the pool, each changed average is a number to multiply.
     assert head.as_macs.tolist() == [3 * windows] * 5 + [0]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_an_average_without_its_division_is_the_sum_of_each_window(dims):
+    pool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](3, 2, 1)
+    shape = (1, *[5] * dims)
+    graph = spikezip.capture(nn.Sequential(pool), torch.rand(2, *shape))
+    node = next(n for n in graph.graph.nodes if "avg_pool" in n.name)
+    found = summed(node, torch.ones(1, *shape, dtype=torch.float64))
+    assert found is not None
+    # Windows of 3 with stride 2 and padding 1 over 5 values hold 2, 3 and 2 of them, in each direction.
+    expected = torch.tensor([2.0, 3.0, 2.0], dtype=torch.float64)
+    for _ in range(dims - 1):
+        expected = expected.unsqueeze(-1) * torch.tensor([2.0, 3.0, 2.0], dtype=torch.float64)
+    assert torch.equal(found[0, 0], expected)
 
 
 def test_averages_cost_the_qann_additions_and_multiplications():
