@@ -66,7 +66,7 @@ def execute(
         raise StageError(f"steps={steps!r}: a run has a whole number of steps, at least 1.")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise StageError(f"batch={batch!r}: images are run a whole number at a time, at least 1.")
-    if state is not None:
+    if state is not None and state.tracers:
         _check_state(snn, state, inputs[0].shape[0])
     limit = steps or snn.t_off(1) + snn.bound
     parts = []
