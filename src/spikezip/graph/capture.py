@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -55,9 +56,9 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
         flat tuple of tensors).
 
     Raises:
-        CaptureError: the model cannot be captured, changes its own buffers, draws random numbers, mixes the samples of
-            a batch, or holds NaN.
-        InputError: the example is not one or more floating-point tensors with a batch dimension.
+        CaptureError: the model cannot be captured, keeps something from call to call, draws random numbers, mixes the
+            samples of a batch, or holds NaN.
+        InputError: the example is not one or more tensors with a batch dimension, or of half precision.
 
     >>> ann = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(1, 4))
     >>> [network.origin(node) for node in ann.graph.nodes if node.op == "call_function"]
@@ -66,6 +67,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     _check_examples(examples)
     _check_weights(model)
+    twin = _twin(model)
     program = _export(model, examples)
     if program.graph_signature.buffers_to_mutate:
         name = next(iter(program.graph_signature.buffers_to_mutate.values()))
@@ -81,7 +83,56 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     network.mark(graph_module, Stage.ANN, [InputSpec.of(x) for x in examples])
     network.annotate(graph_module)
     network.refuse_batch_mixing(graph_module)
+    _check_answers(twin, graph_module)
     return graph_module
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy to run, as running may change what the model keeps in its attributes; itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(model).eval()
+    except (RuntimeError, TypeError):
+        return model
+
+
+@torch.no_grad()
+def _check_answers(model: nn.Module, ann: fx.GraphModule) -> None:
+    """Raise CaptureError unless the model gives the graph's outputs, the first time and the second."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = [
+        torch.randn((2, *s.shape), generator=generator).to(s.dtype)
+        if s.dtype.is_floating_point
+        else torch.randint(0, 2, (2, *s.shape), generator=generator).to(s.dtype)
+        for s in network.info(ann).inputs
+    ]
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    with quiet():
+        wanted, again = (tree_leaves(model(*[x.clone() for x in inputs])) for _ in range(2))
+    for module in training:
+        module.training = True
+    found = tree_leaves(ann(*inputs))
+    if not len(found) == len(wanted) == len(again) or not all(isinstance(t, Tensor) for t in wanted):
+        return  # outputs of the model's own classes, which torch.export has taken apart
+    for output, graph, first, second in zip(network.outputs(ann), found, wanted, again, strict=True):
+        if not _close(first, second):
+            raise CaptureError(
+                f"Called twice on the same input, the model gives two answers at {network.describe(output)}: it keeps "
+                "something from call to call outside its buffers, or draws at random. A network to be converted must "
+                "be stateless: pass the state in and out instead."
+            )
+        if not _close(first, graph):
+            raise CaptureError(
+                f"At {network.describe(output)} the captured graph and the model answer differently: forward depends "
+                "on what torch.export does not see. Compute the answer from the input with tensor operations alone."
+            )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or not a.is_floating_point():
+        return a.shape == b.shape and torch.equal(a, b)
+    a, b = torch.nan_to_num(a.double()), torch.nan_to_num(b.double())
+    return float((a - b).abs().amax()) <= 1e-3 * float(a.abs().amax()) if a.numel() else True
 
 
 def _check_examples(examples: tuple[Tensor, ...]) -> None:
@@ -90,6 +141,11 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
     for index, x in enumerate(examples):
         if not isinstance(x, Tensor):
             raise InputError(f"Example input {index} is a {type(x).__name__}; pass a torch.Tensor of shape [B, ...].")
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"Example input {index} is {x.dtype}: sums of so few digits are exact in no engine. Convert the model, "
+                "model.float(), and its inputs, x.float()."
+            )
         if x.dim() < 1 or x.shape[0] < 1:
             raise InputError(
                 f"Example input {index} has shape {tuple(x.shape)}; it needs a batch dimension in front, of size ≥ 1."
@@ -146,13 +202,19 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
             continue
         if node.op == "get_attr":
             tensor = network.get_tensor(exported, node.target)
-            copy = copies.get(id(tensor))
-            if copy is None:
-                copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+            if not isinstance(tensor, Tensor):
+                user = next(iter(node.users))
+                raise CaptureError(
+                    f"{_author_name(user) or user.name!r} ({user.target}) chooses between graphs as it runs; a network "
+                    "to be converted is one graph. Compute both branches and choose by torch.where."
+                )
+            own = copies.get(id(tensor))
+            if own is None:
+                own = tensor.detach().clone(memory_format=torch.contiguous_format)
                 if isinstance(tensor, nn.Parameter):
-                    copy = nn.Parameter(copy)
-                copies[id(tensor)] = copy
-            network.put_tensor(owned, node.target, copy)
+                    own = nn.Parameter(own)
+                copies[id(tensor)] = own
+            network.put_tensor(owned, node.target, own)
         if node.op == "output":
             flat = [a for a in tree_leaves(node.args[0]) if isinstance(a, fx.Node)]
             outputs = tuple(values[a] for a in flat)

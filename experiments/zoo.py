@@ -1,0 +1,126 @@
+"""Which published networks convert: every model of the zoo taken down the whole road, every claim checked.
+
+    python experiments/zoo.py [--only NAME ...] [--workers 1] [--fresh]
+
+Each model (tests/zoo/zoo_models.py) is captured, morphed, quantized to 8 levels and run as an SNN on two random images,
+in floats (reference engine) and with 8-bit weights (sweep and reference). Writes experiments/results/zoo.json, model by
+model, and docs/zoo.md from it. Models already in the file are left out unless ``--fresh`` or ``--only`` asks for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "zoo"))
+
+from zoo_models import ZOO
+from zoo_road import attempt
+
+from spikezip.measure.provenance import provenance
+
+RESULT = ROOT / "experiments" / "results" / "zoo.json"
+PAGE = ROOT / "docs" / "zoo.md"
+
+INTRODUCTION = """# The zoo
+
+Published networks of torchvision and timm, their authors' own code with fewer channels and blocks, random weights and
+BatchNorm statistics, taken down the whole road: capture, morph (float64 outputs kept to 1e-9), 8 levels, SNN. *Equal*
+means, to the bit on every image: the settled float SNN (reference engine) is its QANN; with 8-bit weights, the sweep is
+the reference at every step, and settles on its QANN. Neurons are per image. Sums of the integer network: in float32, in
+float64 where 24 binary digits are not enough; *rounded* counts the general functions (LayerNorm, softmax, GELU, ...),
+computed in float64 and rounded to fixed point; *inexact* would be a synaptic sum on no grid.
+
+Made by `experiments/zoo.py` from `experiments/results/zoo.json`; `make zoo` tests the same.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--only", nargs="*", default=[], help="names, or parts of names")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--fresh", action="store_true", help="run every model again")
+    parser.add_argument("--table", action="store_true", help="write docs/zoo.md from the results there are")
+    choices = parser.parse_args()
+    rows: dict[str, Any] = {} if choices.fresh or not RESULT.exists() else json.loads(RESULT.read_text())["models"]
+    names = [m.name for m in ZOO]
+    wanted = [n for n in names if any(part in n for part in choices.only)] if choices.only else names
+    missing = [n for n in wanted if choices.only or n not in rows]
+    if not choices.table:
+        with multiprocessing.get_context("spawn").Pool(choices.workers, maxtasksperchild=8) as pool:
+            for name, row in pool.imap_unordered(run, missing):
+                rows[name] = row
+                write({n: rows[n] for n in names if n in rows})
+                print(f"{name}: {summary(row)}", flush=True)
+    PAGE.write_text(page(json.loads(RESULT.read_text())))
+
+
+def run(name: str) -> tuple[str, dict[str, Any]]:
+    """One model's row; a crash is a row too."""
+    torch.set_num_threads(1)
+    model = next(m for m in ZOO if m.name == name)
+    start = time.perf_counter()
+    try:
+        row = attempt(model.network(), model.example())
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        row = {"crashed": f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"}
+    return name, {**row, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def write(rows: dict[str, Any]) -> None:
+    """Write the results; whole or not at all."""
+    whole = {"format": "spikezip.zoo/1", **provenance(0), "levels": 8, "weight_bits": 8, "images": 2, "models": rows}
+    draft = RESULT.with_suffix(".part")
+    draft.write_text(json.dumps(whole, indent=1) + "\n")
+    draft.replace(RESULT)
+
+
+def summary(row: dict[str, Any]) -> str:
+    """One row in a few words."""
+    if "sound" not in row:
+        return str(row)
+    return f"{'equal' if row['sound'] else 'NOT EQUAL ' + str(row)}, T_eq {row['t_eq']}, {row['exactness']}"
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/zoo.md."""
+    rows = result["models"]
+    converted = {n: r for n, r in rows.items() if "sound" in r}
+    sums = Counter()
+    for row in converted.values():
+        sums.update(row["exactness"])
+    lines = [
+        INTRODUCTION,
+        f"{len(converted)} of {len(rows)} convert, {sum(r['sound'] for r in converted.values())} of these are equal; "
+        f"sums: {', '.join(f'{sums[k]} {k}' for k in ('float32', 'float64', 'rounded', 'inexact'))}. "
+        f"spikezip {result['versions']['spikezip']} at {result['commit']}, torch {result['versions']['torch']}.",
+        "",
+        "| model | parameters | neurons | layers | T_eq | bound | equal | float32 / float64 / rounded / inexact |",
+        "|---|--:|--:|--:|--:|--:|---|---|",
+    ]
+    for name, row in rows.items():
+        if "sound" not in row:
+            why = row.get("refused") or row.get("crashed")
+            lines.append(f"| {name} | | | | | | no | {' '.join(str(why).split())} |")
+            continue
+        counts = " / ".join(str(row["exactness"].get(k, 0)) for k in ("float32", "float64", "rounded", "inexact"))
+        lines.append(
+            f"| {name} | {row['parameters']:,} | {row['neurons']:,} | {row['layers']} | {row['t_eq']} | {row['bound']} | "
+            f"{'yes' if row['sound'] else '**no**'} | {counts} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
