@@ -1,6 +1,6 @@
 """Which published networks convert: every model of the zoo taken down the whole road, every claim checked.
 
-    python experiments/zoo.py [--only NAME ...] [--workers 1] [--fresh]
+    python experiments/zoo.py [--only NAME ...] [--fresh]
 
 Each model (tests/zoo/zoo_models.py) is captured, morphed, quantized to 8 levels and run as an SNN on two random images,
 in floats (reference engine) and with 8-bit weights (sweep and reference). Writes experiments/results/zoo.json, model by
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 import traceback
@@ -24,10 +23,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "zoo"))
 
-from zoo_models import ZOO
-from zoo_road import attempt
+from zoo_models import ZOO  # noqa: E402
+from zoo_road import attempt  # noqa: E402
 
-from spikezip.measure.provenance import provenance
+from spikezip.measure.provenance import provenance  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "zoo.json"
 PAGE = ROOT / "docs" / "zoo.md"
@@ -48,24 +47,30 @@ Made by `experiments/zoo.py` from `experiments/results/zoo.json`; `make zoo` tes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--only", nargs="*", default=[], help="names, or parts of names")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--fresh", action="store_true", help="run every model again")
     parser.add_argument("--table", action="store_true", help="write docs/zoo.md from the results there are")
     choices = parser.parse_args()
-    rows: dict[str, Any] = {} if choices.fresh or not RESULT.exists() else json.loads(RESULT.read_text())["models"]
+    if choices.fresh:
+        RESULT.unlink(missing_ok=True)
+    rows = stored()
     names = [m.name for m in ZOO]
     wanted = [n for n in names if any(part in n for part in choices.only)] if choices.only else names
     missing = [n for n in wanted if choices.only or n not in rows]
     if not choices.table:
-        with multiprocessing.get_context("spawn").Pool(choices.workers, maxtasksperchild=8) as pool:
-            for name, row in pool.imap_unordered(run, missing):
-                rows[name] = row
-                write({n: rows[n] for n in names if n in rows})
-                print(f"{name}: {summary(row)}", flush=True)
+        for name in missing:
+            row = run(name)
+            rows = {**stored(), name: row}  # another process may have written its own
+            write({n: rows[n] for n in names if n in rows})
+            print(f"{name}: {summary(row)}", flush=True)
     PAGE.write_text(page(json.loads(RESULT.read_text())))
 
 
-def run(name: str) -> tuple[str, dict[str, Any]]:
+def stored() -> dict[str, Any]:
+    """The rows there are."""
+    return json.loads(RESULT.read_text())["models"] if RESULT.exists() else {}
+
+
+def run(name: str) -> dict[str, Any]:
     """One model's row; a crash is a row too."""
     torch.set_num_threads(1)
     model = next(m for m in ZOO if m.name == name)
@@ -75,7 +80,7 @@ def run(name: str) -> tuple[str, dict[str, Any]]:
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         row = {"crashed": f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"}
-    return name, {**row, "seconds": round(time.perf_counter() - start, 1)}
+    return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def write(rows: dict[str, Any]) -> None:
@@ -116,8 +121,8 @@ def page(result: dict[str, Any]) -> str:
             continue
         counts = " / ".join(str(row["exactness"].get(k, 0)) for k in ("float32", "float64", "rounded", "inexact"))
         lines.append(
-            f"| {name} | {row['parameters']:,} | {row['neurons']:,} | {row['layers']} | {row['t_eq']} | {row['bound']} | "
-            f"{'yes' if row['sound'] else '**no**'} | {counts} |"
+            f"| {name} | {row['parameters']:,} | {row['neurons']:,} | {row['layers']} | {row['t_eq']} | {row['bound']} "
+            f"| {'yes' if row['sound'] else '**no**'} | {counts} |"
         )
     return "\n".join(lines) + "\n"
 

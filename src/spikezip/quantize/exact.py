@@ -68,7 +68,7 @@ def choose_arithmetic(gm: fx.GraphModule) -> tuple[Exactness, ...]:
             wide.add(node)
             if kind is Kind.SYNAPTIC:
                 report.append(Exactness(network.origin(node), network.op_name(node), math.inf, "inexact"))
-        elif kind in _ARITHMETIC and network.op_name(node) != "to":
+        elif kind in _ARITHMETIC or network.op_name(node) in ("leaky_relu", "prelu"):
             arithmetic = "float32" if grid.bits < FLOAT32_BITS else "float64"
             report.append(Exactness(network.origin(node), network.op_name(node), round(grid.bits, 2), arithmetic))
             if arithmetic == "float64":

@@ -163,6 +163,12 @@ class Grids:
             return None if narrow else grids[0]
         if name in ("relu", "neg", "abs") or (kind is Kind.MAXIMUM and name.startswith("max_pool")):
             return grids[0]
+        if name == "clamp":
+            limits = [self._operand(v) for v in node.args[1:3] if v is not None]
+            return None if None in limits else _union([g.flat() for g in (*grids, *limits) if g is not None])
+        if name in ("leaky_relu", "prelu"):
+            slope = self._operand(node.args[1])
+            return None if slope is None else _union([grids[0].flat(), _product(grids[0].flat(), slope.flat())])
         if kind in (Kind.SHAPE, Kind.MAXIMUM):
             put_in = fill_value(node)
             filled = [_constant_grid(torch.tensor(put_in, dtype=torch.float64))] if put_in else []

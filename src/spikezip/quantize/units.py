@@ -19,6 +19,8 @@ _CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
 _HOMOGENEOUS = {"relu", "leaky_relu", "neg", "abs", "prelu"}
+#: Operations that limit a value by numbers; in another unit the numbers are others.
+_LIMITING = {"relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0), "clamp": (None, None), "clamp_min": (None, None)}
 #: Kinds that keep their operands' unit, if all operands have the same.
 _KEEPING = {Kind.SHAPE, Kind.MAXIMUM, Kind.SUM, Kind.AVERAGE}
 
@@ -83,7 +85,8 @@ class Units:
     def _keeps_unit(self, node: fx.Node) -> bool:
         if node.op != "call_function" or not ops.is_signal(node):
             return False
-        return ops.kind(node) in _KEEPING or network.op_name(node) in _HOMOGENEOUS
+        name = network.op_name(node)
+        return ops.kind(node) in _KEEPING or name in _HOMOGENEOUS or (name in _LIMITING and _limits(node) is not None)
 
     def _wanted(self, node: fx.Node) -> float | None:
         """The unit that the readers of a value ask for; None where any will do."""
@@ -140,27 +143,46 @@ class Units:
         kind, wanted = ops.kind(node), self.wanted[node]
         constants = [n for n in node.all_input_nodes if ops.is_constant(n) and is_floating(n) and ops.is_signal(n)]
         if network.op_name(node) in _HOMOGENEOUS:
-            constants = []  # the slopes of prelu
+            self._slopes(node, constants)
+            constants = []
         alone = len(streams) == 1 and kind is not Kind.SUM and not constants
         unit = self.unit[streams[0]] if alone or (streams and wanted is None) else wanted or 1.0
         for stream in streams:
             self._convert(node, stream, unit)
         for constant in constants:
             node.replace_input_with(constant, self._shifted(node, constant, unit))
+        if network.op_name(node) in _LIMITING and (limits := _limits(node)) is not None:
+            low, high = (None if v is None else _added(v / unit) for v in limits)
+            node.target, node.args, node.kwargs = _aten.clamp.default, (node.args[0], low, high), {}
         if kind is Kind.SUM:
             for position, argument in enumerate(node.args[:2]):
                 if isinstance(argument, int | float):
-                    node.update_arg(position, float(coarse(torch.tensor(argument / unit), _CONSTANT_BITS)))
+                    node.update_arg(position, _added(argument / unit))
             if isinstance(alpha := node.kwargs.get("alpha"), float):
                 node.update_kwarg("alpha", float(snap(torch.tensor(alpha, dtype=torch.float64), self.bits)))
         elif (number := fill_value(node)) != 0 and math.isfinite(number):
-            value = float(coarse(torch.tensor(number / unit), _CONSTANT_BITS))
+            value = _added(number / unit)
             position = 3 if network.op_name(node) == "pad" else 2
             if len(node.args) > position:
                 node.update_arg(position, value)
             else:
                 node.update_kwarg("value", value)
         return unit
+
+    def _slopes(self, node: fx.Node, constants: list[fx.Node]) -> None:
+        """The slopes of leaky_relu and prelu, as short dyadic numbers."""
+        if network.op_name(node) == "leaky_relu":
+            slope = node.args[1] if len(node.args) > 1 else 0.01
+            node.args = (node.args[0], float(snap(torch.tensor(slope, dtype=torch.float64), self.bits)))
+        for constant in constants:
+            stored = network.constant(constant)
+            if stored is None:
+                continue
+            with self.gm.graph.inserting_before(node):
+                values = coarse(stored.detach().double(), self.bits).to(stored.dtype)
+                new = network.new_constant(self.gm, str(constant.target), values, like=node)
+            new.meta["spec"] = constant.meta.get("spec")
+            node.replace_input_with(constant, new)
 
     def _shifted(self, node: fx.Node, constant: fx.Node, unit: float) -> fx.Node:
         """A constant in another unit."""
@@ -273,6 +295,27 @@ class Units:
         new.meta["spec"] = stream.meta["spec"]
         self.unit[new] = unit
         return new
+
+
+def _added(number: float) -> float:
+    """A number that is added, or put in, as a short dyadic one."""
+    return float(coarse(torch.tensor(number, dtype=torch.float64), _CONSTANT_BITS))
+
+
+def _limits(node: fx.Node) -> tuple[float | None, float | None] | None:
+    """The least and greatest value of a limiting operation; None where these are no numbers."""
+    name = network.op_name(node)
+    first = {"hardtanh": "min_val", "clamp": "min", "clamp_min": "min"}.get(name)
+    second = {"hardtanh": "max_val", "clamp": "max"}.get(name)
+    found: list[float | None] = []
+    for position, key in ((1, first), (2, second)):
+        value: Any = _LIMITING[name][position - 1]
+        if key is not None:
+            value = node.args[position] if len(node.args) > position else node.kwargs.get(key, value)
+        if value is not None and not isinstance(value, int | float):
+            return None
+        found.append(None if value is None or not math.isfinite(value) else float(value))
+    return (found[0], found[1])
 
 
 def _positive_factor(node: fx.Node) -> float | None:
