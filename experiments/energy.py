@@ -138,15 +138,24 @@ def tables(runs: list[dict[str, Any]]) -> str:
             if energy["ratio"]:
                 rows[f"SNN / QANN, {energy['model']}"] = [f"{energy['ratio'][t - 1]:.2f}" for t in SHOWN]
         lines += [f"| {run['name']} | {what} | {' | '.join(cells)} |" for what, cells in rows.items()]
-    for run in runs:
-        lines += ["", f"{run['name']}:", "", "| operation | receives | synapses | ACs | MACs | MACs as integers |"]
-        lines.append("|---|---|---|---|---|---|")
-        for row in run["audit"]["rows"]:
-            numbers = " | ".join(f"{row[k]:,.0f}" for k in ("synapses", "acs", "macs", "as_macs"))
-            lines.append(f"| {row['name']} | {row['input']} | {numbers} |")
-        total = [sum(row[k] for row in run["audit"]["rows"]) for k in ("synapses", "acs", "macs", "as_macs")]
-        lines.append("| all | | " + " | ".join(f"{n:,.0f}" for n in total) + " |")
+    head = "| operation | synapses |" + "".join(
+        f" {r['name']}: receives | ACs | MACs | MACs as integers |" for r in runs
+    )
+    lines += ["", head, "|---|---:|" + "---|---:|---:|---:|" * len(runs)]
+    for rows in zip(*(run["audit"]["rows"] for run in runs), strict=True):
+        cells = [f"{row['input']} | {' | '.join(_million(row[k]) for k in COUNTED)}" for row in rows]
+        lines.append(f"| {rows[0]['name']} | {_million(rows[0]['synapses'])} | {' | '.join(cells)} |")
+    totals = [[sum(row[k] for row in run["audit"]["rows"]) for k in ("synapses", *COUNTED)] for run in runs]
+    cells = [f" | {' | '.join(_million(n) for n in total[1:])}" for total in totals]
+    lines.append(f"| all (10⁶) | {_million(totals[0][0])} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+COUNTED = ("acs", "macs", "as_macs")
+
+
+def _million(number: float) -> str:
+    return f"{number / 1e6:.2f}"
 
 
 if __name__ == "__main__":
