@@ -71,4 +71,30 @@ def resnet20(result: dict[str, Any]) -> str:
     return table(head, rows) + provenance(result)
 
 
+def short_table(result: dict[str, Any]) -> str:
+    """The README's table: a few steps of each run."""
+    steps = (2, 4, 8, 16)
+    rows = []
+    for run in result["runs"]:
+        at = [percent(run["snn"][t - 1]) for t in steps]
+        equal = f"{'yes' if run['equal'] else 'no'}, {run['certified_images']:,} images"
+        rows.append([run["name"], *at, percent(run["qann"]), str(run["t_eq"]["t_eq_max"]), equal])
+    return table(["ResNet-20, CIFAR-10", *(f"t={t}" for t in steps), "QANN", "T_eq", "SNN = QANN"], rows)
+
+
+BEGIN, END = "<!-- made by docs/generate.py -->\n", "<!-- end -->\n"
+
+
+def readme(text: str) -> str:
+    """The README with its table made anew from the results."""
+    head, _, rest = text.partition(BEGIN)
+    tail = rest.partition(END)[2]
+    made = short_table(json.loads((RESULTS / "cifar10-resnet20.json").read_text()))
+    return f"{head}{BEGIN}{made}{END}{tail}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"cifar10-resnet20": resnet20}
+
+if __name__ == "__main__":
+    page = ROOT / "README.md"
+    page.write_text(readme(page.read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -27,3 +28,12 @@ def test_every_page_is_in_the_table_of_contents():
     listed = set(re.findall(r"^([a-z-]+)$", (DOCS / "index.md").read_text(), re.MULTILINE))
     pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
     assert pages == listed
+
+
+def test_the_readme_shows_the_figures_of_the_results():
+    place = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert place and place.loader
+    generate = importlib.util.module_from_spec(place)
+    place.loader.exec_module(generate)
+    text = (DOCS.parent / "README.md").read_text()
+    assert generate.readme(text) == text, "run: python docs/generate.py"
