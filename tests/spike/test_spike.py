@@ -105,7 +105,7 @@ def test_stages_out_of_order(ann, qann):
 
 
 def test_a_neuron_that_cannot_move_is_refused(qann):
-    with pytest.raises(StageError, match="at least one level a step"):
+    with pytest.raises(StageError, match="whole number of levels a step, at least 1"):
         spike(qann, slew=0)
 
 
