@@ -71,7 +71,7 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
             goal = levels.codes(gather(value, numbers.map[k]), threshold).to(now.dtype)
         elif not bool(behind[k - 1].any()):
             continue  # nobody moves: the step before holds, and makes no row
-        move = torch.clamp(goal - now, -slew, slew)
+        move = torch.clamp(goal - now, -slew, slew)  # type: ignore[operator]
         now = torch.add(now, move, out=tracers[k])
         per_image = move.reshape(images, -1)
         spikes[k] = per_image.abs().sum(1).to(torch.int64)

@@ -173,7 +173,7 @@ class Units:
         """The slopes of leaky_relu and prelu, as short dyadic numbers."""
         if network.op_name(node) == "leaky_relu":
             slope = node.args[1] if len(node.args) > 1 else 0.01
-            node.args = (node.args[0], float(snap(torch.tensor(slope, dtype=torch.float64), self.bits)))
+            node.args = (node.args[0], float(snap(torch.tensor(slope, dtype=torch.float64), self.bits)))  # type: ignore[misc]
         for constant in constants:
             stored = network.constant(constant)
             if stored is None:
