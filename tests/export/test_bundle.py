@@ -100,14 +100,13 @@ def test_integer_network(images: Tensor, tmp_path: Path):
     _same_run(snn, loaded, images)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_types(images: Tensor, tmp_path: Path, dtype: torch.dtype):
+def test_double_precision(images: Tensor, tmp_path: Path):
     torch.manual_seed(6)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
-    snn = convert(model, images.to(dtype))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    snn = convert(model, images.double())
     loaded = _round_trip(snn, tmp_path)
-    assert {t.dtype for t in loaded.graph.parameters()} == {dtype}
-    _same_run(snn, loaded, images.to(dtype))
+    assert {t.dtype for t in loaded.graph.parameters()} == {torch.float64}
+    _same_run(snn, loaded, images.double())
 
 
 def test_qann_comes_back_trainable(images: Tensor, tmp_path: Path):
