@@ -1,10 +1,10 @@
 """Which published networks convert: every model of the zoo taken down the whole road, every claim checked.
 
-    python experiments/zoo.py [--only NAME ...] [--fresh]
+    python experiments/zoo.py [--only NAME ...] [--again]
 
 Each model (tests/zoo/zoo_models.py) is captured, morphed, quantized to 8 levels and run as an SNN on two random images,
 in floats (reference engine) and with 8-bit weights (sweep and reference). Writes experiments/results/zoo.json, model by
-model, and docs/zoo.md from it. Models already in the file are left out unless ``--fresh`` or ``--only`` asks for them.
+model, and docs/zoo.md from it. Models already in the file are left out unless ``--again`` is given.
 """
 
 from __future__ import annotations
@@ -47,15 +47,13 @@ Made by `experiments/zoo.py` from `experiments/results/zoo.json`; `make zoo` tes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--only", nargs="*", default=[], help="names, or parts of names")
-    parser.add_argument("--fresh", action="store_true", help="run every model again")
+    parser.add_argument("--again", action="store_true", help="run models that have a result too")
     parser.add_argument("--table", action="store_true", help="write docs/zoo.md from the results there are")
     choices = parser.parse_args()
-    if choices.fresh:
-        RESULT.unlink(missing_ok=True)
     rows = stored()
     names = [m.name for m in ZOO]
     wanted = [n for n in names if any(part in n for part in choices.only)] if choices.only else names
-    missing = [n for n in wanted if choices.only or n not in rows]
+    missing = [n for n in wanted if choices.again or n not in rows]
     if not choices.table:
         for name in missing:
             row = run(name)

@@ -37,6 +37,11 @@ _DROPOUTS = {
 }
 #: Operations that hide matrix products: spelled out, so that these receive spikes.
 _SPELLED = {op: function for op, function in core_aten_decompositions().items() if op is _aten.einsum.default}
+_MAKERS = {
+    _aten.new_zeros.default: _aten.zeros.default,
+    _aten.new_ones.default: _aten.ones.default,
+    _aten.new_full.default: _aten.full.default,
+}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
@@ -241,6 +246,10 @@ def _normalise(gm: fx.GraphModule) -> None:
             continue
         if node.target in _IDENTITIES or (node.target in _DROPOUTS and not node.args[2]):
             network.replace(node, node.args[0])
+        elif node.target in _MAKERS and all(isinstance(size, int) for size in node.args[1]):
+            # Its operand lends its type alone.
+            maker, arguments = _MAKERS[node.target], node.args[1:]
+            node.target, node.args, node.kwargs = maker, arguments, {"dtype": node.meta.get("dtype")}
         elif node.target is _aten.rrelu.default and not (len(node.args) > 3 and node.args[3]):
             _as_leaky_relu(node)  # what it is at inference
         elif node.target is _aten.slice.Tensor and _is_whole_slice(node):

@@ -11,23 +11,28 @@ from torch import Tensor, fx
 from spikezip.errors import CalibrationError, InputError
 from spikezip.graph import network
 from spikezip.levels import Levels
+from spikezip.quantize.correct import BiasCorrection
 from spikezip.quantize.quantizer import Quantizer
 
 _SAMPLES = 1 << 17  #: values per layer the search looks at; more changes scales in the fourth digit only
 _CHUNK = 64  #: images run at a time
 
 
-def calibrate(qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int = 1024) -> None:
+def calibrate(
+    qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int = 1024, ann: fx.GraphModule | None = None
+) -> None:
     """Set every quantizer's scale, in place, by minimal mean squared error.
 
     The network is run once, node by node; a quantizer's scale is chosen when its input has been computed, from
-    already quantized layers, so that each layer makes up for those before it.
+    already quantized layers, so that each layer makes up for those before it. With ``ann``, biases are then shifted so
+    that each channel keeps the mean it has there (:class:`~spikezip.quantize.correct.BiasCorrection`).
 
     Args:
         qann: a network with quantizers.
         data: inputs ``[N, ...]``, or an iterable of batches or ``(images, labels)`` pairs; for a network of several
             inputs, an iterable of tuples of batches.
         limit: how many images are used at most.
+        ann: the network that was quantized; biases are corrected only if it is given.
 
     Raises:
         CalibrationError: there is no data, or the network's values are not finite on it.
@@ -38,7 +43,8 @@ def calibrate(qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int 
     run = [_Calibrating(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
     with torch.no_grad():
-        _run_abreast(qann, run, environments, chunks)
+        correction = BiasCorrection(ann, chunks) if ann is not None else None
+        _run_abreast(qann, run, environments, chunks, correction)
 
 
 def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list[tuple[Tensor, ...]]:
@@ -75,6 +81,7 @@ def _run_abreast(
     runs: list[_Calibrating],
     environments: list[dict[fx.Node, Any]],
     chunks: list[tuple[Tensor, ...]],
+    correction: BiasCorrection | None,
 ) -> None:
     last_use = {n: user for user in gm.graph.nodes for n in user.all_input_nodes}
     release: dict[fx.Node, list[fx.Node]] = {}
@@ -89,6 +96,10 @@ def _run_abreast(
         if node.op == "call_module" and isinstance(module := gm.get_submodule(str(node.target)), Quantizer):
             drives = [environment[node.args[0]] for environment in environments]
             _set_scale(module, drives, network.origin(node))
+            if correction is not None:
+                drives = correction.apply(node, module, drives)
+                for environment, drive in zip(environments, drives, strict=True):
+                    environment[node.args[0]] = drive
         for run, environment in zip(runs, environments, strict=True):
             environment[node] = run.run_node(node)
             for value in release.get(node, []):

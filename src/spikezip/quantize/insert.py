@@ -25,6 +25,7 @@ def quantize(
     *,
     signed_levels: int | Levels | None = None,
     strict: bool = True,
+    correct_bias: bool = False,
 ) -> fx.GraphModule:
     """Insert quantizers and set their scales from data.
 
@@ -40,6 +41,8 @@ def quantize(
             leaves the scales at 1, uncalibrated.
         signed_levels: levels where values may be negative, if they are to differ.
         strict: every synaptic operation receives spikes.
+        correct_bias: shift biases so that every channel keeps its mean on the calibration data (see
+            :func:`~spikezip.quantize.calibrate`).
 
     Returns:
         The QANN: a new, trainable ``GraphModule``; its quantizers are named after the places they sit in.
@@ -54,7 +57,7 @@ def quantize(
     insert_quantizers(qann, unsigned, signed, strict=strict)
     network.remark(qann, stage=Stage.QANN, strict=strict)
     if calibration is not None:
-        calibrate(qann, calibration)
+        calibrate(qann, calibration, ann=ann if correct_bias else None)
     return qann
 
 
@@ -113,7 +116,7 @@ def _insert(
     gm.add_submodule(name, Quantizer(levels).to(dtype))
     with gm.graph.inserting_after(place or source):
         node = gm.graph.call_module(name, (source,))
-    node.meta = {"origin": name}
+    node.meta = {"origin": name, "stands_for": (place or source).name}
     if "spec" in source.meta:
         node.meta["spec"] = source.meta["spec"]
     for reader in readers:

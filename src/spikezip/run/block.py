@@ -200,7 +200,7 @@ class Block:
             result = self.graph.get_submodule(str(node.target))(*args)
         else:
             result = node.target(*args, **kwargs)  # type: ignore[operator]
-        if not streams and (spec is None or spec.batch_dim is None):
+        if spec.batch_dim is None if spec else not streams:  # the same for every image, as a mask of its shape alone
             return result
         if codes is not None:
             return codes.with_rows(result, map)
