@@ -14,7 +14,7 @@ from spikezip.levels import Levels
 from spikezip.measure import Certificate, Record, default_engine, measure, verify
 from spikezip.morph import Morph, morph
 from spikezip.quantize import quantize, to_integer
-from spikezip.run import Engine, Run, State, Stream, execute, stream
+from spikezip.run import EarlyExit, Engine, Run, State, Stream, execute, stream
 from spikezip.spike import Encoding, Pulse, SpikingNetwork
 from spikezip.spike import spike as _spike
 
@@ -132,13 +132,17 @@ class SNN(SpikingNetwork):
         engine: Engine | None = None,
         batch: int = 64,
         state: State | None = None,
+        early_exit: EarlyExit | None = None,
     ) -> Run:
         """Run on images ``[N, ...]`` for ``steps`` steps, or until all have settled.
+
+        With ``early_exit`` (:class:`~spikezip.run.Margin`, ...) each image leaves when its answer is clear enough.
 
         Returns:
             A :class:`~spikezip.run.Run`: ``.logits`` ``[T, N, ...]``, ``.settled_at`` ``[N]``, ``.outcome``, ...
         """
-        return execute(self, images, steps, engine=engine or default_engine(self), batch=batch, state=state)
+        chosen = engine or default_engine(self)
+        return execute(self, images, steps, engine=chosen, batch=batch, state=state, early_exit=early_exit)
 
     def stream(
         self,

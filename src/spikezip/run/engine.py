@@ -11,6 +11,7 @@ from torch import Tensor
 from spikezip.errors import InputError, StageError
 from spikezip.graph import network
 from spikezip.run.event import event
+from spikezip.run.exit import EarlyExit
 from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Run, State, join
 from spikezip.run.sweep import sweep
@@ -39,6 +40,7 @@ def execute(
     state: State | None = None,
     stop: bool = True,
     observe: Observer | None = None,
+    early_exit: EarlyExit | None = None,
 ) -> Run:
     """Run an SNN.
 
@@ -51,6 +53,7 @@ def execute(
         state: where to start from (see :class:`State`).
         stop: stop computing once settled; results are held to ``steps`` either way.
         observe: see :data:`Observer`.
+        early_exit: lets each image go when the rule says so (or when it has settled); :class:`Run` says when.
 
     Returns:
         The :class:`Run`, of ``steps`` steps if given.
@@ -74,7 +77,7 @@ def execute(
         piece = tuple(x[start : start + batch] for x in inputs)
         before = state.part(start, start + batch) if state else None
         watch = _offset(observe, start) if observe else None
-        parts.append(_ENGINES[engine](snn, piece, limit, state=before, stop=stop, observe=watch))
+        parts.append(_ENGINES[engine](snn, piece, limit, state=before, stop=stop, observe=watch, early_exit=early_exit))
     return join(parts, steps)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
+from spikezip.run.exit import EarlyExit
 from spikezip.run.reference import Moved, stepwise
 from spikezip.run.result import Observer, Run, State
 from spikezip.run.rules import Rule, Rules, rules
@@ -33,6 +34,7 @@ def event(
     state: State | None = None,
     stop: bool = True,
     observe: Observer | None = None,
+    early_exit: EarlyExit | None = None,
     wires: Callable[[str, int, Tensor], None] | None = None,
 ) -> Run:
     """Run an SNN on increments, as spiking hardware does.
@@ -54,6 +56,7 @@ def event(
             what changed; with tracers alone, it carries what they stand for in full.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers at every step.
+        early_exit: lets images go before (they are computed on with their batch, but nothing of it is kept).
         wires: told what every neuron layer sends at every step: (layer, t, ``o`` as ``[B, ...]``).
 
     Returns:
@@ -72,7 +75,16 @@ def event(
         return moved
 
     return stepwise(
-        snn, inputs, steps, advance, "event", state=state, stop=stop, observe=observe, memory=machine.memory
+        snn,
+        inputs,
+        steps,
+        advance,
+        "event",
+        state=state,
+        stop=stop,
+        observe=observe,
+        early_exit=early_exit,
+        memory=machine.memory,
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.run.result import Observer, Outcome, Run, State
+from spikezip.run.exit import EarlyExit, first_confident
+from spikezip.run.result import Observer, Run, State, outcome_of
 from spikezip.run.step import at_share, images_back, images_first
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
@@ -25,6 +26,7 @@ def reference(
     state: State | None = None,
     stop: bool = True,
     observe: Observer | None = None,
+    early_exit: EarlyExit | None = None,
     probe: Callable[[str, int, Tensor], None] | None = None,
 ) -> Run:
     """Run an SNN step by step on accumulated values.
@@ -39,6 +41,7 @@ def reference(
         state: tracers to start from; zeros if not given.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers at every step.
+        early_exit: lets images go before (they are computed on with their batch, but nothing of it is kept).
         probe: told every layer's drive ``U_t`` at every step: (layer, t, ``[B, ...]``).
 
     Returns:
@@ -54,7 +57,9 @@ def reference(
         behind = {name: stepper.after[name] != stepper.target[name] for name, _ in snn.layers}
         return Moved(result if isinstance(result, tuple) else (result,), stepper.before, stepper.after, behind)
 
-    return stepwise(snn, inputs, steps, advance, "reference", state=state, stop=stop, observe=observe)
+    return stepwise(
+        snn, inputs, steps, advance, "reference", state=state, stop=stop, observe=observe, early_exit=early_exit
+    )
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def stepwise(
     state: State | None,
     stop: bool,
     observe: Observer | None,
+    early_exit: EarlyExit | None = None,
     memory: Callable[[], Mapping[str, Tensor]] = dict,
 ) -> Run:
     """The loop over time that engines of one step at a time share: ``advance(t, tracers)`` is their step."""
@@ -88,6 +94,7 @@ def stepwise(
     spikes: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
     negative: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
     settled_at = torch.full((images,), -1, dtype=torch.int64)
+    exits = _Exits(early_exit, images) if early_exit else None
     for t in range(1, steps + 1):
         moved = advance(t, tracers)
         outputs.append(
@@ -104,19 +111,63 @@ def stepwise(
         tracers = moved.after
         if t >= t_off:
             settled_at = torch.where(behind, -1, torch.where(settled_at < 0, t, settled_at))
-            if stop and not bool(behind.any()):
+        if exits:
+            exits.after(t, outputs, (spikes, negative), tracers, settled_at)
+            if bool((exits.at > 0).all()):
                 break
+        elif t >= t_off and stop and not bool(behind.any()):
+            break
+    if exits:
+        settled_at = torch.where(exits.at > 0, exits.settled_at, settled_at)
     return Run(
         outputs=tuple(torch.stack(column) for column in zip(*outputs)),
         settled_at=settled_at,
-        outcome=Outcome.SETTLED if bool((settled_at > 0).all()) else Outcome.STEP_LIMIT,
+        outcome=outcome_of(settled_at, exits.at if exits else None),
         spikes={k: torch.stack(v) for k, v in spikes.items()},
         negative={k: torch.stack(v) for k, v in negative.items()},
-        codes=tracers,
+        codes=exits.codes(tracers) if exits else tracers,
         t_off=t_off,
         engine=engine,
-        memory=memory(),
+        memory={} if exits else memory(),
+        exited_at=exits.at if exits else None,
     )
+
+
+class _Exits:
+    """Who has left: their outputs are held, their spikes no longer counted, their tracers kept as they were."""
+
+    def __init__(self, rule: EarlyExit, images: int):
+        self.rule = rule
+        self.at = torch.full((images,), -1, dtype=torch.int64)
+        self.settled_at = self.at.clone()
+        self.kept: dict[str, Tensor] = {}
+
+    def after(
+        self,
+        t: int,
+        outputs: list[tuple[Tensor, ...]],
+        counts: tuple[dict[str, list[Tensor]], ...],
+        tracers: Mapping[str, Tensor],
+        settled_at: Tensor,
+    ) -> None:
+        """Take in the step just made."""
+        gone = self.at > 0
+        if bool(gone.any()):
+            outputs[-1] = tuple(_choose(gone, old, new) for old, new in zip(outputs[-2], outputs[-1], strict=True))
+            for column in (column for count in counts for column in count.values()):
+                column[-1] = torch.where(gone, 0, column[-1])
+        leaves = ~gone & ((first_confident(self.rule, outputs[-1][0].unsqueeze(0)) > 0) | (settled_at > 0))
+        self.at[leaves] = t
+        self.settled_at[leaves] = settled_at[leaves]
+        self.kept = {k: _choose(gone, self.kept[k], v) if k in self.kept else v for k, v in tracers.items()}
+
+    def codes(self, tracers: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tracers of each image when it left, or now."""
+        return self.kept or tracers
+
+
+def _choose(which: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    return torch.where(which.to(new.device).reshape(-1, *[1] * (new.dim() - 1)), old, new)
 
 
 class _Step(fx.Interpreter):

@@ -10,10 +10,14 @@ from torch import Tensor, fx
 from spikezip.graph import network
 from spikezip.kernels import Rows, gather
 from spikezip.run.block import Block
+from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
-from spikezip.run.result import Observer, Outcome, Run, State
+from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
+
+_BLOCK = 32  # steps of a block: work is shared within one, so long ones
+_EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so shorter ones
 
 
 @torch.no_grad()
@@ -25,7 +29,8 @@ def sweep(
     state: State | None = None,
     stop: bool = True,
     observe: Observer | None = None,
-    block: int = 32,
+    early_exit: EarlyExit | None = None,
+    block: int | None = None,
     chunk: int = 8,
 ) -> Run:
     """Run an SNN with one call per operation for a whole block of steps.
@@ -41,7 +46,9 @@ def sweep(
         state: tracers to start from; zeros if not given.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers, block by block, for the images still running.
-        block: time steps per block.
+        early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had
+            computed is not kept.
+        block: time steps per block; 32, or with a confidence rule 8, if not given.
         chunk: images taken together; few, so that values stay in the processor's cache.
 
     Returns:
@@ -50,7 +57,8 @@ def sweep(
     Raises:
         StageError: a neuron layer's values do not keep an image's together, so time cannot be folded into the batch.
     """
-    so_far = _Results(snn, plan_of(snn), inputs, steps, state)
+    so_far = _Results(snn, plan_of(snn), inputs, steps, state, early_exit)
+    block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images = inputs[0].shape[0]
     for first in range(0, images, chunk):
         so_far.add(torch.arange(first, min(first + chunk, images)), stop, observe, block)
@@ -60,13 +68,23 @@ def sweep(
 class _Results:
     """What a run has found so far; chunks of images are added one after the other."""
 
-    def __init__(self, snn: SpikingNetwork, plan: Plan, inputs: tuple[Tensor, ...], steps: int, state: State | None):
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        plan: Plan,
+        inputs: tuple[Tensor, ...],
+        steps: int,
+        state: State | None,
+        early_exit: EarlyExit | None,
+    ):
+        self.early_exit = early_exit
         self.snn, self.plan, self.inputs, self.steps = snn, plan, inputs, steps
         self.images = inputs[0].shape[0]
         self.start = state.tracers if state else {}
         self.t_off = snn.t_off(steps)
         self.tracers: dict[str, Tensor] = {}
         self.settled_at = torch.full((self.images,), -1, dtype=torch.int64)
+        self.exited_at = torch.full((self.images,), -1, dtype=torch.int64)
         self.spikes = {name: torch.zeros((steps, self.images), dtype=torch.int64) for name, _ in snn.layers}
         self.negative = {name: torch.zeros_like(counts) for name, counts in self.spikes.items()}
         self.outputs: list[Tensor] = []
@@ -82,22 +100,37 @@ class _Results:
             behind = torch.zeros((len(times), running.numel()), dtype=torch.bool)
             span = slice(done, times[-1])
             for name, what in part.scans.items():
-                self.spikes[name][span, running] = what.spikes
-                self.negative[name][span, running] = what.negative
                 behind |= what.behind
-                self._store(name, running, what.last)
                 if observe:
                     observe(name, times[0], running, _tracers(what.codes, what.last.dtype))
-            self._write(results, span, running)
             behind[: max(self.t_off - times[0], 0)] = True
-            last_behind = (behind * torch.arange(1, len(times) + 1).unsqueeze(1)).amax(0)
-            ended = last_behind < len(times)
-            first = ended & (self.settled_at[running] < 0)  # without stop, settled images are still here
-            self.settled_at[running[first]] = (done + last_behind + 1)[first]
+            # Steps of this block: when each image came to rest, and when it leaves; more than there are for neither.
+            never = len(times) + 1
+            rest = (behind * torch.arange(1, never).unsqueeze(1)).amax(0) + 1
+            leave = torch.full_like(rest, never)
+            if self.early_exit:
+                sure = first_confident(self.early_exit, results[0])
+                leave = torch.minimum(rest, torch.where(sure > 0, sure, never))
+            ended, left = rest < never, leave < never
+            self._count(part, span, running, leave)
+            self._write(results, span, running, leave)
+            first = (
+                ended & (rest <= leave) & (self.settled_at[running] < 0)
+            )  # without stop, settled ones are still here
+            self.settled_at[running[first]] = (done + rest)[first]
+            self.exited_at[running[left]] = (done + leave)[left]
             done = times[-1]
             self.done = max(self.done, done)
-            if stop:
-                running = running[~ended]
+            running = running[~(left | ended if stop else left)]
+
+    def _count(self, part: Block, span: slice, running: Tensor, leave: Tensor) -> None:
+        """Spikes and tracers, until each image leaves."""
+        early = bool((leave < span.stop - span.start).any())
+        there = torch.arange(1, span.stop - span.start + 1).unsqueeze(1) <= leave
+        for name, what in part.scans.items():
+            self.spikes[name][span, running] = what.spikes * there if early else what.spikes
+            self.negative[name][span, running] = what.negative * there if early else what.negative
+            self._store(name, running, _at(what.codes, leave, what.last.dtype) if early else what.last)
 
     def _block(self, running: Tensor, times: range, kept: dict[fx.Node, Any]) -> Block:
         shares = [self.snn.encoding.share(t, self.steps) for t in times]
@@ -127,28 +160,36 @@ class _Results:
             self.tracers[name] = last.new_empty((self.images, *last.shape[1:]))
         self.tracers[name][running.to(last.device)] = last
 
-    def _write(self, results: list[Tensor], span: slice, running: Tensor) -> None:
+    def _write(self, results: list[Tensor], span: slice, running: Tensor, leave: Tensor) -> None:
         if not self.outputs:
             self.outputs = [r.new_empty((self.steps, self.images, *r.shape[2:])) for r in results]
+        steps = torch.arange(span.stop - span.start).unsqueeze(1)
+        early = bool((leave <= steps[-1]).any())
         for whole, result in zip(self.outputs, results, strict=True):
             images = running.to(whole.device)
+            if early:
+                result = result[torch.minimum(steps, leave - 1).to(result.device), torch.arange(len(images))]
             whole[span, images] = result
             whole[span.stop :, images] = result[-1]
 
     def run(self, stop: bool) -> Run:
         """Everything, as a value."""
-        done, settled = self.done, bool((self.settled_at > 0).all())
-        if settled and stop:
+        done, exited_at = self.done, self.exited_at if self.early_exit else None
+        outcome = outcome_of(self.settled_at, exited_at)
+        if exited_at is not None and bool((exited_at > 0).all()):
+            done = min(done, int(exited_at.max()))
+        elif outcome is Outcome.SETTLED and stop:
             done = min(done, int(self.settled_at.max()))
         return Run(
             outputs=tuple(whole[:done] for whole in self.outputs),
             settled_at=self.settled_at,
-            outcome=Outcome.SETTLED if settled else Outcome.STEP_LIMIT,
+            outcome=outcome,
             spikes={k: v[:done] for k, v in self.spikes.items()},
             negative={k: v[:done] for k, v in self.negative.items()},
             codes=self.tracers,
             t_off=self.t_off,
             engine="sweep",
+            exited_at=exited_at,
         )
 
 
@@ -156,3 +197,9 @@ def _tracers(codes: Rows, dtype: torch.dtype) -> Tensor:
     """Tracers at every step, ``[K, B, ...]``."""
     whole = gather(codes.rows, codes.map.flatten()).to(dtype) - codes.zero
     return whole.unflatten(0, tuple(codes.map.shape))
+
+
+def _at(codes: Rows, steps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each image's tracers at a step (from 1; the last at most), ``[B, ...]``."""
+    when = steps.clamp(max=codes.map.shape[0]) - 1
+    return gather(codes.rows, codes.map[when, torch.arange(codes.map.shape[1])]).to(dtype) - codes.zero
