@@ -51,10 +51,8 @@ def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | In
     Source: SpikeZIP (ICLR 2025 submission), paths-ensemble training; slimmable networks, Yu et al., ICLR 2019. Departs:
     BatchNorm is folded before, so that all paths (as all time steps of the SNN) share one affine map.
     """
-    if not isinstance(qann, fx.GraphModule):
-        raise StageError(f"PET takes a QANN's graph, but was given a {type(qann).__name__}. Call quantize() before it.")
     every = (Main(), *paths)
-    _check(qann, folded=isinstance(execution, Folded))
+    check_shared(qann, folded=isinstance(execution, Folded))
     if isinstance(execution, Folded):
         return _folded(qann, every)
     members: dict[str, nn.Module] = {}
@@ -161,7 +159,7 @@ class _Recomputed(nn.Module):
 
 
 def _folded(qann: fx.GraphModule, paths: Sequence[Path]) -> fx.GraphModule:
-    graph, kept = _copy(qann)
+    graph, kept = copy_of(qann)
     for node in list(graph.nodes):
         if node.op == "placeholder":
             with graph.inserting_after(node):
@@ -171,25 +169,25 @@ def _folded(qann: fx.GraphModule, paths: Sequence[Path]) -> fx.GraphModule:
             quantizer = kept[str(node.target)]
             if isinstance(quantizer, Quantizer):
                 readings = [path.reading(quantizer.levels) for path in paths]
-                kept[str(node.target)] = PathsQuantizer(quantizer.scale, readings, _batch_dim(node))
+                kept[str(node.target)] = PathsQuantizer(quantizer.scale, readings, batch_dim_of(node))
         elif node.op == "output":
             with graph.inserting_before(node):
                 node.args = (
-                    fx.map_arg(node.args[0], lambda n: graph.call_function(_part, (n, len(paths), _batch_dim(n)))),
+                    fx.map_arg(node.args[0], lambda n: graph.call_function(parted, (n, len(paths), batch_dim_of(n)))),
                 )
     return fx.GraphModule(kept, graph)
 
 
 def _with_quantizers(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
-    graph, kept = _copy(qann)
+    graph, kept = copy_of(qann)
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer):
             quantizer = kept[str(node.target)]
-            kept[str(node.target)] = PathQuantizer(quantizer.scale, path.reading(quantizer.levels), _batch_dim(node))
+            kept[str(node.target)] = PathQuantizer(quantizer.scale, path.reading(quantizer.levels), batch_dim_of(node))
     return fx.GraphModule(kept, graph)
 
 
-def _copy(qann: fx.GraphModule) -> tuple[fx.Graph, dict[str, Any]]:
+def copy_of(qann: fx.GraphModule) -> tuple[fx.Graph, dict[str, Any]]:
     """The graph anew, and what its nodes refer to: the very modules and tensors."""
     graph = fx.Graph()
     result = graph.graph_copy(qann.graph, {})
@@ -202,9 +200,14 @@ def _copy(qann: fx.GraphModule) -> tuple[fx.Graph, dict[str, Any]]:
     return graph, kept
 
 
-def _check(qann: fx.GraphModule, *, folded: bool) -> None:
+def check_shared(qann: fx.GraphModule, *, folded: bool) -> None:
+    """Refuse a network whose paths, or steps, cannot share parameters and (``folded``) a batch."""
+    if not isinstance(qann, fx.GraphModule):
+        raise StageError(
+            f"This training takes a QANN's graph, but was given a {type(qann).__name__}. Call quantize() before it."
+        )
     if not any(isinstance(m, Quantizer) for m in qann.modules()):
-        raise StageError("This network has no quantizer, so it has no paths. Call quantize() before PET.")
+        raise StageError("This network has no quantizer, so it has no paths. Call quantize() before.")
     for name, module in qann.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise StageError(
@@ -216,11 +219,12 @@ def _check(qann: fx.GraphModule, *, folded: bool) -> None:
         if folded and isinstance(spec, Spec) and not spec.outer:
             raise StageError(
                 f"{node.name!r} merges the batch into another dimension, so paths cannot share a batch there. "
-                "Use execution=InTurn()."
+                "Use PET with execution=InTurn()."
             )
 
 
-def _batch_dim(node: fx.Node) -> int:
+def batch_dim_of(node: fx.Node) -> int:
+    """The dimension of a node's value that holds the samples."""
     spec = node.meta.get("spec")
     return spec.batch_dim if isinstance(spec, Spec) and spec.batch_dim is not None else 0
 
@@ -229,7 +233,8 @@ def _repeat(x: Any, paths: int) -> Any:
     return torch.cat([x] * paths) if isinstance(x, Tensor) else x
 
 
-def _part(x: Tensor, paths: int, dim: int) -> Tensor:
+def parted(x: Tensor, paths: int, dim: int) -> Tensor:
+    """A batch that holds path after path (or step after step), as ``[P, B, ...]``."""
     return x.unflatten(dim, (paths, x.shape[dim] // paths)).movedim(dim, 0)
 
 

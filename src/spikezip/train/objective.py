@@ -44,12 +44,12 @@ class QAT:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The network itself, or the network beside its teacher."""
-        return _beside(network, self.teacher, self.criterion.needs_teacher)
+        return beside(network, self.teacher, self.criterion.needs_teacher)
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(network(images), labels)``."""
-        logits, teacher = _answers(module(images), self.criterion.needs_teacher)
-        _check_logits(logits, 2, labels)
+        logits, teacher = answers(module(images), self.criterion.needs_teacher)
+        check_logits(logits, 2, labels)
         return self.criterion(logits, labels, teacher)
 
 
@@ -73,7 +73,7 @@ class PET:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The ensemble of all paths, beside the teacher if there is one."""
-        return _beside(
+        return beside(
             ensemble(network, self.paths, self.execution),  # type: ignore[arg-type]  # ensemble refuses what is no graph
             self.teacher,
             self.criterion.needs_teacher,
@@ -81,8 +81,8 @@ class PET:
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(ensemble(images), labels)``."""
-        logits, teacher = _answers(module(images), self.criterion.needs_teacher)
-        _check_logits(logits, 3, labels)
+        logits, teacher = answers(module(images), self.criterion.needs_teacher)
+        check_logits(logits, 3, labels)
         return self.criterion(logits, labels, [str(path) for path in (Main(), *self.paths)], teacher)
 
 
@@ -105,7 +105,8 @@ class _Taught(nn.Module):
         return self.student(images), answer
 
 
-def _beside(student: nn.Module, teacher: nn.Module | None, needed: bool) -> nn.Module:
+def beside(student: nn.Module, teacher: nn.Module | None, needed: bool) -> nn.Module:
+    """The student, or the student beside a frozen teacher if one is needed."""
     if not needed:
         return student
     if teacher is None:
@@ -113,11 +114,13 @@ def _beside(student: nn.Module, teacher: nn.Module | None, needed: bool) -> nn.M
     return _Taught(student, teacher)
 
 
-def _answers(answer: Any, taught: bool) -> tuple[Any, Any]:
+def answers(answer: Any, taught: bool) -> tuple[Any, Any]:
+    """What :func:`beside`'s module answered: the student's logits, and the teacher's or None."""
     return answer if taught else (answer, None)
 
 
-def _check_logits(logits: Any, dims: int, labels: Tensor) -> None:
+def check_logits(logits: Any, dims: int, labels: Tensor) -> None:
+    """Refuse what is not one tensor of logits ``[..., B, classes]`` of ``dims`` dimensions."""
     if not isinstance(logits, Tensor) or logits.dim() != dims or logits.shape[-2] != labels.shape[0]:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise StageError(

@@ -1,0 +1,218 @@
+"""The SNN's own first steps as something to train: trackers unrolled over time, all steps in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikezip.errors import RecipeError, StageError
+from spikezip.graph import network, ops
+from spikezip.levels import Levels
+from spikezip.quantize.quantizer import Quantizer, gradient_scale
+from spikezip.spike.encoding import Encoding, Pulse
+from spikezip.train.ensemble import batch_dim_of, check_shared, copy_of, parted
+from spikezip.train.loss import CrossEntropy, Numbers, accuracy
+from spikezip.train.objective import answers, beside, check_logits
+
+
+def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, settled: bool = True) -> fx.GraphModule:
+    """The network whose outputs are those of the SNN at steps 1 to ``steps``, and of the QANN it settles on.
+
+    As an SNN's values at step t are functions of what has accumulated by step t, all steps go through each operation
+    in one batch ``[T*B, ...]``; only trackers look from one step to the next (:class:`Tracker`).
+
+    Args:
+        qann: a graph with quantizers, without live BatchNorm.
+        steps: ``T``, how many steps.
+        encoding: how the input, and the biases, are released.
+        settled: whether the QANN's own answer follows the steps.
+
+    Returns:
+        A GraphModule from ``[B, ...]`` to ``[T + 1, B, ...]`` (``[T, ...]`` without ``settled``), the first step first.
+        Its parameters **are** those of ``qann``: training it trains ``qann``.
+
+    Raises:
+        StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm, or mixes the batch into other dimensions;
+            or a run of ``steps`` steps of the reference engine would refuse it.
+    """
+    check_shared(qann, folded=True)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
+    shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
+    graph, kept = copy_of(qann)
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            with graph.inserting_after(node):
+                released = graph.call_function(_released, (node, shares))
+            node.replace_all_uses_with(released, delete_user_cb=lambda user, new=released: user is not new)
+        elif node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer):
+            quantizer = kept[str(node.target)]
+            kept[str(node.target)] = Tracker(quantizer.scale, quantizer.levels, steps, settled, batch_dim_of(node))
+        elif node.op == "output":
+            with graph.inserting_before(node):
+                node.args = (
+                    fx.map_arg(node.args[0], lambda n: graph.call_function(parted, (n, len(shares), batch_dim_of(n)))),
+                )
+        elif node.op == "call_function" and ops.bias_index(node) is not None and min(shares) < 1:
+            _release_bias(graph, node, shares)
+    return fx.GraphModule(kept, graph)
+
+
+class Tracker(nn.Module):
+    """The tracers of one layer at all steps of a trajectory, with straight-through gradients.
+
+    ::
+
+        S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -1, +1)        S_0 = 0        out_t = theta * S_t
+
+    Where a tracer has arrived (``S_t = Q(U_t)``) the gradient is LSQ's; where it lags, ``S_t = S_{t-1} +- 1`` follows
+    the step before, and so does the gradient.
+
+    Args:
+        scale: the QANN's own scale parameter, shared.
+        levels: limits of the tracer.
+        steps: how many steps the batch holds, step after step.
+        settled: whether the QANN's values, quantized alone, follow them.
+        batch_dim: the dimension that holds the samples of all steps.
+
+    Shape: ``[(T + settled) * B, ...]`` to the same.
+    """
+
+    def __init__(self, scale: nn.Parameter, levels: Levels, steps: int, settled: bool, batch_dim: int = 0):
+        super().__init__()
+        self.scale = scale
+        self.levels = levels
+        self.steps = steps
+        self.settled = settled
+        self.batch_dim = batch_dim
+
+    def forward(self, drive: Tensor) -> Tensor:
+        rows = self.steps + self.settled
+        unfolded = drive.unflatten(self.batch_dim, (rows, drive.shape[self.batch_dim] // rows))
+        gain = gradient_scale(drive, max(self.levels.highest, -self.levels.lowest), self.batch_dim)
+        out = _Track.apply(
+            unfolded.movedim(self.batch_dim, 0), self.scale, self.levels.lowest, self.levels.highest, self.steps, gain
+        )
+        return out.movedim(0, self.batch_dim).flatten(self.batch_dim, self.batch_dim + 1)  # type: ignore[union-attr]
+
+    def extra_repr(self) -> str:
+        return f"{self.levels.lowest}..{self.levels.highest}, {self.steps} steps"
+
+
+class _Track(torch.autograd.Function):
+    """Forward: the recurrence. Backward: from the last step to the first; a lagging tracer hands its gradient back."""
+
+    @staticmethod
+    def forward(ctx, drive, scale, lowest, highest, steps, gain):  # type: ignore[override]
+        codes = (drive / scale).add_(0.5).floor_().clamp_(lowest, highest)
+        tracer = codes[0].clamp_(-1, 1)
+        for t in range(1, steps):
+            tracer = torch.clamp(codes[t], tracer - 1, tracer + 1)
+            codes[t] = tracer
+        ctx.save_for_backward(drive, scale, codes)
+        ctx.limits = lowest, highest, steps, gain
+        return (codes * scale).to(drive.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        drive, scale, codes = ctx.saved_tensors
+        lowest, highest, steps, gain = ctx.limits
+        ratio = drive / scale
+        arrived = torch.clamp(torch.floor(ratio + 0.5), lowest, highest) == codes
+        through = grad.clone()
+        for t in range(steps - 1, 0, -1):
+            late = through[t] * ~arrived[t]
+            through[t - 1] += late
+            through[t] -= late
+        inside = arrived & (ratio > lowest) & (ratio < highest)
+        through *= inside
+        # theta * S_t is read with grad; S_t itself falls as U/theta**2 where the staircase is climbed.
+        per_scale = (grad * codes - through * ratio).sum(dtype=scale.dtype) * gain
+        return through, per_scale, None, None, None, None
+
+
+def _released(x: Any, shares: Sequence[float]) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    return torch.cat([x if share == 1 or not x.is_floating_point() else share * x for share in shares])
+
+
+def _release_bias(graph: fx.Graph, node: fx.Node, shares: Sequence[float]) -> None:
+    """Split a synaptic operation into its product and a bias of which each step has its share."""
+    index = ops.bias_index(node)
+    assert index is not None
+    bias = node.args[index]
+    with graph.inserting_after(node):
+        spatial = len(network.spec(node).shape) - 2 if network.op_name(node).startswith("conv") else 0
+        added = graph.call_function(_with_bias, (node, bias, shares, spatial, batch_dim_of(node)))
+    node.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
+    if index == 0:  # addmm: bias + a b
+        node.target, node.args = torch.matmul, node.args[1:]
+    else:
+        node.args = tuple(None if i == index else a for i, a in enumerate(node.args))
+
+
+def _with_bias(bare: Tensor, bias: Tensor, shares: Sequence[float], spatial: int, dim: int) -> Tensor:
+    steps = bare.unflatten(dim, (len(shares), bare.shape[dim] // len(shares)))
+    column = torch.tensor(shares, dtype=bias.dtype, device=bias.device)
+    column = column.reshape([-1 if i == dim else 1 for i in range(steps.dim())])
+    return (steps + column * bias.reshape(-1, *[1] * spatial)).flatten(dim, dim + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Training of the SNN's first ``T`` steps as they are, lag included, beside the QANN they settle on.
+
+    ``L = sum_t w_t CE(z_t, y) + w_settled CE(z_QANN, y)``, divided by the sum of all weights, with distillation and
+    label smoothing where the criterion says so. ``weights=(0, 1)`` trains one network for the answer at t = 2;
+    ``weights=(1, 1, 1, 1)`` an *anytime* network.
+
+    Args:
+        weights: ``w_1 ... w_T``; their number is the number of steps.
+        encoding: how the SNN will be given its input.
+        settled: ``w_settled``; 0 leaves the QANN's own answer out of training (and of its cost).
+        criterion: the loss of each answer.
+        teacher: a network whose logits the criterion learns from (it is copied, and never changed).
+
+    Source: spikezip. Unrolling through time with straight-through gradients is surrogate-gradient training (Neftci et
+    al., 2019); here the neuron is the converted one, so that what was trained is what settles on the QANN.
+    """
+
+    weights: tuple[float, ...]
+    encoding: Encoding = Pulse()
+    settled: float = 0.0
+    criterion: CrossEntropy = field(default_factory=CrossEntropy)
+    teacher: nn.Module | None = None
+
+    def __post_init__(self):
+        if not self.weights or any(not 0 <= w < float("inf") for w in (*self.weights, self.settled)):
+            raise RecipeError(f"weights={self.weights}: give the loss's weight at each step, each 0 or more.")
+        if sum(self.weights) + self.settled == 0:
+            raise RecipeError("All weights are 0: nothing would be trained. Give the last step a weight, as in (0, 1).")
+
+    def module(self, network: nn.Module) -> nn.Module:
+        """The unrolled network, beside the teacher if there is one."""
+        unrolled = unroll(network, len(self.weights), self.encoding, settled=self.settled > 0)  # type: ignore[arg-type]
+        return beside(unrolled, self.teacher, self.criterion.needs_teacher)
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
+        """``L``, and the accuracy at every step; ``accuracy`` is that of the last step with a weight."""
+        logits, teacher = answers(module(images), self.criterion.needs_teacher)
+        check_logits(logits, 3, labels)
+        weights = (*self.weights, self.settled) if self.settled > 0 else self.weights
+        loss = logits.new_zeros(())
+        numbers: Numbers = {}
+        for t, (weight, answer) in enumerate(zip(weights, logits, strict=True), 1):
+            name = f"t{t}" if t <= len(self.weights) else "settled"
+            if weight:
+                part, _ = self.criterion(answer, labels, teacher)
+                loss = loss + weight / sum(weights) * part
+                numbers[f"loss/{name}"] = part.detach()
+            numbers[f"accuracy/{name}"] = accuracy(answer, labels)
+        last = max((t for t, w in enumerate(self.weights, 1) if w), default=len(self.weights))
+        numbers["accuracy"] = numbers[f"accuracy/t{last}"]
+        return loss, numbers
