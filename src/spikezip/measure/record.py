@@ -19,9 +19,10 @@ from spikezip.graph.ops import Kind
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
 from spikezip.measure.equivalence import Certificate, qann_codes
+from spikezip.measure.exits import exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.traces import raster, traces
-from spikezip.run import Engine, Outcome, execute
+from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, qann_outputs
 from spikezip.spike.swap import SpikingNetwork
 
@@ -69,6 +70,7 @@ def measure(
     energy: bool = True,
     energy_images: int = 64,
     energy_models: Sequence[EnergyModel] | None = None,
+    early_exit: Sequence[EarlyExit] = (),
 ) -> Record:
     """Run an SNN and count: accuracy at every step, spikes, distance from the QANN, when it settled.
 
@@ -91,6 +93,7 @@ def measure(
         energy: count operations and memory accesses too, and price them (see docs/energy.md).
         energy_images: how many images that is done on, step by step; the first ones.
         energy_models: the models to price them with; a few of those that come with spikezip if not given.
+        early_exit: rules of early exit; what each would give on these images, found from the same run.
 
     Returns:
         The :class:`Record`.
@@ -103,7 +106,7 @@ def measure(
     if labels is not None and tuple(labels.shape) != (count,):
         raise InputError(f"labels have shape {tuple(labels.shape)}; {count} images need [{count}].")
     steps = steps or int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
-    tally = _Tally(snn, steps, distances)
+    tally = _Tally(snn, steps, distances, early_exit)
     for start in range(0, count, batch):
         piece = tuple(x[start : start + batch] for x in inputs)
         answers = labels[start : start + batch] if labels is not None else None
@@ -131,7 +134,6 @@ def measure(
             "synops": counts.synops.tolist() if counts else None,
             "traces": traces(snn, tuple(x[:1] for x in inputs), steps),
             "raster": raster(snn, tuple(x[:1] for x in inputs), steps),
-            "early_exit": None,
             "certificate": certificate.to_json() if certificate else None,
         }
     )
@@ -159,10 +161,36 @@ class _Gaps:
         self.differ[layer][rows.stop :, which] = self.differ[layer][rows.stop - 1, which]
 
 
+class _Exit:
+    """What a rule of early exit gives, over batches."""
+
+    def __init__(self, rule: EarlyExit):
+        self.rule, self.steps, self.right, self.spikes = rule, 0, 0, 0
+
+    def add(self, run: Run, labels: Tensor | None) -> None:
+        left = exit_steps(run, self.rule)
+        images = torch.arange(left.numel())
+        self.steps += int(left.sum())
+        self.spikes += int(run.total_spikes.cumsum(0)[left - 1, images].sum())
+        if labels is not None:
+            answers = run.logits.argmax(-1).cpu()[left - 1, images]
+            self.right += int((answers == labels.cpu()).sum())
+
+    def result(self, images: int, labelled: bool) -> dict[str, Any]:
+        return {
+            "rule": self.rule.name,
+            "threshold": getattr(self.rule, "threshold", None),
+            "mean_step": self.steps / images,
+            "accuracy": self.right / images if labelled else None,
+            "spikes": self.spikes / images,
+        }
+
+
 class _Tally:
     """Counts over batches."""
 
-    def __init__(self, snn: SpikingNetwork, steps: int, distances: int):
+    def __init__(self, snn: SpikingNetwork, steps: int, distances: int, early_exit: Sequence[EarlyExit] = ()):
+        self.exits = [_Exit(rule) for rule in early_exit]
         self.snn, self.steps, self.images = snn, steps, 0
         self.distances, self.compared = distances, 0
         self.right = torch.zeros(steps, dtype=torch.int64)
@@ -201,6 +229,8 @@ class _Tally:
         else:
             self.settle_possible = False
         self.settled += run.settled_at.tolist()
+        for leaving in self.exits:
+            leaving.add(run, labels)
         for name, neuron in self.snn.layers:
             self.spikes[name] += run.spikes[name].sum(1)
             self.negative[name] += run.negative[name].sum(1)
@@ -232,6 +262,7 @@ class _Tally:
                 "t_eq_histogram": {str(int(t)): int(c) for t, c in zip(times, counts)} if done else {},
             },
             "layers": [self._layer(name) for name, _ in self.snn.layers],
+            "early_exit": [leaving.result(n, labelled) for leaving in self.exits] or None,
         }
 
     def _layer(self, name: str) -> dict[str, Any]:

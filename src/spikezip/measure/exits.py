@@ -1,0 +1,128 @@
+"""Early exit measured: accuracy against the mean exit step, and a threshold chosen on validation data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikezip.errors import InputError
+from spikezip.run import Run
+from spikezip.run.exit import Confidence, EarlyExit, first_confident
+
+
+@dataclass(frozen=True)
+class ExitPoint:
+    """What a rule gives on labelled images.
+
+    Attributes:
+        rule: the rule.
+        mean_step: steps an image took, on average.
+        accuracy: share of images whose answer, at their exit, is the label.
+        spikes: of all layers up to the exit, mean per image.
+    """
+
+    rule: EarlyExit
+    mean_step: float
+    accuracy: float
+    spikes: float
+
+
+def exit_steps(run: Run, rule: EarlyExit) -> Tensor:
+    """The step at which each image of a run leaves by a rule; the last where it never does. ``[B]``.
+
+    The run is one without early exit: its logits at every step are all that rules look at, so one run serves for any
+    number of rules.
+
+    Raises:
+        InputError: images have left this run already.
+        StageError: its outputs are no logits.
+    """
+    if run.exited_at is not None:
+        raise InputError("Images left this run early, so it does not hold their later steps. Run without early_exit.")
+    sure = first_confident(rule, run.logits)
+    sure = torch.where(sure > 0, sure, run.steps)
+    rest = torch.where(run.settled_at > 0, run.settled_at, run.steps)
+    return torch.minimum(sure, rest)
+
+
+def exit_point(run: Run, labels: Tensor, rule: EarlyExit) -> ExitPoint:
+    """What a rule gives on the images of a run (one without early exit) with these labels ``[B]``."""
+    _check(run, labels)
+    return _point(run, labels, rule, exit_steps(run, rule))
+
+
+def exit_curve(
+    run: Run, labels: Tensor, kind: type[Confidence], thresholds: Sequence[float] | None = None
+) -> list[ExitPoint]:
+    """Accuracy against mean exit step, as the threshold goes from 0 to 1.
+
+    Args:
+        run: a run without early exit.
+        labels: ``[B]``.
+        kind: :class:`~spikezip.run.Margin`, :class:`~spikezip.run.Probability` or :class:`~spikezip.run.Entropy`.
+        thresholds: which; if not given, 129 that let about equally many images go each (0 and 1 among them).
+
+    Returns:
+        A point per threshold, in rising order.
+    """
+    _check(run, labels)
+    if thresholds is None:
+        greatest = kind.confidence(run.logits).clamp(0, 1).flatten()
+        steps = torch.linspace(0, 1, 129, dtype=greatest.dtype)
+        places = (steps * (greatest.numel() - 1)).round().long()
+        found = greatest.sort().values[places].tolist()
+        thresholds = sorted({0.0, 1.0, *(math.floor(value * 1e6) / 1e6 for value in found)})
+    return [exit_point(run, labels, kind(threshold)) for threshold in sorted(thresholds)]
+
+
+def choose_threshold(
+    run: Run, labels: Tensor, kind: type[Confidence], *, lost: float = 0.0, mean_step: float | None = None
+) -> ExitPoint:
+    """The threshold to use, found on a run of *validation* images: never of those it will be judged on.
+
+    Args:
+        run: a run without early exit, on validation images.
+        labels: ``[B]``.
+        kind: which confidence.
+        lost: accuracy that may be lost against the end of the run; the threshold with the least mean exit step that
+            keeps to it is chosen.
+        mean_step: choose instead the most accurate threshold whose mean exit step is at most this.
+
+    Returns:
+        The :class:`ExitPoint`; its ``rule`` is what ``snn.run(..., early_exit=)`` takes.
+
+    Raises:
+        InputError: no threshold has so small a mean exit step, or both wishes are given.
+    """
+    if mean_step is not None and lost:
+        raise InputError(f"lost={lost} and mean_step={mean_step}: give one of them.")
+    curve = exit_curve(run, labels, kind)
+    if mean_step is not None:
+        within = [point for point in curve if point.mean_step <= mean_step]
+        if not within:
+            raise InputError(f"mean_step={mean_step}: no image can leave before step 1. Ask for 1 or more.")
+        return max(within, key=lambda point: (point.accuracy, -point.mean_step))
+    wanted = float((run.answer.argmax(-1) == labels).double().mean()) - lost
+    within = [point for point in curve if point.accuracy >= wanted - 1e-12]
+    return min(within or [curve[-1]], key=lambda point: (point.mean_step, -point.accuracy))
+
+
+def _point(run: Run, labels: Tensor, rule: EarlyExit, steps: Tensor) -> ExitPoint:
+    images = torch.arange(len(labels))
+    answers = run.logits[(steps - 1).to(run.logits.device), images.to(run.logits.device)].argmax(-1)
+    spent = run.total_spikes.cumsum(0)[steps - 1, images]
+    return ExitPoint(
+        rule,
+        float(steps.double().mean()),
+        float((answers == labels.to(answers.device)).double().mean()),
+        float(spent.double().mean()),
+    )
+
+
+def _check(run: Run, labels: Tensor) -> None:
+    if tuple(labels.shape) != (run.settled_at.shape[0],):
+        raise InputError(f"labels have shape {tuple(labels.shape)}; {run.settled_at.shape[0]} images were run.")
