@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import spikezip
-from spikezip.cli import convert, demo, inspect, report, run, screen, train, verify
+from spikezip.cli import bench, convert, demo, inspect, report, run, screen, train, verify
 from spikezip.errors import SpikezipError
 
 EXIT_MENDABLE = 2
@@ -79,7 +79,7 @@ def _help(verb: Any) -> str:
     return "\n\n".join(text if "\n  " in text else " ".join(text.split("\n")) for text in paragraphs)
 
 
-for _verb in (demo, inspect, convert, train, run, verify, report):
+for _verb in (demo, inspect, convert, train, run, verify, report, bench):
     app.command(name=_verb.__name__.rpartition(".")[2], help=_help(_verb))(_verb.command)
 
 

@@ -113,23 +113,24 @@ class WideCifarResNet(nn.Module):
         blocks: residual blocks in each of the four stages.
         num_classes: outputs.
         in_channels: channels of the images.
+        width: channels of the first stage; each later one has twice as many.
 
     Shape: ``[B, in_channels, H, W] -> [B, num_classes]``. Names are torchvision's.
 
     Source: He et al., CVPR 2016, table 1, with the stem that the spiking literature uses on CIFAR.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int = 10, in_channels: int = 3):
+    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int = 10, in_channels: int = 3, width: int = 64):
         super().__init__()
-        self.conv1 = _conv3x3(in_channels, 64)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = _conv3x3(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1 = self._stage(64, 64, blocks[0], 1)
-        self.layer2 = self._stage(64, 128, blocks[1], 2)
-        self.layer3 = self._stage(128, 256, blocks[2], 2)
-        self.layer4 = self._stage(256, 512, blocks[3], 2)
+        self.layer1 = self._stage(width, width, blocks[0], 1)
+        self.layer2 = self._stage(width, 2 * width, blocks[1], 2)
+        self.layer3 = self._stage(2 * width, 4 * width, blocks[2], 2)
+        self.layer4 = self._stage(4 * width, 8 * width, blocks[3], 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, num_classes)
+        self.fc = nn.Linear(8 * width, num_classes)
         initialise(self)
 
     @staticmethod
@@ -171,9 +172,9 @@ def resnet56(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     return CifarResNet(9, num_classes, in_channels)
 
 
-def resnet18(num_classes: int = 10, in_channels: int = 3) -> WideCifarResNet:
+def resnet18(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> WideCifarResNet:
     """ResNet-18 for 32x32 images (11.2 M parameters)."""
-    return WideCifarResNet((2, 2, 2, 2), num_classes, in_channels)
+    return WideCifarResNet((2, 2, 2, 2), num_classes, in_channels, width)
 
 
 def resnet34(num_classes: int = 10, in_channels: int = 3) -> WideCifarResNet:

@@ -13,6 +13,7 @@ class CifarVGG16(nn.Module):
     Args:
         num_classes: outputs.
         in_channels: channels of the images.
+        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
 
     Shape: ``[B, in_channels, H, W] -> [B, num_classes]``, ``H, W >= 32``.
 
@@ -20,18 +21,18 @@ class CifarVGG16(nn.Module):
     three, as the literature on CIFAR does.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3):
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64):
         super().__init__()
         layers: list[nn.Module] = []
-        for stage in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
-            for out_channels in stage:
+        for stage in ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8)):
+            for out_channels in (width * times for times in stage):
                 conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
                 layers += [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
                 in_channels = out_channels
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(512, num_classes)
+        self.classifier = nn.Linear(8 * width, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,9 +65,9 @@ class DigitsNet(nn.Module):
         return self.linear(x.flatten(1))
 
 
-def vgg16(num_classes: int = 10, in_channels: int = 3) -> CifarVGG16:
+def vgg16(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> CifarVGG16:
     """VGG-16 for 32x32 images (14.7 M parameters)."""
-    return CifarVGG16(num_classes, in_channels)
+    return CifarVGG16(num_classes, in_channels, width)
 
 
 def digits(num_classes: int = 10, in_channels: int = 1) -> DigitsNet:

@@ -209,6 +209,14 @@ def file_svg(figure: Figure) -> bytes:
         return _render(figure, "svg", **{"svg.fonttype": "path"})
 
 
+def file_png(figure: Figure) -> bytes:
+    """The figure as a PNG file on white, for pages that show no SVG."""
+    out = io.BytesIO()
+    with _without_dark(figure):
+        figure.savefig(out, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
 def file_pdf(figure: Figure) -> bytes:
     """The figure as a PDF file: light colours, embedded fonts."""
     with _without_dark(figure):

@@ -1,0 +1,89 @@
+"""The ways of running an SNN that are timed side by side; other packages' where they are installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from spikezip.bench.cases import Case
+from spikezip.bench.loops import Layer, LayerLoop, StepLoop
+from spikezip.run.reference import reference
+from spikezip.run.sweep import sweep
+from spikezip.spike import STBIF
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way of running an SNN.
+
+    Attributes:
+        run: from a case and a number of steps to the outputs at every step, ``[t, B, ...]``; a run that settles may end
+            sooner.
+        what: one line for the reader of a table.
+        fast: timed in every round and on every axis; the others in few rounds, on the first values alone.
+        package: the distribution it needs beside spikezip.
+    """
+
+    run: Callable[[Case, int], Tensor]
+    what: str
+    fast: bool = False
+    package: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there."""
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
+
+def _jelly_node(neuron: STBIF, mode: str) -> Layer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what another package warns of while it is imported is not ours to mend
+        from spikingjelly.activation_based.neuron import STBIFNode  # pyright: ignore[reportMissingImports]
+
+    levels = neuron.levels
+    node: Any = STBIFNode(neuron.threshold, levels.count, pos_max=levels.highest, neg_min=levels.lowest, step_mode=mode)
+    return node.eval()
+
+
+CONTENDERS: dict[str, Contender] = {
+    "sweep": Contender(
+        lambda c, steps: sweep(c.snn, (c.images,), steps).logits,
+        "this library's default: layer by layer, on what changes",
+        fast=True,
+    ),
+    "reference": Contender(
+        lambda c, steps: reference(c.snn, (c.images,), steps).logits,
+        "this library's step by step form, the one everything else is compared with",
+    ),
+    "plain loop": Contender(
+        lambda c, steps: StepLoop(c.snn).outputs(c.images, steps),
+        "SpikeZIP-TF's loop restated: membranes, one operation a step, in plain torch",
+    ),
+    "spikingjelly step": Contender(
+        lambda c, steps: StepLoop(c.snn, lambda n: _jelly_node(n, "s")).outputs(c.images, steps),
+        "SpikingJelly's STBIFNode on the same graph, step by step",
+        package="spikingjelly",
+    ),
+    "spikingjelly multi-step": Contender(
+        lambda c, steps: LayerLoop(c.snn, lambda n: _jelly_node(n, "m")).outputs(c.images, steps),
+        "SpikingJelly's STBIFNode on the same graph, all steps folded into the batch",
+        package="spikingjelly",
+    ),
+}
+
+
+def installed() -> list[str]:
+    """The contenders whose packages are there."""
+    return [name for name, contender in CONTENDERS.items() if contender.installed]
+
+
+def packages(names: list[str]) -> dict[str, str]:
+    """Versions of the packages that some contenders need."""
+    needed = {CONTENDERS[name].package for name in names} - {None}
+    return {str(package): importlib.metadata.version(str(package)) for package in sorted(map(str, needed))}

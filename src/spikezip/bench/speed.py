@@ -1,0 +1,164 @@
+"""The benchmark: time against T, levels, batch, width and activity, one axis at a time."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikezip.bench.cases import make_case
+from spikezip.bench.contenders import CONTENDERS, packages
+from spikezip.bench.timing import ann_peak, compare
+from spikezip.errors import InputError
+from spikezip.measure.provenance import provenance
+
+FORMAT = "spikezip.speed/2"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is varied. The first value of each is the base; each further value is measured with the others at theirs.
+
+    Args:
+        steps: numbers of time steps, all measured everywhere.
+        levels: of every neuron.
+        batch: images run together.
+        width: multiples of the network's own width.
+        active: share of units above 0 behind BatchNorm; None leaves the network as it is.
+    """
+
+    steps: tuple[int, ...] = (8, 16, 32)
+    levels: tuple[int, ...] = (8,)
+    batch: tuple[int, ...] = (32,)
+    width: tuple[float, ...] = (1.0,)
+    active: tuple[float | None, ...] = (0.5,)
+
+    def settings(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each setting with the axis it lies on; the base first."""
+        names = ("levels", "batch", "width", "active")
+        base = {name: getattr(self, name)[0] for name in names}
+        yield "base", base
+        for name in names:
+            for value in getattr(self, name)[1:]:
+                yield name, base | {name: value}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Args:
+        engines: names of contenders, the first of which the others must agree with; the slow ones run at the base.
+        rounds: how often the fast ones are timed.
+        slow_rounds: how often the others are.
+        threads: of torch.
+    """
+
+    engines: tuple[str, ...] = ("sweep", "reference", "plain loop")
+    rounds: int = 5
+    slow_rounds: int = 1
+    threads: int = 1
+
+
+def benchmark(
+    name: str,
+    build: Callable[[float], nn.Module],
+    shape: tuple[int, ...],
+    axes: Axes = Axes(),
+    effort: Effort = Effort(),
+    *,
+    weight_bits: int | None = 8,
+    seed: int = 0,
+    on_setting: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Measure whole runs as multiples of one ANN forward pass (float32, channels_last, BatchNorm folded, same batch).
+
+    Args:
+        name: the network's, for the record.
+        build: the network at a multiple of its width; called under ``seed``.
+        shape: of one image, ``(C, H, W)``.
+        axes: what is varied.
+        effort: which contenders, how often.
+        weight_bits: of integer weights, for which contenders must agree to the bit; None for floats.
+        seed: of the weights.
+        on_setting: told each setting's results as they come.
+
+    Returns:
+        The record, as plain lists and dictionaries: per setting what was varied, facts of the network, and rows of
+        :class:`~spikezip.bench.timing.Timing`.
+
+    Raises:
+        EquivalenceError: contenders do not agree to the bit.
+        InputError: a contender is unknown, or its package is missing.
+    """
+    for engine in effort.engines:
+        _check(engine)
+    settings: list[dict[str, Any]] = []
+    with _threads(effort.threads):
+        for axis, values in axes.settings():
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                module = build(values["width"])
+            case = make_case(
+                module,
+                shape,
+                values["levels"],
+                batch=values["batch"],
+                active=values["active"],
+                weight_bits=weight_bits,
+            )
+            engines = [e for e in effort.engines if axis == "base" or CONTENDERS[e].fast]
+            facts = case.facts()
+            rows = compare(case, axes.steps, engines, effort.rounds, effort.slow_rounds) if engines else []
+            settings.append(
+                {"axis": axis, **values, **facts, "ann_peak_mib": ann_peak(case), "rows": [asdict(r) for r in rows]}
+            )
+            if on_setting:
+                on_setting(settings[-1])
+    record = provenance(seed)
+    record["versions"] |= packages(list(effort.engines))
+    return {
+        "format": FORMAT,
+        **record,
+        "model": name,
+        "weight_bits": weight_bits,
+        "threads": effort.threads,
+        "processor": processor(),
+        "settings": settings,
+    }
+
+
+def _check(engine: str) -> None:
+    if engine not in CONTENDERS:
+        raise InputError(f"There is no contender {engine!r}. There are: {', '.join(CONTENDERS)}.")
+    contender = CONTENDERS[engine]
+    if not contender.installed:
+        raise InputError(
+            f"{engine!r} needs the package {contender.package}: pip install 'spikezip[bench]', or leave it out."
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def processor() -> str:
+    """What the processor calls itself, and which of its instructions torch uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
