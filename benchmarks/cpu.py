@@ -1,0 +1,91 @@
+"""The figures of docs/speed.md: what `spikezip bench` measures, at the settings that the documentation shows.
+
+    OMP_NUM_THREADS=1 python benchmarks/cpu.py rivals     # the sweep beside other packages' ways
+    OMP_NUM_THREADS=1 python benchmarks/cpu.py sweep      # the sweep over all axes
+
+Each writes experiments/results/speed-NAME.json, and one figure per network beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikezip import bench
+from spikezip.measure.provenance import provenance
+from spikezip.models import resnet18, vgg16
+from spikezip.report.figures.speed import speed
+from spikezip.report.style import file_png, file_svg, house_style
+
+NETWORKS = {"resnet18": resnet18, "vgg16": vgg16}
+RIVALS = ("sweep", "plain loop", "spikingjelly step", "spikingjelly multi-step")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network at some settings."""
+
+    network: str
+    axes: bench.Axes
+    effort: bench.Effort
+    weight_bits: int | None = 8
+
+
+SUITES: dict[str, tuple[Part, ...]] = {
+    "rivals": (
+        Part("resnet18", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=5, slow_rounds=2)),
+        Part("vgg16", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=5, slow_rounds=2)),
+    ),
+    "sweep": (
+        Part(
+            "resnet18",
+            bench.Axes((8, 16, 32, 64), (8, 16), (32, 8, 1), (1.0, 0.5), (0.5, 0.25)),
+            bench.Effort(("sweep",), rounds=3),
+        ),
+        Part("vgg16", bench.Axes((8, 16, 32, 64), (8, 16)), bench.Effort(("sweep",), rounds=3)),
+        Part("resnet18", bench.Axes((32,)), bench.Effort(("sweep",), rounds=3), weight_bits=None),
+    ),
+}
+
+
+def measure(part: Part, seed: int) -> dict[str, Any]:
+    """One network's record."""
+
+    def build(width: float):
+        return NETWORKS[part.network](width=round(64 * width)).eval()
+
+    def tell(setting: dict[str, Any]) -> None:
+        for row in setting["rows"]:
+            what = ", ".join(f"{k} {setting[k]}" for k in ("levels", "batch", "width", "active"))
+            print(f"{part.network} {what}, T {row['steps']}, {row['engine']}: {row['ann_forwards']}", flush=True)
+
+    run = functools.partial(bench.benchmark, part.network, build, (3, 32, 32), part.axes, part.effort)
+    return run(weight_bits=part.weight_bits, seed=seed, on_setting=tell)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=list(SUITES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("experiments/results"))
+    chosen = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    for part in SUITES[chosen.suite]:
+        runs.append(measure(part, chosen.seed))
+        whole = {"format": "spikezip.speeds/1", **provenance(chosen.seed), "runs": runs}
+        whole["versions"] |= runs[-1]["versions"]
+        # After each network: a long run may be cut short.
+        (chosen.out / f"speed-{chosen.suite}.json").write_text(json.dumps(whole, indent=1) + "\n")
+        if part.weight_bits:
+            with house_style():
+                figure = speed(runs[-1])
+                for kind, data in (("svg", file_svg(figure)), ("png", file_png(figure))):
+                    (chosen.out / f"speed-{chosen.suite}-{part.network}.{kind}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
