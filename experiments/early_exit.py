@@ -22,7 +22,7 @@ import torch
 
 import spikezip
 from spikezip.data import ImageData, open_data
-from spikezip.measure import choose_threshold, exit_curve, exit_point, exit_steps
+from spikezip.measure import choose_threshold, exit_curve, exit_point, exit_run, exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
 from spikezip.run import Entropy, Margin, Outcome, Probability, Run, Settled
@@ -80,13 +80,9 @@ def kept(name: str, snn: spikezip.SNN, data: ImageData, split: str, limit: int |
     path = CACHE / f"{slug}-{split}-{limit or 'all'}.pt"
     if again or not path.exists():
         images, _ = data.tensors(split, limit if split == "test" else None)
-        parts = []
-        for piece in images.split(256):  # the tracers of all images at once would not fit
-            run = snn.run(piece, STEPS)
-            parts.append((run.logits, run.settled_at, run.total_spikes))
-        logits, settled_at, spikes = zip(*parts, strict=True)
+        run = exit_run(snn, images, STEPS)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((torch.cat(logits, 1), torch.cat(settled_at), torch.cat(spikes, 1), snn.t_off(STEPS)), path)
+        torch.save((run.logits, run.settled_at, run.total_spikes, run.t_off), path)
     logits, settled_at, spikes, t_off = torch.load(path)
     outcome = Outcome.SETTLED if bool((settled_at > 0).all()) else Outcome.STEP_LIMIT
     return Run((logits,), settled_at, outcome, {"all": spikes}, {}, {}, t_off, "sweep")

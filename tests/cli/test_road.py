@@ -75,6 +75,27 @@ def test_engines_agree_and_a_limit_limits(spikezip, model_file, trained):
     assert [layer["spikes"] for layer in found[0]["layers"]] == [layer["spikes"] for layer in found[1]["layers"]]
 
 
+def test_early_exit_by_rules_given_and_chosen(spikezip, model_file, trained):
+    spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    rules = ("--early-exit", "margin:0.5", "--early-exit", "entropy", "--early-exit", "settled")
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24", *rules)
+    assert done.exit_code == 0, done.stderr
+    record = json.loads(Path("record.json").read_text())
+    given, chosen, settled = record["early_exit"]
+    assert [given["rule"], chosen["rule"], settled["rule"]] == ["margin", "entropy", "settled"]
+    assert given["threshold"] == 0.5 and 0 < chosen["threshold"] < 1 and settled["threshold"] is None
+    assert settled["accuracy"] == record["accuracy"]["qann"]
+    assert settled["mean_step"] == record["settled"]["t_eq_mean"] > chosen["mean_step"]
+    assert "early exit by margin:0.5" in done.stdout
+    done = spikezip("report", "record.json")
+    assert done.exit_code == 0, done.stderr
+
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--split", "val", "--early-exit", "margin", "--overwrite")
+    assert done.exit_code == 2 and "cannot be judged on them" in done.stderr
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--early-exit", "sure:1", "--overwrite")
+    assert done.exit_code == 2 and "no exit rule 'sure:1'" in done.stderr
+
+
 def test_too_few_steps_say_so(spikezip, model_file, trained):
     spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
     done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "1")

@@ -8,7 +8,7 @@ from torch import nn
 
 import spikezip
 from spikezip.errors import InputError
-from spikezip.measure import choose_threshold, exit_curve, exit_point, exit_steps
+from spikezip.measure import choose_threshold, exit_curve, exit_point, exit_run, exit_steps
 from spikezip.run import Entropy, Margin, Outcome, Probability, Run, Settled
 
 
@@ -107,6 +107,9 @@ def test_one_run_tells_what_the_engine_would_do(network):
         point = exit_point(full, labels, rule)
         assert point.accuracy == pytest.approx(float((run.answer.argmax(-1) == labels).double().mean()))
         assert point.spikes == pytest.approx(float(run.total_spikes.sum(0).double().mean()))
+    small = exit_run(snn, images, full.steps, batch=7)
+    assert torch.equal(small.logits, full.logits) and torch.equal(small.total_spikes, full.total_spikes)
+    assert exit_point(small, labels, Margin(0.6)) == exit_point(full, labels, Margin(0.6))
     with pytest.raises(InputError, match="left this run early"):
         exit_steps(run, Settled())
 

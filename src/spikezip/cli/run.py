@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from spikezip.cli import options, screen
 from spikezip.cli.target import output_file
+from spikezip.errors import InputError
+
+if TYPE_CHECKING:
+    from spikezip import SNN
+    from spikezip.data import ImageData
+    from spikezip.run import EarlyExit
 
 _SETTLED = {
     "SETTLED": "every image settled: these are the quantized network's outputs",
@@ -27,6 +33,17 @@ def command(
     engine: options.EngineOption = options.EngineName.sweep,
     split: options.SplitOption = "test",
     batch: options.BatchOption = 64,
+    early_exit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--early-exit",
+            metavar="RULE[:THRESHOLD]",
+            show_default=False,
+            help="Also say what images would take and give that leave once their answer is clear: [bold]margin[/], "
+            "[bold]probability[/] or [bold]entropy[/] of the softmax, or [bold]settled[/]. Without a threshold (0 to "
+            "1) one is chosen on the val images that loses no accuracy there. May be given several times.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The record to write, for spikezip report.")] = Path("record.json"),
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
@@ -38,6 +55,7 @@ def command(
     [bold]Examples[/]
       spikezip run resnet20.spikezip --data cifar10 --steps 32 --out record.json
       spikezip run resnet20.spikezip --data cifar10 --limit 500 --engine reference --overwrite
+      spikezip run resnet20.spikezip --data cifar10 --early-exit margin:0.6 --early-exit settled
     """
     import spikezip
     from spikezip.cli.sources import open_for
@@ -47,6 +65,7 @@ def command(
         snn = spikezip.load(bundle)
         source = open_for(snn, data, data_root)
         images, labels = source.tensors(split, limit)
+        rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
         with screen.counting(len(images), "running") as done:
             record = spikezip.measure(
                 snn,
@@ -57,11 +76,31 @@ def command(
                 batch=batch,
                 data=source.name,
                 on_batch=done,
+                early_exit=rules,
             )
         record.save(draft)
         found = json.loads(draft.read_text())
     show(found)
     screen.say(f"[bold]{out}[/] holds the record. Next: spikezip report {out} --out report.html")
+
+
+def exit_rule(text: str, snn: SNN, source: ImageData, steps: int, split: str) -> EarlyExit:
+    """The rule that was asked for; without a threshold, the one that loses nothing on the validation images."""
+    from spikezip.measure import choose_threshold, exit_run
+    from spikezip.run.exit import CONFIDENCES, parse_exit
+
+    if text not in CONFIDENCES:
+        return parse_exit(text)
+    if split == "val":
+        raise InputError(
+            f"--early-exit {text} chooses its threshold on the val images, so it cannot be judged on them. Give "
+            f"another --split, or a threshold: {text}:0.6."
+        )
+    images, labels = source.tensors("val", 2000)
+    with screen.counting(len(images), "choosing a threshold") as done:
+        run = exit_run(snn, images, steps, on_batch=done)
+    chosen = choose_threshold(run, labels, CONFIDENCES[text])
+    return chosen.rule
 
 
 def show(record: dict[str, Any]) -> None:
@@ -78,6 +117,12 @@ def show(record: dict[str, Any]) -> None:
         table.add_row(str(index + 1), *(screen.percent(cell) for cell in cells))
     screen.stdout.print(table)
     screen.say(f"QANN {screen.percent(accuracy.get('qann'))}, ANN {screen.percent(accuracy.get('ann'))}")
+    for entry in record.get("early_exit") or ():
+        rule = entry["rule"] if entry["threshold"] is None else f"{entry['rule']}:{entry['threshold']:.4g}"
+        screen.say(
+            f"early exit by {rule}: {screen.percent(entry['accuracy'])} after {entry['mean_step']:.2f} steps on "
+            f"average, {entry['spikes']:,.0f} spikes an image."
+        )
     settled = record.get("settled")
     if settled:
         screen.say(f"{settled['outcome']}: {_SETTLED[settled['outcome']]}.")

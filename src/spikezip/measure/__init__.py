@@ -5,7 +5,7 @@ from spikezip.measure.compare import Comparison, LayerDifference, OutputDifferen
 from spikezip.measure.counts import count
 from spikezip.measure.energy import Energy, EnergyModel, energy_models, energy_record, price
 from spikezip.measure.equivalence import Certificate, Condition, LayerCheck, conditions, default_engine, verify
-from spikezip.measure.exits import ExitPoint, choose_threshold, exit_curve, exit_point, exit_steps
+from spikezip.measure.exits import ExitPoint, choose_threshold, exit_curve, exit_point, exit_run, exit_steps
 from spikezip.measure.record import Record, measure
 from spikezip.measure.work import Counts
 
@@ -33,6 +33,7 @@ __all__ = [
     "energy_record",
     "exit_curve",
     "exit_point",
+    "exit_run",
     "exit_steps",
     "measure",
     "price",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spikezip.errors import InputError
-from spikezip.run import Run
+from spikezip.run import Engine, Run, execute
 from spikezip.run.exit import Confidence, EarlyExit, first_confident
+from spikezip.run.result import join
+from spikezip.spike.swap import SpikingNetwork
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,39 @@ class ExitPoint:
     mean_step: float
     accuracy: float
     spikes: float
+
+
+def exit_run(
+    snn: SpikingNetwork,
+    images: Tensor,
+    steps: int,
+    *,
+    engine: Engine = Engine.SWEEP,
+    batch: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> Run:
+    """Run many images, and keep only what rules of early exit look at: logits, T_eq, and the spikes of all layers.
+
+    Args:
+        snn: the network.
+        images: ``[N, ...]``.
+        steps: of the run.
+        engine: which engine.
+        batch: images run together.
+        on_batch: told how many images were done, batch by batch.
+
+    Returns:
+        A :class:`Run` without codes, whose spikes are of one layer named ``all``.
+    """
+    parts = []
+    for piece in images.split(batch):  # the tracers of all images at once need not fit into memory
+        run = execute(snn, piece, steps, engine=engine, batch=batch)
+        total = {"all": run.total_spikes}
+        negative = {"all": torch.stack(list(run.negative.values())).sum(0)}
+        parts.append(replace(run, outputs=run.outputs[:1], spikes=total, negative=negative, codes={}, memory={}))
+        if on_batch:
+            on_batch(len(piece))
+    return join(parts, steps)
 
 
 def exit_steps(run: Run, rule: EarlyExit) -> Tensor:

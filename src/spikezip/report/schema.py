@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -162,7 +162,17 @@ class ExitPoint(_Part):
 
 
 class EarlyExit(_Part):
+    """Points of early exit, as a record lists them: ``{rule, threshold, mean_step, accuracy}`` each."""
+
     curve: tuple[ExitPoint, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, given: Any) -> Any:
+        if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
+            return given
+        points = [entry for entry in given if entry.get("threshold") is not None]  # 'settled' has none
+        return {"curve": [{**entry, "mean_steps": entry.get("mean_step")} for entry in points]}
 
 
 class Condition(_Part):
