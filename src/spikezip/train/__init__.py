@@ -8,6 +8,7 @@ from spikezip.train.objective import PET, QAT, Objective
 from spikezip.train.paths import Capped, Main, Path, Rescaled, paths_for
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
+from spikezip.train.trajectory import Tracker, Trajectory, unroll
 
 __all__ = [
     "PET",
@@ -39,9 +40,12 @@ __all__ = [
     "TeacherLabels",
     "TensorBatches",
     "TensorBoard",
+    "Tracker",
     "Training",
+    "Trajectory",
     "ensemble",
     "finetune",
     "paths_for",
     "train",
+    "unroll",
 ]

@@ -137,7 +137,7 @@ class _Run:
 
     def __init__(self, network: nn.Module, data: Data, plan: Plan, accelerator: Accelerator, tell: Listener):
         self.plan, self.data, self.accelerator, self.tell = plan, data, accelerator, tell
-        self.student = copy.deepcopy(network).to(accelerator.device)
+        self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), torch.channels_last)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         self.module = accelerator.prepare_model(_Box(self.plain))
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student))
@@ -193,7 +193,7 @@ class _Run:
     def result(self, device: torch.device) -> nn.Module:
         if self.average is not None:
             self.average.put()
-        result = self.student.to(device).eval()
+        result = _laid_out(self.student.to(device), torch.contiguous_format).eval()
         result.zero_grad()
         if isinstance(result, fx.GraphModule) and isinstance(result.meta.get("spikezip"), graph_network.Info):
             graph_network.remark(result, fine_tuning=type(self.plan.objective).__name__.lower())
@@ -308,11 +308,23 @@ class _Run:
         if not train and plan.validation_images is not None:
             each = max(plan.batch // plan.accumulate, accelerator.num_processes)
             batches = itertools.islice(batches, math.ceil(plan.validation_images / each))
-        return ((images.to(accelerator.device), labels.to(accelerator.device)) for images, labels in batches)
+        for images, labels in batches:
+            images = images.to(accelerator.device)
+            if isinstance(images, Tensor) and images.dim() == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, labels.to(accelerator.device)
 
     def _save(self, folder: Folder) -> None:
         folder.save(self.checkpoint())
         self.tell(Saved(folder.checkpoint))
+
+
+def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The network with its images' weights in a memory layout, in place; convolutions are faster channels last."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return network
 
 
 def _check_network(network: nn.Module) -> None:

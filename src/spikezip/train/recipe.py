@@ -21,6 +21,7 @@ from spikezip.train.objective import PET, QAT
 from spikezip.train.paths import Capped, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
+from spikezip.train.trajectory import Trajectory
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -28,11 +29,12 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Stage(Enum):
-    """What a recipe trains: the ANN; the QANN alone; the QANN with its sub-paths."""
+    """What a recipe trains: the ANN; the QANN alone; the QANN with its sub-paths; the SNN's first steps."""
 
     ANN = "ann"
     QAT = "qat"
     PET = "pet"
+    TRAJECTORY = "trajectory"
 
 
 class _Part(BaseModel):
@@ -136,7 +138,7 @@ class Recipe(_Part):
 
     Attributes:
         name: of the run.
-        stage: ``ann``, ``qat`` or ``pet``.
+        stage: ``ann``, ``qat``, ``pet`` or ``trajectory``.
         model: ``spikezip:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:function``.
         weights: safetensors file the model starts from, or ``pretrained``; qat and pet make little sense without.
         data: ``digits``, ``cifar10``, ``cifar100``, a folder or an ``.npz``.
@@ -146,6 +148,9 @@ class Recipe(_Part):
         encoding: ``pulse`` or ``even:N``, with which the SNN will run.
         paths: the sub-paths; by default those that follow from the encoding.
         execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
+        steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
+        settled: the weight of the QANN's own answer beside them.
+        start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`.
         out: folder to write to (the command line's ``--out`` goes before).
         tensorboard: write scalars to ``out``.
@@ -162,6 +167,9 @@ class Recipe(_Part):
     encoding: str = "pulse"
     paths: list[PathPart] | None = None
     execution: Literal["folded", "in-turn", "recompute"] = "folded"
+    steps: list[Weight] | None = None
+    settled: Weight = 0.0
+    start: str | None = None
     loss: LossPart = LossPart()
     optimizer: OptimizerPart = OptimizerPart(sgd=SGDPart())
     epochs: Count = 1
@@ -186,13 +194,26 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _fits_its_stage(self) -> Recipe:
         unused = {
-            Stage.ANN: {"levels", "calibration", "encoding", "paths", "execution", "morph"},
-            Stage.QAT: {"encoding", "paths", "execution"},
-            Stage.PET: set(),
+            Stage.ANN: {
+                "levels",
+                "calibration",
+                "encoding",
+                "paths",
+                "execution",
+                "morph",
+                "steps",
+                "settled",
+                "start",
+            },
+            Stage.QAT: {"encoding", "paths", "execution", "steps", "settled"},
+            Stage.PET: {"steps", "settled"},
+            Stage.TRAJECTORY: {"paths", "execution"},
         }[self.stage]
         given = sorted(unused & self.model_fields_set)
         if given:
             raise ValueError(f"stage {self.stage.value} has no use for {', '.join(given)}; remove them or change stage")
+        if self.stage is Stage.TRAJECTORY and self.steps is None:
+            raise ValueError("stage trajectory needs 'steps': the loss's weight at each time step, such as [0, 1]")
         of_pet = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
         if of_pet and self.stage is not Stage.PET:
             raise ValueError(f"stage {self.stage.value} has no use for loss.{of_pet[0]}; remove it or use stage: pet")
@@ -229,6 +250,10 @@ class Recipe(_Part):
             execution = {"folded": Folded(), "in-turn": InTurn(), "recompute": InTurn(recompute=True)}[self.execution]
             criterion = PETLoss(loss.alpha, loss.beta, sub_labels, loss.smoothing, distil)
             objective = PET(self._sub_paths(), criterion, execution, teacher)
+        elif self.stage is Stage.TRAJECTORY:
+            criterion = CrossEntropy(loss.smoothing, distil)
+            weights = tuple(self.steps or ())
+            objective = Trajectory(weights, parse_encoding(self.encoding), self.settled, criterion, teacher)
         else:
             objective = QAT(CrossEntropy(loss.smoothing, distil), teacher)
         sgd, adamw = self.optimizer.sgd, self.optimizer.adamw

@@ -15,6 +15,7 @@ from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer, gradient_scale
 from spikezip.spike.encoding import Encoding, Pulse
 from spikezip.train.ensemble import batch_dim_of, check_shared, copy_of, parted
+from spikezip.train.fused import fused
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
 from spikezip.train.objective import answers, beside, check_logits
 
@@ -104,35 +105,48 @@ class Tracker(nn.Module):
 
 
 class _Track(torch.autograd.Function):
-    """Forward: the recurrence. Backward: from the last step to the first; a lagging tracer hands its gradient back."""
+    """``[T (+ 1), B, ...]`` drives to the same of values, with the gradients of :class:`Tracker`."""
 
     @staticmethod
     def forward(ctx, drive, scale, lowest, highest, steps, gain):  # type: ignore[override]
-        codes = (drive / scale).add_(0.5).floor_().clamp_(lowest, highest)
-        tracer = codes[0].clamp_(-1, 1)
-        for t in range(1, steps):
-            tracer = torch.clamp(codes[t], tracer - 1, tracer + 1)
-            codes[t] = tracer
-        ctx.save_for_backward(drive, scale, codes)
-        ctx.limits = lowest, highest, steps, gain
-        return (codes * scale).to(drive.dtype)
+        out = _follow(drive, scale, lowest, highest, steps)
+        ctx.save_for_backward(drive, scale, out)  # out is kept anyway, by the operation that reads it
+        ctx.limits = lowest, highest, steps
+        ctx.gain = gain
+        return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        drive, scale, codes = ctx.saved_tensors
-        lowest, highest, steps, gain = ctx.limits
-        ratio = drive / scale
-        arrived = torch.clamp(torch.floor(ratio + 0.5), lowest, highest) == codes
-        through = grad.clone()
-        for t in range(steps - 1, 0, -1):
-            late = through[t] * ~arrived[t]
-            through[t - 1] += late
-            through[t] -= late
-        inside = arrived & (ratio > lowest) & (ratio < highest)
-        through *= inside
-        # theta * S_t is read with grad; S_t itself falls as U/theta**2 where the staircase is climbed.
-        per_scale = (grad * codes - through * ratio).sum(dtype=scale.dtype) * gain
-        return through, per_scale, None, None, None, None
+        drive, scale, out = ctx.saved_tensors
+        through, per_scale = _hand_back(grad, drive, scale, out, *ctx.limits)
+        return through, per_scale.to(scale.dtype) * ctx.gain, None, None, None, None
+
+
+@fused
+def _follow(drive: Tensor, scale: Tensor, lowest: int, highest: int, steps: int) -> Tensor:
+    goals = torch.clamp(torch.floor(drive / scale + 0.5), lowest, highest)
+    rows = [torch.clamp(goals[0], -1, 1)]
+    for t in range(1, steps):
+        rows.append(torch.maximum(torch.minimum(goals[t], rows[-1] + 1), rows[-1] - 1))
+    rows += goals[steps:].unbind(0)
+    return (torch.stack(rows) * scale).to(drive.dtype)
+
+
+@fused
+def _hand_back(
+    grad: Tensor, drive: Tensor, scale: Tensor, out: Tensor, lowest: int, highest: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """From the last step to the first: a lagging tracer hands its gradient to the step before."""
+    ratio = drive / scale
+    codes = torch.floor(out / scale + 0.5)
+    arrived = torch.clamp(torch.floor(ratio + 0.5), lowest, highest) == codes
+    rows = list(grad.unbind(0))
+    for t in range(steps - 1, 0, -1):
+        late = torch.where(arrived[t], torch.zeros_like(rows[t]), rows[t])
+        rows[t - 1], rows[t] = rows[t - 1] + late, rows[t] - late
+    through = torch.stack(rows) * (arrived & (ratio > lowest) & (ratio < highest))
+    # theta * S_t is read with grad; S_t itself falls as U/theta**2 where the staircase is climbed.
+    return through, (grad * codes - through * ratio).sum(dtype=scale.dtype)
 
 
 def _released(x: Any, shares: Sequence[float]) -> Any:
