@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,18 +48,37 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
         The :class:`Scan`, the same to the bit whichever implementation ran.
     """
     terms = [drive.first, drive.second] if isinstance(drive, Sum) else [drive]
-    steps, images = terms[0].map.shape
     theta = float(threshold)
     scale = None if theta == 1.0 else theta
     small = levels.count <= _BYTES
-    if small and native.suits(terms, start):
-        found = native.scan(terms, drive.dtype, start, theta, levels, slew)
+    fused = _fused(terms, start) if small else None
+    if fused is not None:
+        found = fused(terms, drive.dtype, start, theta, levels, slew)
         codes = Rows(found.rows, found.map, drive.dtype, -levels.lowest, scale, top=levels.range)
         last = gather(found.rows, found.map[-1]).to(drive.dtype)
         last = last + levels.lowest if levels.lowest else last
         return Scan(codes, last, found.spikes, found.negative, found.behind)
+    return _in_torch(drive, start, threshold, levels, slew)
+
+
+def _fused(terms: list[Rows], start: Tensor | None) -> Callable[..., native.Found] | None:
+    """One kernel for the whole scan, if there is one for where the rows lie."""
+    if native.suits(terms, start):
+        return native.scan
+    if terms[0].rows.device.type == "cuda":
+        from spikezip.kernels import triton_scan  # imports Triton
+
+        if triton_scan.suits(terms, start):
+            return triton_scan.scan
+    return None
+
+
+def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Levels, slew: int) -> Scan:
+    """The reference: one torch operation after the other, step by step."""
     numbers = drive.numbers()
     value = numbers.value
+    steps, images = numbers.map.shape
+    scale = None if float(threshold) == 1.0 else float(threshold)
     now = torch.zeros_like(gather(value, numbers.map[0])) if start is None else start
     tracers = now.new_empty((steps, *now.shape))
     spikes = torch.zeros((steps, images), dtype=torch.int64)
@@ -82,7 +102,7 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
     map = (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
     image, step = new.nonzero(as_tuple=True)
     kept = gather(tracers.flatten(0, 1), step * images + image)
-    if small:
+    if levels.count <= _BYTES:
         codes = Rows((kept - levels.lowest).to(torch.uint8), map, drive.dtype, -levels.lowest, scale, top=levels.range)
     else:
         codes = Rows(kept, map, drive.dtype, scale=scale)

@@ -44,7 +44,7 @@ def speed(content: Mapping[str, Any]) -> Figure:
     _spikes(places[1 + len(varied)], settings)
     _memory(places[2 + len(varied)], settings[0], looks)
     handles, names = places[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=3, columnspacing=1.4)
+    figure.legend(handles, names, loc="outside upper left", ncols=4, columnspacing=1.4)
     return figure
 
 
@@ -108,6 +108,8 @@ def _against(
 
 
 def _spikes(axes: Axes, settings: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     shown = [s for s in settings if s["axis"] in ("base", "levels", "active")]
     for i, setting in enumerate(shown):
         density = [100 * s / setting["neurons"] for s in setting["spikes_per_step"]]
@@ -116,6 +118,7 @@ def _spikes(axes: Axes, settings: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(range(1, len(density) + 1), density, **{**style, "marker": None}, label=name)
     axes.set_xlabel("time step t")
     axes.set_ylabel("neurons that fire (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_title("Spikes", loc="left", fontsize=10)
     axes.grid(axis="y")
     axes.set_ylim(bottom=0)

@@ -1,0 +1,163 @@
+"""The scan as a Triton kernel: tracers stay in registers over all steps, bytes come in and go out.
+
+One program runs some neurons of one image through all steps. It reads the drive (of one or two streams, as sums still
+to be scaled, codes or floats), scales it and adds the bias, quantizes, moves the tracer, writes it as a byte and counts
+spikes, without anything in between reaching memory. Each operation rounds as torch's does: no contraction of
+``a*b + c``, division to nearest.
+
+Triton ships with torch's CUDA builds; without it this module can be imported and not used. With ``TRITON_INTERPRET=1``
+set before the import it runs on the CPU, for tests.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikezip.kernels.native import Found
+from spikezip.kernels.rows import Rows, gather
+from spikezip.levels import Levels
+
+try:
+    import triton  # pyright: ignore[reportMissingImports]
+    import triton.language as tl  # pyright: ignore[reportMissingImports]
+except ImportError:
+    triton = None
+
+_BLOCK = 1024  #: neurons of a program
+_TYPES = (torch.float32, torch.float64, torch.uint8)
+
+if triton is not None:
+
+    @triton.jit
+    def _term(rows, row, scale, bias, zero, i, inside, neurons, FLOAT: tl.constexpr, CHANNELS: tl.constexpr,
+              INNER: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
+        """(rows[row] - zero) * scale + bias."""
+        value = tl.load(rows + row * neurons + i, inside, other=0).to(FLOAT) - zero
+        channel = (i // INNER) % CHANNELS
+        if SCALED:
+            value = value * tl.load(scale + channel)
+        if BIASED:
+            value = value + tl.load(bias + channel)
+        return value
+
+    # No specialization: an argument of 1 would become a constant without a type, and each size another compilation.
+    @triton.jit(do_not_specialize=["x_zero", "y_zero", "steps", "images", "blocks", "low", "high", "slew"])
+    def _run(x, x_map, x_scale, x_bias, x_zero, y, y_map, y_scale, y_bias, y_zero, start, theta, out, up, down, late,
+             steps, images, neurons, blocks, low, high, slew, X_CHANNELS: tl.constexpr, X_INNER: tl.constexpr,
+             X_SCALED: tl.constexpr, X_BIASED: tl.constexpr, Y_CHANNELS: tl.constexpr, Y_INNER: tl.constexpr,
+             Y_SCALED: tl.constexpr, Y_BIASED: tl.constexpr, SECOND: tl.constexpr, DIVIDED: tl.constexpr,
+             WIDE: tl.constexpr, FLOAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+        program = tl.program_id(0)
+        image = program // blocks
+        i = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < neurons
+        now = tl.load(start + image.to(tl.int64) * neurons + i, inside, other=0).to(tl.int32)
+        goal = now
+        for t in range(steps):
+            at = t * images + image
+            before = tl.maximum(t - 1, 0) * images + image
+            x_row = tl.load(x_map + at)
+            moved = (t == 0) | (x_row != tl.load(x_map + before))
+            if SECOND:
+                y_row = tl.load(y_map + at)
+                moved = moved | (y_row != tl.load(y_map + before))
+            if moved:
+                drive = _term(x, x_row, x_scale, x_bias, x_zero, i, inside, neurons, FLOAT, X_CHANNELS, X_INNER,
+                              X_SCALED, X_BIASED)  # fmt: skip
+                if SECOND:
+                    drive = drive + _term(y, y_row, y_scale, y_bias, y_zero, i, inside, neurons, FLOAT, Y_CHANNELS,
+                                          Y_INNER, Y_SCALED, Y_BIASED)  # fmt: skip
+                if DIVIDED:
+                    if WIDE:
+                        drive = drive / tl.load(theta)
+                    else:
+                        drive = tl.div_rn(drive, tl.load(theta))  # `/` is approximate in float32
+                code = tl.floor(drive + 0.5)
+                code = tl.minimum(tl.maximum(code, low.to(FLOAT)), high.to(FLOAT))
+                goal = code.to(tl.int32) - low
+            move = tl.minimum(tl.maximum(goal - now, -slew), slew)
+            move = tl.where(inside, move, 0)
+            now = now + move
+            tl.store(out + at.to(tl.int64) * neurons + i, now.to(tl.uint8), inside)
+            ups = tl.sum(tl.maximum(move, 0), 0)
+            downs = tl.sum(tl.maximum(-move, 0), 0)
+            if ups > 0:
+                tl.atomic_add(up + at, ups)
+            if downs > 0:
+                tl.atomic_add(down + at, downs)
+            if tl.max(tl.where(inside & (goal != now), 1, 0), 0) > 0:
+                tl.store(late + at, 1)  # whoever writes, writes the same
+
+
+def suits(terms: list[Rows], start: Tensor | None) -> bool:
+    """Whether these rows can be scanned here: they lie on a GPU, and Triton is there."""
+    rows = [t.rows for t in terms]
+    if triton is None or rows[0].device.type != "cuda":
+        return False
+    if any(r.device != rows[0].device or r.dtype not in _TYPES or r.shape[1:] != rows[0].shape[1:] for r in rows):
+        return False
+    return all(t.dtype in (torch.float32, torch.float64) for t in terms)
+
+
+def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
+    """Scan rows that :func:`suits`; as :func:`spikezip.kernels.native.scan`, with the rows left where they are."""
+    device = terms[0].rows.device
+    steps, images = terms[0].map.shape
+    last = terms[0].rows.dim() == 4 and terms[0].rows.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    shape = terms[0].rows.shape[1:]
+    neurons = shape.numel()
+    if start is None:
+        begin = torch.full((images, *shape), -levels.lowest, dtype=torch.uint8, device=device)
+    else:
+        begin = (start - levels.lowest).to(torch.uint8)
+    begin = begin.contiguous(memory_format=layout)
+    out = torch.empty((steps * images, *shape), dtype=torch.uint8, device=device, memory_format=layout)
+    up, down, late = torch.zeros((3, steps, images), dtype=torch.int32, device=device)
+    threshold = torch.tensor(theta, dtype=dtype, device=device)
+    first, second = _arguments(terms[0], dtype, layout), _arguments(terms[-1], dtype, layout)
+    blocks = triton.cdiv(neurons, _BLOCK)  # type: ignore[union-attr]
+    launch = _run[(images * blocks,)]  # pyright: ignore[reportIndexIssue]
+    launch(
+        *first["pointers"], *second["pointers"], begin, threshold, out, up, down, late,
+        steps, images, neurons, blocks, levels.lowest, levels.highest, min(slew, 256),
+        **{f"X_{k}": v for k, v in first["constants"].items()},
+        **{f"Y_{k}": v for k, v in second["constants"].items()},
+        SECOND=len(terms) > 1,
+        DIVIDED=theta != 1.0,
+        WIDE=dtype is torch.float64,
+        FLOAT=tl.float64 if dtype is torch.float64 else tl.float32,
+        BLOCK=min(_BLOCK, triton.next_power_of_2(neurons)),  # type: ignore[union-attr]
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    counts = torch.stack([up, down, late]).cpu().to(torch.int64)
+    spikes, negative, behind = counts[0] + counts[1], counts[1], counts[2] > 0
+    new = spikes.T > 0
+    new[:, 0] = True
+    map = (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
+    image, step = new.nonzero(as_tuple=True)
+    return Found(gather(out, step * images + image), map, spikes, negative, behind)
+
+
+def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> dict[str, Any]:
+    """What the kernel needs to know of one stream."""
+    rows = term.rows.contiguous(memory_format=layout)
+    device = rows.device
+    scale = None if term.scale is None else torch.as_tensor(term.scale, dtype=dtype, device=device).flatten()
+    bias = None if term.bias is None else term.bias.to(device, dtype)
+    per_channel = next((v for v in (bias, scale) if v is not None and v.numel() > 1), None)
+    channels = 1 if per_channel is None else per_channel.numel()
+    if scale is not None:
+        scale = scale.expand(channels).contiguous()
+    if bias is not None:
+        bias = bias.expand(channels).contiguous()
+    inner = 1
+    if term.channels > 0 and layout is not torch.channels_last:
+        inner = rows.shape[term.channels + 1 :].numel()
+    return {
+        "pointers": (rows, term.map.to(device).contiguous(), rows if scale is None else scale,
+                     rows if bias is None else bias, term.zero),
+        "constants": {"CHANNELS": channels, "INNER": max(inner, 1), "SCALED": scale is not None,
+                      "BIASED": bias is not None},
+    }  # fmt: skip

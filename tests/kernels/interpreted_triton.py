@@ -1,0 +1,114 @@
+"""The Triton scan is the torch scan, to the bit; on the CPU, in Triton's interpreter.
+
+Run by test_triton_scan.py in a process of its own: the interpreter must be chosen before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from spikezip.kernels import Rows, Sum, native, scan, triton_scan
+from spikezip.levels import Levels
+
+SCANNING = importlib.import_module("spikezip.kernels.scan")  # the package has a function of the same name
+
+
+def draw_map(steps: int, images: int, generator: torch.Generator) -> Tensor:
+    new = torch.rand((images, steps), generator=generator) < 0.4
+    new[:, 0] = True
+    return (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
+
+
+class Draw:
+    """Streams as the sweep makes them, with ties among them."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.shape, self.dtype, self.layout = shape, dtype, layout
+        self.steps, self.images = 6, 3
+
+    def rows(self, low: int, high: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        map = draw_map(self.steps, self.images, self.generator)
+        size = (int(map.max()) + 1, *self.shape)
+        rows = torch.randint(low, high, size, generator=self.generator).to(dtype)
+        return (rows.contiguous(memory_format=self.layout) if rows.dim() == 4 else rows), map
+
+    def floats(self) -> Rows:
+        rows, map = self.rows(-40, 60, self.dtype)
+        return Rows(rows / 4, map, self.dtype)  # quarters: some at ties
+
+    def sums(self) -> Rows:
+        rows, map = self.rows(-4000, 4000, torch.float32)
+        channels = 1 if rows.dim() == 4 else rows.dim() - 1
+        width = rows.shape[channels]
+        scale = torch.rand(width, generator=self.generator, dtype=self.dtype) / 500
+        bias = torch.randn(width, generator=self.generator, dtype=self.dtype)
+        return Rows(rows, map, self.dtype, 0, scale, bias, channels)
+
+    def codes(self) -> Rows:
+        rows, map = self.rows(0, 9, torch.uint8)
+        return Rows(rows, map, self.dtype, 4, 0.7, top=8)
+
+
+CASES = [
+    # levels, slew, shape, dtype, theta, first, second, started
+    (Levels(0, 7), 1, (5, 3, 4), torch.float32, 1.0, "sums", "codes", False),
+    (Levels(0, 7), 1, (5, 3, 4), torch.float64, 0.37, "sums", "sums", True),
+    (Levels(-4, 3), 2, (64, 7, 7), torch.float32, 0.37, "sums", None, True),
+    (Levels(0, 255), 1000, (70,), torch.float32, 0.37, "floats", "codes", False),
+    (Levels(-128, 127), 3, (4, 6), torch.float64, 1.0, "sums", "floats", True),
+    (Levels(0, 1), 1, (1030,), torch.float32, 2.5, "floats", None, True),
+    (Levels(0, 15), 1, (), torch.float32, 1.0, "floats", "floats", False),
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_triton_scan_is_the_torch_scan(monkeypatch, case, layout):
+    levels, slew, shape, dtype, theta, first, second, started = CASES[case]
+    draw = Draw(case, shape, dtype, layout)
+    drive: Rows | Sum = getattr(draw, first)()
+    if second:
+        drive = Sum(drive, getattr(draw, second)(), dtype)
+    start = None
+    if started:
+        size = (draw.images, *shape)
+        start = torch.randint(levels.lowest, levels.highest + 1, size, generator=draw.generator).to(dtype)
+    monkeypatch.setattr(native, "suits", lambda terms, start: False)
+    threshold = torch.tensor(theta)
+    wanted = scan(drive, start, threshold, levels, slew)
+    monkeypatch.setattr(SCANNING, "_fused", lambda terms, start: triton_scan.scan)
+    found = scan(drive, start, threshold, levels, slew)
+    assert int(wanted.spikes.sum()) > 0
+    for field in ("last", "spikes", "negative", "behind"):
+        assert torch.equal(getattr(found, field), getattr(wanted, field)), field
+    assert torch.equal(found.codes.map, wanted.codes.map)
+    assert torch.equal(found.codes.rows, wanted.codes.rows)
+    assert found.codes.rows.is_contiguous(memory_format=layout) or len(shape) != 3
+
+
+def test_a_whole_network_through_the_kernel(monkeypatch):
+    """Every layer of a residual network with max-pooling, in chunks that settle at different steps."""
+    import spikezip
+    from spikezip.models import resolve
+    from spikezip.run.reference import reference
+    from spikezip.run.sweep import sweep
+
+    source = resolve("spikezip:digits")
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    snn = spikezip.convert(source.module, source.example, images, levels=4)
+    wanted = reference(snn, (images,), 12)
+    monkeypatch.setattr(SCANNING, "_fused", lambda terms, start: triton_scan.scan)
+    found = sweep(snn, (images,), 12, block=5, chunk=2)
+    assert torch.equal(found.logits, wanted.logits)
+    assert torch.equal(found.total_spikes, wanted.total_spikes)
+    assert torch.equal(found.settled_at, wanted.settled_at)
+
+
+def test_only_what_lies_on_a_gpu_suits():
+    rows, map = Draw(0, (3,), torch.float32, torch.contiguous_format).rows(0, 3, torch.float32)
+    assert not triton_scan.suits([Rows(rows, map, torch.float32)], None)
