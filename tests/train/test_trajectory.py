@@ -1,0 +1,140 @@
+"""Trajectory training: the unrolled network is the SNN, and its gradients are those of the recurrence."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from training_nets import chain, residual
+
+from spikezip import Levels, Morph, capture, morph, quantize, spike
+from spikezip.errors import RecipeError, StageError
+from spikezip.run.reference import reference
+from spikezip.spike.encoding import Encoding, Even, Pulse
+from spikezip.train import AdamW, Plan, TensorBatches, Tracker, Trajectory, finetune, train, unroll
+from spikezip.train.recipe import check_recipe
+
+
+class Convolutional(nn.Module):
+    """A residual block, a max-pool, and a linear layer over tokens with the batch in the second dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.mix, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        x = F.max_pool2d(F.relu(self.second(x) + x), 2)
+        tokens = F.relu(self.mix(x.flatten(2).permute(2, 0, 1)))
+        return self.head(tokens.mean(0))
+
+
+@pytest.mark.parametrize("encoding", [Pulse(), Even(2), Even(4)], ids=str)
+@pytest.mark.parametrize("levels", [Levels(0, 2), Levels(0, 7)], ids=str)
+def test_unrolled_it_is_the_snn(encoding: Encoding, levels: Levels):
+    torch.manual_seed(0)
+    x = torch.randn(6, 1, 8, 8)
+    qann = quantize(morph(capture(Convolutional().eval(), x), Morph()), levels, x)
+    snn = reference(spike(qann, encoding), (x,), 4, stop=False)
+    with torch.no_grad():
+        unrolled = unroll(qann, 4, encoding)(x)
+        torch.testing.assert_close(unrolled[:4], snn.outputs[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(unrolled[4], qann(x), rtol=0, atol=1e-6)
+        torch.testing.assert_close(unroll(qann, 4, encoding, settled=False)(x), unrolled[:4])
+    assert not torch.allclose(unrolled[0], unrolled[3]), "the steps are to differ"
+
+
+def followed(drive: Tensor, scale: Tensor, levels: Levels, steps: int) -> Tensor:
+    """The recurrence step by step, each rounding and clip with its straight-through gradient, by autograd."""
+    ratio = drive / scale
+    clipped = ratio.clamp(levels.lowest, levels.highest)
+    goals = clipped + (torch.floor(ratio + 0.5).clamp(levels.lowest, levels.highest) - clipped).detach()
+    tracer, rows = torch.zeros_like(drive[0]), []
+    for t in range(steps):
+        away = (goals[t] - tracer).detach()
+        tracer = torch.where(away > 1, tracer + 1, torch.where(away < -1, tracer - 1, goals[t]))
+        rows.append(tracer)
+    return torch.stack([*rows, *goals[steps:]]) * scale
+
+
+@pytest.mark.parametrize("levels", [Levels(0, 3), Levels(-2, 2)], ids=str)
+def test_gradients_are_those_of_the_recurrence(levels: Levels):
+    torch.manual_seed(1)
+    drive = (torch.randn(5, 7, 11, dtype=torch.float64) * 2).requires_grad_()
+    scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+    grad = torch.randn(5, 7, 11, dtype=torch.float64)
+    wanted = torch.autograd.grad(followed(drive, scale, levels, 4), (drive, scale), grad)
+    tracker = Tracker(scale, levels, 4, settled=True)
+    out = tracker(drive.flatten(0, 1)).unflatten(0, (5, 7))
+    torch.testing.assert_close(out, followed(drive, scale, levels, 4))
+    given = torch.autograd.grad(out, (drive, scale), grad)
+    torch.testing.assert_close(given[0], wanted[0])
+    gain = (11 * max(levels.highest, -levels.lowest)) ** -0.5
+    torch.testing.assert_close(given[1], wanted[1] * gain)
+    late = (followed(drive, scale, levels, 4)[:4] / scale).round() != levels.codes(drive[:4], scale)
+    assert 0.1 < float(late.double().mean()) < 0.9, "some tracers are to lag, and some not"
+
+
+def test_compiled_or_not_the_same(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(2)
+    drive, grad = torch.randn(6, 33, 4) * 2, torch.randn(6, 33, 4)
+    answers = []
+    for least in (1 << 30, 1):
+        monkeypatch.setattr("spikezip.train.fused._WORTH_COMPILING", least)
+        scale, x = nn.Parameter(torch.tensor(0.7)), drive.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without a compiler the plain function runs, and says so
+            out = Tracker(scale, Levels(0, 3), 2, settled=True)(x)
+            out.backward(grad)
+        answers.append((out.detach(), x.grad, scale.grad))
+    for a, b in zip(*answers, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_it_trains_the_answer_at_a_step():
+    torch.manual_seed(3)
+    x = torch.randn(512, 6)
+    data = TensorBatches(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long(), held_out=128)
+    qann = chain(Levels(0, 2))
+    before = [p.detach().clone() for p in qann.parameters()]
+    plan = Plan(Trajectory((0, 1), Even(2)), epochs=20, batch=64, optimizer=AdamW(rate=0.01))
+    done = train(qann, data, plan)
+    first, last = done.history[0].validation, done.history[-1].validation
+    assert last["accuracy/t2"] == last["accuracy"]
+    assert last["loss"] < first["loss"]
+    assert last["accuracy"] > 0.75
+    assert all(torch.equal(a, b) for a, b in zip(before, qann.parameters(), strict=True)), "the QANN given is untouched"
+    snn = spike(done.network, Even(2))  # type: ignore[arg-type]
+    run = reference(snn, (x,), 2, stop=False)
+    assert float((run.outputs[0][1].argmax(-1) == data.labels).float().mean()) > 0.75  # type: ignore[attr-defined]
+
+
+def test_the_loss_is_the_weighted_mean():
+    torch.manual_seed(4)
+    logits, labels = torch.randn(3, 5, 4), torch.tensor([0, 1, 2, 3, 0])
+    objective = Trajectory((0, 2), settled=1.0)
+    loss, numbers = objective.loss(lambda images: logits, torch.zeros(5, 1), labels)  # type: ignore[arg-type]
+    torch.testing.assert_close(loss, (2 * F.cross_entropy(logits[1], labels) + F.cross_entropy(logits[2], labels)) / 3)
+    assert set(numbers) == {"accuracy", "accuracy/t1", "accuracy/t2", "accuracy/settled", "loss/t2", "loss/settled"}
+    assert numbers["accuracy"] == numbers["accuracy/t2"]
+
+
+def test_what_is_refused():
+    with pytest.raises(RecipeError, match=r"weights=\(\)"):
+        Trajectory(())
+    with pytest.raises(RecipeError, match="nothing would be trained"):
+        Trajectory((0, 0))
+    with pytest.raises(StageError, match="whole number of steps"):
+        unroll(residual(), 0)
+    with pytest.raises(StageError, match="Call quantize"):
+        finetune(nn.Linear(2, 2), TensorBatches(torch.zeros(4, 2), torch.zeros(4).long()), Plan(Trajectory((1,))))
+    recipe = {"name": "a", "stage": "trajectory", "model": "spikezip:digits", "data": "digits"}
+    with pytest.raises(RecipeError, match="needs 'steps'"):
+        check_recipe(recipe)
+    plan = check_recipe({**recipe, "steps": [0, 1], "encoding": "even:2", "settled": 0.5}).plan()
+    assert isinstance(plan.objective, Trajectory)
+    assert (plan.objective.weights, plan.objective.encoding, plan.objective.settled) == ((0, 1), Even(2), 0.5)
