@@ -1,5 +1,6 @@
 """What happened -> numbers: equivalence, accuracy at every step, spikes."""
 
+from spikezip.measure.ablation import Ablation, ablate
 from spikezip.measure.audit import Audit, AuditRow, audit
 from spikezip.measure.compare import Comparison, LayerDifference, OutputDifference, compare
 from spikezip.measure.counts import count
@@ -10,6 +11,7 @@ from spikezip.measure.record import Record, measure
 from spikezip.measure.work import Counts
 
 __all__ = [
+    "Ablation",
     "Audit",
     "AuditRow",
     "Certificate",
@@ -23,6 +25,7 @@ __all__ = [
     "LayerDifference",
     "OutputDifference",
     "Record",
+    "ablate",
     "audit",
     "choose_threshold",
     "compare",
