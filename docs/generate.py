@@ -82,6 +82,27 @@ def short_table(result: dict[str, Any]) -> str:
     return table(["ResNet-20, CIFAR-10", *(f"t={t}" for t in steps), "QANN", "T_eq", "SNN = QANN"], rows)
 
 
+def zoo(result: dict[str, Any]) -> str:
+    """Which published networks convert."""
+    kinds = ("float32", "float64", "rounded", "inexact")
+    rows = result["models"]
+    converted = [row for row in rows.values() if "sound" in row]
+    sums = ", ".join(f"{sum(row['exactness'].get(kind, 0) for row in converted)} {kind}" for kind in kinds)
+    lines = []
+    for name, row in rows.items():
+        if "sound" not in row:
+            why = " ".join(str(row.get("refused") or row.get("crashed")).split())
+            lines.append([name, "", "", "", "", "", "no", why])
+            continue
+        numbers = [f"{row[key]:,}" for key in ("parameters", "neurons", "layers", "t_eq", "bound")]
+        counts = " / ".join(str(row["exactness"].get(kind, 0)) for kind in kinds)
+        lines.append([name, *numbers, "yes" if row["sound"] else "**no**", counts])
+    head = ["model", "parameters", "neurons", "layers", "T_eq", "bound", "equal", " / ".join(kinds)]
+    equal = sum(row["sound"] for row in converted)
+    told = f"{len(converted)} of {len(rows)} convert, {equal} of these are equal; sums: {sums}.\n\n"
+    return told + table(head, lines) + provenance(result)
+
+
 BEGIN, END = "<!-- made by docs/generate.py -->\n", "<!-- end -->\n"
 
 
@@ -93,7 +114,7 @@ def readme(text: str) -> str:
     return f"{head}{BEGIN}{made}{END}{tail}"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"cifar10-resnet20": resnet20}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"zoo": zoo, "cifar10-resnet20": resnet20}
 
 if __name__ == "__main__":
     page = ROOT / "README.md"

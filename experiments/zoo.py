@@ -4,7 +4,7 @@
 
 Each model (tests/zoo/zoo_models.py) is captured, morphed, quantized to 8 levels and run as an SNN on two random images,
 in floats (reference engine) and with 8-bit weights (sweep and reference). Writes experiments/results/zoo.json, model by
-model, and docs/zoo.md from it. Models already in the file are left out unless ``--again`` is given.
+model; docs/zoo.md shows it. Models already in the file are left out unless ``--again`` is given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import sys
 import time
 import traceback
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,38 +28,22 @@ from zoo_road import attempt  # noqa: E402
 from spikezip.measure.provenance import provenance  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "zoo.json"
-PAGE = ROOT / "docs" / "zoo.md"
-
-INTRODUCTION = """# The zoo
-
-Published networks of torchvision and timm, their authors' own code with fewer channels and blocks, random weights and
-BatchNorm statistics, taken down the whole road: capture, morph (float64 outputs kept to 1e-9), 8 levels, SNN. *Equal*
-means, to the bit on every image: the settled float SNN (reference engine) is its QANN; with 8-bit weights, the sweep is
-the reference at every step, and settles on its QANN. Neurons are per image. Sums of the integer network: in float32, in
-float64 where 24 binary digits are not enough; *rounded* counts the general functions (LayerNorm, softmax, GELU, ...),
-computed in float64 and rounded to fixed point; *inexact* would be a synaptic sum on no grid.
-
-Made by `experiments/zoo.py` from `experiments/results/zoo.json`; `make zoo` tests the same.
-"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--only", nargs="*", default=[], help="names, or parts of names")
     parser.add_argument("--again", action="store_true", help="run models that have a result too")
-    parser.add_argument("--table", action="store_true", help="write docs/zoo.md from the results there are")
     choices = parser.parse_args()
     rows = stored()
     names = [m.name for m in ZOO]
     wanted = [n for n in names if any(part in n for part in choices.only)] if choices.only else names
     missing = [n for n in wanted if choices.again or n not in rows]
-    if not choices.table:
-        for name in missing:
-            row = run(name)
-            rows = {**stored(), name: row}  # another process may have written its own
-            write({n: rows[n] for n in names if n in rows})
-            print(f"{name}: {summary(row)}", flush=True)
-    PAGE.write_text(page(json.loads(RESULT.read_text())))
+    for name in missing:
+        row = run(name)
+        rows = {**stored(), name: row}  # another process may have written its own
+        write({n: rows[n] for n in names if n in rows})
+        print(f"{name}: {summary(row)}", flush=True)
 
 
 def stored() -> dict[str, Any]:
@@ -94,35 +77,6 @@ def summary(row: dict[str, Any]) -> str:
     if "sound" not in row:
         return str(row)
     return f"{'equal' if row['sound'] else 'NOT EQUAL ' + str(row)}, T_eq {row['t_eq']}, {row['exactness']}"
-
-
-def page(result: dict[str, Any]) -> str:
-    """docs/zoo.md."""
-    rows = result["models"]
-    converted = {n: r for n, r in rows.items() if "sound" in r}
-    sums = Counter()
-    for row in converted.values():
-        sums.update(row["exactness"])
-    lines = [
-        INTRODUCTION,
-        f"{len(converted)} of {len(rows)} convert, {sum(r['sound'] for r in converted.values())} of these are equal; "
-        f"sums: {', '.join(f'{sums[k]} {k}' for k in ('float32', 'float64', 'rounded', 'inexact'))}. "
-        f"spikezip {result['versions']['spikezip']} at {result['commit']}, torch {result['versions']['torch']}.",
-        "",
-        "| model | parameters | neurons | layers | T_eq | bound | equal | float32 / float64 / rounded / inexact |",
-        "|---|--:|--:|--:|--:|--:|---|---|",
-    ]
-    for name, row in rows.items():
-        if "sound" not in row:
-            why = row.get("refused") or row.get("crashed")
-            lines.append(f"| {name} | | | | | | no | {' '.join(str(why).split())} |")
-            continue
-        counts = " / ".join(str(row["exactness"].get(k, 0)) for k in ("float32", "float64", "rounded", "inexact"))
-        lines.append(
-            f"| {name} | {row['parameters']:,} | {row['neurons']:,} | {row['layers']} | {row['t_eq']} | {row['bound']} "
-            f"| {'yes' if row['sound'] else '**no**'} | {counts} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
