@@ -38,19 +38,16 @@ SECONDS = 400  #: a mutant that takes longer (an endless loop) counts as killed
 #: The module, and the tests that must notice, the quickest first.
 TARGETS = {
     "spikezip.levels": [
-        "src/spikezip/levels.py",
         "tests/spike/test_spike.py",
         "tests/quantize/test_quantize.py",
         "tests/test_theorem.py",
     ],
     "spikezip.spike.neuron": [
-        "src/spikezip/spike/neuron.py",
         "tests/spike/test_spike.py",
         "tests/run/test_run.py",
         "tests/test_theorem.py",
     ],
     "spikezip.quantize.quantizer": [
-        "src/spikezip/quantize/quantizer.py",
         "tests/quantize/test_quantize.py",
         "tests/train/test_paths.py",
     ],
