@@ -103,6 +103,15 @@ def zoo(result: dict[str, Any]) -> str:
     return told + table(head, lines) + provenance(result)
 
 
+def probes(result: dict[str, Any]) -> str:
+    """What a few optimizer steps of trajectory training gave."""
+    rows = [
+        [name, percent(row["validation"]["accuracy/t1"]), percent(row["validation"]["accuracy/t2"])]
+        for name, row in result["probes"].items()
+    ]
+    return table(["setting (others as in the first row)", "t=1", "t=2"], rows) + provenance(result)
+
+
 BEGIN, END = "<!-- made by docs/generate.py -->\n", "<!-- end -->\n"
 
 
@@ -114,7 +123,11 @@ def readme(text: str) -> str:
     return f"{head}{BEGIN}{made}{END}{tail}"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"zoo": zoo, "cifar10-resnet20": resnet20}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "zoo": zoo,
+    "trajectory-probes": probes,
+    "cifar10-resnet20": resnet20,
+}
 
 if __name__ == "__main__":
     page = ROOT / "README.md"
