@@ -205,7 +205,6 @@ def _provenance() -> dict[str, Any]:
 def _import_what_is_slow() -> None:
     """Everything but spikezip, which each mutant imports anew."""
     sys.path.insert(0, str(ROOT / "src"))
-    import hypothesis  # noqa: F401
     import numpy  # noqa: F401
     import pytest  # noqa: F401
     import safetensors.torch  # noqa: F401
