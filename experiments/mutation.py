@@ -4,9 +4,10 @@
     python experiments/mutation.py [--only NAME] [--again]
 
 Every mutation of cosmic-ray's operators (another sign, comparison, constant, a negated condition, a missing decorator
-...) is made, one at a time, in levels.py, the ST-BIF neuron, the LSQ quantizer and the folding of BatchNorm, and the
-tests of that file are run until one fails. Mutations of annotations change no code and are left out. Each mutant runs
-in a process of its own, forked from one that has imported torch already; nothing is written into the source tree.
+...; arithmetic operators exchanged among + - * / // **) is made, one at a time, in levels.py, the ST-BIF neuron, the
+LSQ quantizer and the folding of BatchNorm, and the tests of that file are run until one fails. Mutations of annotations
+change no code and are left out. Each mutant runs in a process of its own, forked from one that has imported torch
+already; nothing is written into the source tree.
 Writes experiments/results/mutation.json; survivors are explained in docs/mutation.md.
 """
 
@@ -34,6 +35,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "experiments" / "results" / "mutation.json"
 SECONDS = 400  #: a mutant that takes longer (an endless loop) counts as killed
+
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "FloorDiv", "Pow")
 
 #: The module, and the tests that must notice, the quickest first.
 TARGETS = {
@@ -78,7 +81,10 @@ def main() -> None:
             if key in found and not (choices.survivors and found[key]["outcome"] == "survived"):
                 continue
             began = time.perf_counter()
-            told = outcome(module, mutant, tests)
+            told = next(
+                (o for files in (tests[:1], tests[1:]) if (o := outcome(module, mutant, files)) != "survived"),
+                "survived",
+            )
             found[key] = {
                 "module": module,
                 "outcome": told,
@@ -102,6 +108,8 @@ def mutants(module: str, code: str) -> Iterator[tuple[str, str]]:
         kind = plugins.get_operator(name)
         if kind.arguments():
             continue  # these need names to be chosen for them
+        if "BinaryOperator" in name and not all(part in _ARITHMETIC for part in name.split("_")[1:]):
+            continue  # shifts and bits of floats raise: nobody would write them by mistake
         for occurrence in range(10_000):
             mutant = mutate_code(code, kind(), occurrence)
             if mutant is None:
