@@ -33,6 +33,7 @@ def convert(
     encoding: Encoding = Pulse(),
     bias_encoding: Encoding | None = None,
     slew: int = 1,
+    correct_bias: bool | None = None,
 ) -> SNN:
     """Convert a trained network into an SNN without training.
 
@@ -47,6 +48,8 @@ def convert(
         encoding: how the input is released over time.
         bias_encoding: how biases are; as the input if not given.
         slew: levels a neuron may move per step.
+        correct_bias: shift biases so that every channel keeps its mean on the calibration data; None does so if the
+            outputs are then nearer to the model's there.
 
     Returns:
         The :class:`SNN`; ``verify(snn, images)`` proves that it equals ``snn.qann``.
@@ -62,7 +65,7 @@ def convert(
     True
     """
     ann = _morph(capture(model, example), morph)
-    qann = quantize(ann, levels, calibration, signed_levels=signed_levels)
+    qann = quantize(ann, levels, calibration, signed_levels=signed_levels, correct_bias=correct_bias)
     if weight_bits:
         qann = to_integer(qann, weight_bits)
     return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew)

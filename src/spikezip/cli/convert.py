@@ -24,6 +24,15 @@ def command(
     calibration: Annotated[
         int, typer.Option("--calibration", min=1, help="Training images that thresholds are found from.")
     ] = 512,
+    correct_bias: Annotated[
+        bool | None,
+        typer.Option(
+            "--correct-bias/--keep-bias",
+            show_default=False,
+            help="Shift biases so that every channel keeps its mean behind its neurons. By default, if the outputs "
+            "are then nearer to the model's on the calibration images.",
+        ),
+    ] = None,
     classes: options.ClassesOption = None,
     image_size: options.ImageSizeOption = None,
     seed: options.SeedOption = 0,
@@ -32,8 +41,8 @@ def command(
 ) -> None:
     """Convert MODEL into a spiking network without training, and save it.
 
-    The thresholds are found from training images of DATA; the model is otherwise left as it is. More levels are more
-    accurate and need more steps.
+    Thresholds, and shifts of biases, are found from training images of DATA. More levels are more accurate and need
+    more steps.
 
     [bold]Examples[/]
       spikezip convert spikezip:resnet20 --weights pretrained --data cifar10 --levels 16 --out resnet20.spikezip
@@ -65,6 +74,7 @@ def command(
                 morph=choice,
                 weight_bits=bits,
                 encoding=release,
+                correct_bias=correct_bias,
             )
         remember(snn.graph, model, images)
         snn.save(draft)

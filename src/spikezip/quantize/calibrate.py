@@ -15,11 +15,12 @@ from spikezip.quantize.correct import BiasCorrection
 from spikezip.quantize.quantizer import Quantizer
 
 _SAMPLES = 1 << 17  #: values per layer the search looks at; more changes scales in the fourth digit only
+LIMIT = 1024  #: images looked at, if no other number is given
 _CHUNK = 64  #: images run at a time
 
 
 def calibrate(
-    qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int = 1024, ann: fx.GraphModule | None = None
+    qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int = LIMIT, ann: fx.GraphModule | None = None
 ) -> None:
     """Set every quantizer's scale, in place, by minimal mean squared error.
 

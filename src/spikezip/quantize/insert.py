@@ -13,7 +13,8 @@ from spikezip.graph import network, ops
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
-from spikezip.quantize.calibrate import calibrate
+from spikezip.quantize.calibrate import LIMIT, calibrate, gather
+from spikezip.quantize.correct import distance
 from spikezip.quantize.place import Carriers, needs_neuron, never_negative, only_divides
 from spikezip.quantize.quantizer import Quantizer
 
@@ -25,7 +26,7 @@ def quantize(
     *,
     signed_levels: int | Levels | None = None,
     strict: bool = True,
-    correct_bias: bool = False,
+    correct_bias: bool | None = False,
 ) -> fx.GraphModule:
     """Insert quantizers and set their scales from data.
 
@@ -42,7 +43,7 @@ def quantize(
         signed_levels: levels where values may be negative, if they are to differ.
         strict: every synaptic operation receives spikes.
         correct_bias: shift biases so that every channel keeps its mean on the calibration data (see
-            :func:`~spikezip.quantize.calibrate`).
+            :func:`~spikezip.quantize.calibrate`); None does so if the outputs are then nearer to the ANN's there.
 
     Returns:
         The QANN: a new, trainable ``GraphModule``; its quantizers are named after the places they sit in.
@@ -52,6 +53,13 @@ def quantize(
         CalibrationError: the calibration data is empty or unusable.
     """
     network.expect(ann, Stage.ANN, "quantize")
+    if correct_bias is None and calibration is not None:
+        data = gather(ann, calibration, LIMIT)
+        both = [
+            quantize(ann, levels, data, signed_levels=signed_levels, strict=strict, correct_bias=correct)
+            for correct in (False, True)
+        ]
+        return min(both, key=lambda qann: distance(ann, qann, data))
     qann = network.fork(ann)
     unsigned, signed = _both_levels(levels, signed_levels)
     insert_quantizers(qann, unsigned, signed, strict=strict)
