@@ -1,7 +1,8 @@
 """Neurons and synapses on rows of time steps; nothing above knows which implementation ran."""
 
+from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, union
 from spikezip.kernels.scan import Scan, scan
 from spikezip.kernels.synapse import Synapse, pack
 
-__all__ = ["Rows", "Scan", "Sum", "Synapse", "gather", "max_pool2d", "pack", "scan", "union"]
+__all__ = ["Rows", "Scan", "Sum", "Synapse", "full_precision", "gather", "max_pool2d", "pack", "scan", "union"]

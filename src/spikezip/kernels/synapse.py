@@ -1,4 +1,8 @@
-"""Convolutions and linear layers with integer weights on integer codes, through oneDNN's 8-bit kernels where exact."""
+"""Convolutions and linear layers with integer weights on integer codes, in the shortest numbers that stay exact.
+
+On CPUs these are oneDNN's 8-bit kernels; on GPUs float32, multiplied as TF32, as every weight and every code is a whole
+number of at most 8 binary digits and their sums are proven to stay below 2^24.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,13 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from spikezip.graph import network, ops
+from spikezip.kernels.precision import TF32_WHOLE, tf32
 from spikezip.kernels.rows import Rows
 from spikezip.quantize.grid import per_channel
 
 _aten, _onednn = torch.ops.aten, torch.ops.onednn
 _EXACT = 2**24  #: whole numbers up to here are float32s
+_CHECKED = 8  #: rows of each new shape that are computed once more in float64
 
 
 @dataclass(frozen=True)
@@ -37,25 +43,67 @@ class Synapse:
     dtype: torch.dtype
     geometry: tuple[list[int], list[int], list[int], int] | None
     reach: int
-    packed: dict[int, Any] = field(default_factory=dict)  # by what stands for 0: oneDNN folds it into the weights
+    packed: dict[Any, Any] = field(default_factory=dict)  # by what stands for 0: oneDNN folds it into the weights
+    exact: dict[torch.Size, bool] = field(default_factory=dict)  # on GPUs: what was found for each shape of operands
 
     def takes(self, codes: Rows) -> bool:
         """Whether the sums over these codes are exact here."""
-        return (
-            codes.is_code
-            and codes.rows.dtype is torch.uint8
-            and codes.rows.device.type == "cpu"
-            and self.reach * codes.top < _EXACT
-            and _trusted(128 if codes.top <= 128 else 255)
-        )
+        if not codes.is_code or not codes.rows_are_bytes or codes.rows.device != self.weight.device:
+            return False
+        if self.reach * codes.top >= _EXACT:
+            return False
+        on_cpu = codes.rows.device.type == "cpu"
+        return _trusted(128 if codes.top <= 128 else 255) if on_cpu else codes.top < TF32_WHOLE
 
     def __call__(self, codes: Rows, *, bias: bool = True) -> Rows:
         """Sums of weight times code, still to be scaled; with their bias or without."""
-        if codes.zero not in self.packed:
-            self.packed[codes.zero] = _pack(self.weight, self.geometry, codes.zero)
-        sums = _sums(codes.rows, self.packed[codes.zero], self.weight.shape[0], self.geometry, codes.zero)
+        if codes.rows.device.type == "cpu":
+            if codes.zero not in self.packed:
+                self.packed[codes.zero] = _pack(self.weight, self.geometry, codes.zero)
+            sums = _sums(codes.rows, self.packed[codes.zero], self.weight.shape[0], self.geometry, codes.zero)
+        else:
+            sums = self.in_floats(codes)
         channels = 1 if self.geometry else sums.dim() - 1
         return Rows(sums, codes.map, self.dtype, 0, self.scale, self.bias if bias else None, channels)
+
+    def in_floats(self, codes: Rows) -> Tensor:
+        """The sums through float32 operations (TF32 on GPUs), checked.
+
+        A library may choose an algorithm that transforms its operands with fractions (Winograd, FFT), and chooses by
+        shape. So rows are padded to few different numbers, the first sums of each shape are compared with float64's on
+        some rows, and a shape that fails is computed in float64 from then on.
+        """
+        operand = _padded(codes)
+        if operand.shape not in self.exact:
+            some = torch.linspace(0, codes.rows.shape[0] - 1, _CHECKED, device=operand.device).long().unique()
+            wanted = self._apply(operand[some].double())
+            self.exact[operand.shape] = torch.equal(self._apply(operand)[some].double(), wanted)
+        sums = self._apply(operand if self.exact[operand.shape] else operand.double()).to(torch.float32)
+        return sums[: codes.rows.shape[0]]
+
+    def _apply(self, operand: Tensor) -> Tensor:
+        if operand.dtype not in self.packed:
+            weight = self.weight.to(operand.dtype)
+            layout = torch.channels_last if self.geometry else torch.contiguous_format
+            self.packed[operand.dtype] = weight.contiguous(memory_format=layout)
+        weight = self.packed[operand.dtype]
+        with tf32():
+            return F.conv2d(operand, weight, None, *self.geometry) if self.geometry else F.linear(operand, weight)
+
+
+def _padded(codes: Rows) -> Tensor:
+    """Codes as float32, with rows of zeros up to the next of four numbers per power of two."""
+    rows = codes.rows
+    count = rows.shape[0]
+    step = 1 << max((count - 1).bit_length() - 3, 0)
+    layout = torch.channels_last if rows.dim() == 4 else torch.contiguous_format
+    size = (-(-count // step) * step, *rows.shape[1:])
+    operand = torch.empty(size, dtype=torch.float32, device=rows.device, memory_format=layout)
+    operand[:count].copy_(rows)
+    if codes.zero:
+        operand[:count] -= codes.zero
+    operand[count:] = 0
+    return operand
 
 
 def pack(node: fx.Node) -> Synapse | None:
@@ -66,7 +114,7 @@ def pack(node: fx.Node) -> Synapse | None:
     weight = network.constant(weight_node) if weight_node is not None else None
     index = ops.bias_index(node)
     bias = network.constant(node.args[index]) if index is not None else None
-    if weight is None or weight.device.type != "cpu" or (index is not None and bias is None):
+    if weight is None or weight.device.type not in ("cpu", "cuda") or (index is not None and bias is None):
         return None
     _, exponents = per_channel(node, weight)
     steps = torch.exp2(exponents)

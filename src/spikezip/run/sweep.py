@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, gather
+from spikezip.kernels import Rows, full_precision, gather
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -16,11 +16,13 @@ from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
+_CHUNK, _CHUNK_OF_GPU = 8, 64  # images
 _BLOCK = 32  # steps of a block: work is shared within one, so long ones
 _EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so shorter ones
 
 
 @torch.no_grad()
+@full_precision()
 def sweep(
     snn: SpikingNetwork,
     inputs: tuple[Tensor, ...],
@@ -31,7 +33,7 @@ def sweep(
     observe: Observer | None = None,
     early_exit: EarlyExit | None = None,
     block: int | None = None,
-    chunk: int = 8,
+    chunk: int | None = None,
 ) -> Run:
     """Run an SNN with one call per operation for a whole block of steps.
 
@@ -49,7 +51,8 @@ def sweep(
         early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had
             computed is not kept.
         block: time steps per block; 32, or with a confidence rule 8, if not given.
-        chunk: images taken together; few, so that values stay in the processor's cache.
+        chunk: images taken together; if not given, few (8), so that values stay in a processor's cache, or as many
+            (64) as keep a GPU busy.
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -59,6 +62,7 @@ def sweep(
     """
     so_far = _Results(snn, plan_of(snn), inputs, steps, state, early_exit)
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
+    chunk = chunk or (_CHUNK if inputs[0].device.type == "cpu" else _CHUNK_OF_GPU)
     images = inputs[0].shape[0]
     for first in range(0, images, chunk):
         so_far.add(torch.arange(first, min(first + chunk, images)), stop, observe, block)
