@@ -112,6 +112,53 @@ def probes(result: dict[str, Any]) -> str:
     return table(["setting (others as in the first row)", "t=1", "t=2"], rows) + provenance(result)
 
 
+ENERGY_STEPS = (1, 2, 4, 6, 8, 12, 16, 32)
+
+
+def energy(result: dict[str, Any]) -> str:
+    """What the published ResNet-20 costs in each wiring, and what each of its operations receives."""
+    runs = result["runs"]
+    head = ["wiring", "QANN (%)", "settled (%)", "equal", "neuron layers", "T_eq max", "bound", "SynOps (10⁶)"]
+    beside = []
+    for run in runs:
+        equal = f"{'yes' if run['equal'] else 'no'}, {run['certified_images']:,} images"
+        numbers = [run["neuron_layers"], run["t_eq"]["max"], run["bound"]]
+        accuracy = [f"{100 * value:.1f}" for value in (run["qann"], run["accuracy"][-1])]
+        beside.append([run["name"], *accuracy, equal, *map(str, numbers), _million(run["synops"][-1], 1)])
+    steps = []
+    for run in runs:
+        rows = {"accuracy (%)": [f"{100 * run['accuracy'][t - 1]:.1f}" for t in ENERGY_STEPS]}
+        rows["SynOps (10⁶)"] = [_million(run["synops"][t - 1], 1) for t in ENERGY_STEPS]
+        for priced in run["energy"]:
+            if priced["ratio"]:
+                rows[f"SNN / QANN, {priced['model']}"] = [f"{priced['ratio'][t - 1]:.2f}" for t in ENERGY_STEPS]
+        steps += [[run["name"], what, *cells] for what, cells in rows.items()]
+    received = ["operation", "synapses", *(f"{r['name']}: {k}" for r in runs for k in ("receives", "ACs", "MACs"))]
+    audit = []
+    for rows in zip(*(run["audit"]["rows"] for run in runs), strict=True):
+        cells = [[row["input"], _million(row["acs"]), _million(row["macs"])] for row in rows]
+        audit.append([rows[0]["name"], _million(rows[0]["synapses"]), *(c for part in cells for c in part)])
+    totals = [
+        {k: sum(row[k] for row in run["audit"]["rows"]) for k in ("acs", "macs", "as_macs", "synapses")} for run in runs
+    ]
+    cells = [["", _million(total["acs"]), _million(total["macs"])] for total in totals]
+    audit.append(["all", _million(totals[0]["synapses"]), *(c for part in cells for c in part)])
+    integers = ", ".join(f"{run['name']} {_million(total['as_macs'])}" for run, total in zip(runs, totals, strict=True))
+    return (
+        table(head, beside)
+        + "\n"
+        + table(["wiring", "what", *(f"t={t}" for t in ENERGY_STEPS)], steps)
+        + "\nWhat each operation receives, and what it does over 32 steps (10⁶ an image):\n\n"
+        + table(received, audit)
+        + f"\nRead as integers instead of streams, MACs (10⁶ an image): {integers}.\n"
+        + provenance(result)
+    )
+
+
+def _million(number: float, digits: int = 2) -> str:
+    return f"{number / 1e6:.{digits}f}"
+
+
 BEGIN, END = "<!-- made by docs/generate.py -->\n", "<!-- end -->\n"
 
 
@@ -127,6 +174,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "zoo": zoo,
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
+    "energy-resnet20": energy,
 }
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the published CIFAR-10 ResNet-20 costs as an SNN, vanilla and re-routed: audit, operations, energy at each step.
+"""What the published CIFAR-10 ResNet-20 costs as an SNN, in five wirings: audit, operations, energy at each step.
 
     python experiments/energy.py --data PATH/TO/CIFAR [--images 64] [--accuracy 500]
 
 Training-free conversion, 8 levels, 8-bit weights (re-routed with float weights too), pulse release, 32 steps.
-Operations are counted on the first
-``--images`` test images, accuracy on the first ``--accuracy``. Writes experiments/results/energy-resnet20.json and
-prints the tables of docs/energy.md.
+Operations are counted on the first ``--images`` test images, accuracy on the first ``--accuracy``, of which the first
+``--certified`` are compared with the QANN code by code. Writes experiments/results/energy-resnet20.json, from which
+docs/generate.py makes the tables of docs/energy.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 import spikezip
 from spikezip.data import ImageData, open_data
 from spikezip.measure import Counts, EnergyModel, count, energy_models, price
+from spikezip.measure.audit import audit_of
 from spikezip.measure.provenance import provenance
 from spikezip.measure.work import OPERATIONS
 from spikezip.models import ModelSource, resolve
@@ -29,7 +30,6 @@ RESULTS = Path(__file__).parent / "results"
 SEED = 0
 CALIBRATION = 512
 STEPS = 32
-SHOWN = (1, 2, 4, 6, 8, 12, 16, 32)
 
 #: memory-45nm-int8 with an accelerator's reuse: see docs/energy.md, "A model of your own".
 REUSE = """
@@ -50,23 +50,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
     parser.add_argument("--images", type=int, default=64, help="images to count on")
     parser.add_argument("--accuracy", type=int, default=500, help="images for accuracy at each step")
+    parser.add_argument("--certified", type=int, default=200, help="images to compare with the QANN")
     parser.add_argument("--out", type=Path, default=RESULTS / "energy-resnet20.json")
     options = parser.parse_args()
     torch.manual_seed(SEED)
     source = resolve("spikezip:resnet20", weights="pretrained", root=options.data)
     data = open_data("cifar10", options.data, mean=source.mean, std=source.std)
-    runs = [
-        one(name, residual, bits, source, data, options.images, options.accuracy)
-        for name, residual, bits in (
-            ("vanilla", spikezip.Residual.VANILLA, 8),
-            ("rcr", spikezip.Residual.RCR, 8),
-            ("rcr, float weights", spikezip.Residual.RCR, None),
-        )
-    ]
+    wirings = [(wiring.value, wiring, 8) for wiring in spikezip.Residual]
+    wirings.append(("rcr, float weights", spikezip.Residual.RCR, None))
+    runs = []
+    for name, residual, bits in wirings:
+        run = one(name, residual, bits, source, data, options)
+        runs.append(run)
+        settled = f"T_eq {run['t_eq']['max']}, {run['synops'][-1] / 1e6:.1f} million SynOps, equal: {run['equal']}"
+        print(f"{name}: {100 * run['accuracy'][-1]:.1f} %, {settled}", flush=True)
     result = {"experiment": "energy-resnet20", **provenance(SEED), "steps": STEPS, "runs": runs}
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(tables(runs))
 
 
 def one(
@@ -75,20 +75,22 @@ def one(
     weight_bits: int | None,
     source: ModelSource,
     data: ImageData,
-    images: int,
-    accuracy: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Convert, audit, count and price one wiring."""
+    """Convert, compare, audit, count and price one wiring."""
+    images, accuracy = options.images, options.accuracy
     real = data.calibration(CALIBRATION, SEED)
     choice = spikezip.Morph(residual=residual)
     snn = spikezip.convert(source.module, source.example, real, morph=choice, weight_bits=weight_bits)
     pictures, labels = data.tensors("test", max(images, accuracy))
     run = snn.run(pictures[:accuracy], STEPS)
     right = (run.logits.argmax(-1) == labels[:accuracy]).double().mean(1)
+    quantized = qann_accuracy(snn, pictures[:accuracy], labels[:accuracy])
+    certificate = spikezip.verify(snn, pictures[: options.certified], seed=SEED)
     began = time.perf_counter()
     counts = count(snn, pictures, STEPS, limit=images)
     seconds = time.perf_counter() - began
-    audit = spikezip.audit(snn, pictures[:images], STEPS)
+    audit = audit_of(snn, counts)
     priced = [price(counts, EnergyModel.named(name)) for name in energy_models()]
     return {
         "name": name,
@@ -97,6 +99,14 @@ def one(
         "images": images,
         "accuracy_images": accuracy,
         "accuracy": right.tolist(),
+        "qann": quantized,
+        "equal": certificate.equal,
+        "mismatches": certificate.mismatches,
+        "codes_checked": sum(layer.codes_checked for layer in certificate.layers),
+        "certified_images": certificate.images,
+        "weights_sha256": certificate.weights_sha256,
+        "neuron_layers": len(snn.layers),
+        "bound": certificate.bound,
         "t_eq": {"max": int(run.settled_at.max()), "mean": float(run.settled_at.double().mean())},
         "audit": audit.to_json(),
         "synops": counts.synops.tolist(),
@@ -128,34 +138,11 @@ def tracers(counts: Counts, model: EnergyModel) -> float:
     )
 
 
-def tables(runs: list[dict[str, Any]]) -> str:
-    """The tables of docs/energy.md."""
-    lines = ["| wiring | what | " + " | ".join(f"t={t}" for t in SHOWN) + " |", "|---|---|" + "---|" * len(SHOWN)]
-    for run in runs:
-        rows = {"accuracy (%)": [f"{100 * run['accuracy'][t - 1]:.1f}" for t in SHOWN]}
-        rows["SynOps (10⁶)"] = [f"{run['synops'][t - 1] / 1e6:.1f}" for t in SHOWN]
-        for energy in run["energy"]:
-            if energy["ratio"]:
-                rows[f"SNN / QANN, {energy['model']}"] = [f"{energy['ratio'][t - 1]:.2f}" for t in SHOWN]
-        lines += [f"| {run['name']} | {what} | {' | '.join(cells)} |" for what, cells in rows.items()]
-    head = "| operation | synapses |" + "".join(
-        f" {r['name']}: receives | ACs | MACs | MACs as integers |" for r in runs
-    )
-    lines += ["", head, "|---|---:|" + "---|---:|---:|---:|" * len(runs)]
-    for rows in zip(*(run["audit"]["rows"] for run in runs), strict=True):
-        cells = [f"{row['input']} | {' | '.join(_million(row[k]) for k in COUNTED)}" for row in rows]
-        lines.append(f"| {rows[0]['name']} | {_million(rows[0]['synapses'])} | {' | '.join(cells)} |")
-    totals = [[sum(row[k] for row in run["audit"]["rows"]) for k in ("synapses", *COUNTED)] for run in runs]
-    cells = [f" | {' | '.join(_million(n) for n in total[1:])}" for total in totals]
-    lines.append(f"| all (10⁶) | {_million(totals[0][0])} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-COUNTED = ("acs", "macs", "as_macs")
-
-
-def _million(number: float) -> str:
-    return f"{number / 1e6:.2f}"
+def qann_accuracy(snn: spikezip.SNN, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of images the quantized network answers rightly."""
+    with torch.no_grad():
+        answers = torch.cat([snn.qann(part).argmax(-1) for part in images.split(100)])
+    return float((answers == labels).double().mean())
 
 
 if __name__ == "__main__":

@@ -68,6 +68,23 @@ def test_a_grouped_convolution():
     assert row(counts, "conv2d", 1).qann.total("mac") == 6 * 4 * 2 * 9
 
 
+def test_a_padded_strided_grouped_3x3_convolution():
+    # 4 channels in 2 groups, 6 outputs, 5x5 image, stride 2, padding 1: a spike feeds the 3 outputs of its group, and
+    # in each direction the inputs 0..4 are read by 1, 2, 1, 2, 1 outputs. (0, 0, 0): 3*1*1 = 3; (1, 3, 3): 3*2*2 = 12;
+    # (2, 1, 4): 3*2*1 = 6; (3, 4, 4): 3.
+    snn = spiking(Copies(4, nn.Conv2d(4, 6, 3, 2, 1, groups=2)), (4, 5, 5))
+    codes = {(0, 0, 0): 3, (1, 3, 3): 2, (2, 1, 4): 1, (3, 4, 4): 2}
+    counts = count(snn, image((4, 5, 5), codes), 4)
+    convolution = row(counts, "conv2d", 1)
+    assert each_step(convolution, "ac") == [3 + 12 + 6 + 3, 3 + 12 + 3, 3, 0]
+    assert each_step(convolution, "weight_read") == each_step(convolution, "ac")
+    assert each_step(convolution, "spike_read") == [4, 3, 1, 0]
+    # QANN: 6 outputs, 2 channels of a group, (1+2+1+2+1)^2 positions and taps within the borders; 24 of them not 0.
+    assert convolution.qann.total("mac") == 6 * 2 * 49
+    assert convolution.qann.total("mac_nonzero") == 24
+    assert convolution.qann.memories["weight"].values == 6 * 2 * 9
+
+
 class TwoStreams(nn.Module):
     """A linear layer that reads the sum of two neuron layers (a re-routed residual)."""
 
@@ -150,6 +167,40 @@ def test_an_identity_into_membranes_is_a_synapse_for_each_spike():
     # 3 spikes of the first layer: 2 synapses each in main, 1 each into the membrane behind the sum.
     assert each_step(row(counts, "linear", 1), "ac") == [4, 2, 0]
     assert each_step(row(counts, "ST-BIF", 1), "ac") == [2, 1, 0]
+
+
+class Membranes(nn.Module):
+    """Two blocks whose identities hand their currents on (MS): z, z + p(z), z + p(z) + q(...)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.p, self.q = (nn.Linear(2, 2, bias=False) for _ in range(3))
+        self.head = nn.Linear(2, 3, bias=False)
+        self.stem.weight.data.copy_(torch.eye(2))
+        self.p.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        self.q.weight.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.stem(x)
+        a = z + self.p(torch.relu(z))
+        b = a + self.q(torch.relu(a))
+        return self.head(torch.relu(b))
+
+
+def test_a_current_that_a_second_neuron_needs_is_handed_on_by_additions():
+    # x = (2, 1). z = (2, 1) from t = 1 on: its neuron has it from the synapses; the second's membranes are handed it,
+    # 2 additions at t = 1. r = relu(z) fires twice and once; p adds r0, so a0 = 2 + 1 + 1 rises at t = 1, 2 (3, 4) and
+    # a1 = 1 at t = 1. The third neuron is handed every change of a: 2 additions at t = 1, 1 at t = 2; not z once more.
+    counts = count(spiking(Membranes(), (2,)), torch.tensor([[2.0, 1.0]]), 6)
+    assert each_step(row(counts, "ST-BIF", 0), "add") == [2, 1, 0, 0, 0, 0]  # its own resets: one a spike
+    own = [2, 1, 1, 1, 0, 0]  # codes (4, 1): spikes at t = 1..4 and t = 1, each a reset
+    assert each_step(row(counts, "ST-BIF", 1), "spike_write") == own
+    assert each_step(row(counts, "ST-BIF", 1), "add") == [2 + 2, 1, 1, 1, 0, 0]
+    assert each_step(row(counts, "ST-BIF", 2), "spike_write") == own
+    assert each_step(row(counts, "ST-BIF", 2), "add") == [2 + 2, 1 + 1, 1, 1, 0, 0]
+    # Every synaptic operation reads single streams; the QANN adds each sum once.
+    assert [r.input for r in counts.rows if r.kind == "linear"][1:] == ["ternary"] * 3
+    assert [r.qann.total("add") for r in counts.rows if r.kind == "add"] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ class ResidualName(enum.Enum):
 
     vanilla = "vanilla"
     rcr = "rcr"
+    sew_add = "sew-add"
+    iand = "iand"
+    ms = "ms"
 
 
 class PoolName(enum.Enum):
@@ -93,7 +96,12 @@ WeightBitsOption = Annotated[
     ),
 ]
 ResidualOption = Annotated[
-    ResidualName, typer.Option("--residual", help="Residual blocks as they are, or re-routed (rcr, the paper's).")
+    ResidualName,
+    typer.Option(
+        "--residual",
+        help="Residual blocks as they are, or rewired, which changes the function: rcr (the paper's), sew-add, iand, "
+        "ms (see docs/energy.md).",
+    ),
 ]
 PoolOption = Annotated[
     PoolName, typer.Option("--pool", help="Keep max-pooling (exact), or average instead (the paper's).")

@@ -11,6 +11,7 @@ from torch import Tensor
 from spikezip.measure.counts import count
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Reader
+from spikezip.measure.work import Counts
 from spikezip.spike.swap import SpikingNetwork
 
 #: What an operation may receive; ``streams:k`` is written for every k, ``a x b`` for the two factors of a product.
@@ -156,7 +157,11 @@ def audit(
     """
     if images is None:
         return Audit(tuple(_row(layer) for layer in layers_of(snn)[0] if layer.role in _MULTIPLY))
-    counts = count(snn, images, steps, limit=limit)
+    return audit_of(snn, count(snn, images, steps, limit=limit))
+
+
+def audit_of(snn: SpikingNetwork, counts: Counts) -> Audit:
+    """The audit of a network whose operations :func:`~spikezip.measure.count` has counted already."""
     rows = []
     # The rows of a count are the layers, in their order.
     for layer, counted in zip(layers_of(snn)[0], counts.rows, strict=True):

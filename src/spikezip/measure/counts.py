@@ -179,7 +179,7 @@ class _Tally:
         # Into membranes, accumulators of the output, or the accumulated argument of a function.
         if stream.drive or stream.carries is Carries.PRODUCT:
             # The sum is made there; only copies, and averages of sums, are added in steps of their own.
-            copied = synapses if stream.averaged or float(fan.max()) > 1 else 0.0
+            copied = synapses if stream.copied or stream.averaged or float(fan.max()) > 1 else 0.0
             return {"add": copied, "membrane_read": copied, "membrane_write": copied}
         name = "ac" if spikes else "mac" if stream.carries in (Carries.GRADED, Carries.FIXED_POINT) else "add"
         return {

@@ -45,7 +45,7 @@ def commit() -> str | None:
 
 def provenance(seed: int | None) -> dict[str, Any]:
     """Time, command line, seed, versions and commit, as a record keeps them."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "python"
+    command = shlex.join([Path(sys.argv[0]).name, *map(_shown, sys.argv[1:])]) if sys.argv and sys.argv[0] else "python"
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -53,3 +53,8 @@ def provenance(seed: int | None) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _shown(argument: str) -> str:
+    """An argument without the folders of the machine it ran on: records are published."""
+    return Path(argument).name if Path(argument).is_absolute() else argument

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ class Stream:
         fanout: for each position of the source, how many synapses it feeds; of the source's shape for one image.
         averaged: whether an average lies on the way; it is folded into the weights (each window passes the spike on).
         drive: whether it is the sum of a synaptic operation, not yet a spike.
+        copied: whether that sum was made in the membranes (or accumulators) of an earlier reader, so that this one has
+            to be handed every change of it (membrane shortcuts, pre-activation blocks).
     """
 
     source: fx.Node
@@ -62,6 +64,7 @@ class Stream:
     fanout: Tensor
     averaged: bool
     drive: bool = False
+    copied: bool = False
 
     @property
     def name(self) -> str:
@@ -128,6 +131,8 @@ def _name(node: fx.Node) -> str:
 #: Linear operations that a walk back goes through.
 _LINEAR = {Kind.SHAPE, Kind.SUM, Kind.SCALE, Kind.AVERAGE}
 _FOLDABLE = {"sum", "cumsum", "mean", *(f"{a}avg_pool{d}d" for a in ("", "adaptive_") for d in (1, 2, 3))}
+#: Readers that add what reaches them up in memories of their own.
+_HOLD = (Reader.NEURONS, Reader.OUTPUT, Reader.FUNCTION)
 _CASTS = {"to", "_to_copy", "type_as", "contiguous"}
 
 
@@ -139,9 +144,12 @@ class Streams:
         self._place = {node: i for i, node in enumerate(snn.graph.graph.nodes)}
         self._values = _values_of_one_image(snn.graph)
         self._carried: dict[fx.Node, Carries] = {}
+        self._made: set[fx.Node] = set()
+        self._holders = self._first_readers()
 
     def operands(self) -> Iterator[Operand]:
         """Every operand of every operation that costs something, in order of execution."""
+        self._made.clear()
         for node in self._gm.graph.nodes:
             role = self.role(node)
             if role is None:
@@ -149,7 +157,20 @@ class Streams:
             bias = ops.bias_index(node) if node.op == "call_function" else None
             for operand in network.outputs(self._gm) if role is Reader.OUTPUT else _operands(node):
                 if bias is None or operand is not node.args[bias]:
-                    yield self._operand(node, role, operand)
+                    found = self._operand(node, role, operand)
+                    yield self._with_copies(found) if role in _HOLD else found
+
+    def _with_copies(self, operand: Operand) -> Operand:
+        """The first to read a sum holds it; who reads it later is handed copies."""
+        streams = []
+        for stream in operand.streams:
+            again = stream.drive and (stream.source in self._made or not self._is_made(stream.source))
+            streams.append(replace(stream, copied=again))
+            self._made.add(stream.source)
+        return replace(operand, streams=tuple(streams))
+
+    def _is_made(self, node: fx.Node) -> bool:
+        return ops.kind(node) is Kind.SYNAPTIC
 
     def role(self, node: fx.Node) -> Reader | None:
         """What a node does with streams; None for one that only passes them on, or has none."""
@@ -178,8 +199,21 @@ class Streams:
         return self._carried[node]
 
     def is_drive(self, node: fx.Node) -> bool:
-        """Whether a source is the sum of a synaptic operation."""
-        return node.op == "call_function" and ops.is_signal(node) and ops.kind(node) is Kind.SYNAPTIC
+        """Whether a source is the sum of a synaptic operation, or one that a reader before has added up."""
+        return node.op == "call_function" and ops.is_signal(node) and ops.kind(node) in (Kind.SYNAPTIC, Kind.SUM)
+
+    def _first_readers(self) -> dict[fx.Node, fx.Node]:
+        """The sums that stand, whole, in some reader's membranes, each with the first such reader."""
+        found: dict[fx.Node, fx.Node] = {}
+        for reader in self._gm.graph.nodes:
+            if self.role(reader) not in _HOLD:
+                continue
+            for node in network.outputs(self._gm) if reader.op == "output" else _operands(reader):
+                while self._rounds(node) or _same_sum(node):
+                    node = _operands(node)[0]
+                if node.op == "call_function" and ops.is_signal(node) and ops.kind(node) is Kind.SUM:
+                    found.setdefault(node, reader)
+        return found
 
     # -- the walk back ------------------------------------------------------------------------------------------------
 
@@ -239,13 +273,13 @@ class Streams:
                 todo.extend(user.users)
         return False
 
-    def _region(self, operand: fx.Node, role: Reader) -> tuple[list[fx.Node], list[fx.Node]]:
+    def _region(self, reader: fx.Node, operand: fx.Node, role: Reader) -> tuple[list[fx.Node], list[fx.Node]]:
         """(sources, linear nodes in order) between an operand and where its spikes are made.
 
         Rounding to fixed point costs nothing where a membrane or an accumulator is rounded; what synapses read of it is
         no spike any more.
         """
-        through = role in (Reader.NEURONS, Reader.OUTPUT, Reader.FUNCTION)
+        through = role in _HOLD
         sources: set[fx.Node] = set()
         between: set[fx.Node] = set()
         todo = [operand]
@@ -253,7 +287,9 @@ class Streams:
             node = todo.pop()
             if node in sources or node in between or ops.is_constant(node) or not ops.is_signal(node):
                 continue
-            if self._passes(node) or (through and self._rounds(node)):
+            if through and self._holders.get(node, reader) is not reader:
+                sources.add(node)
+            elif self._passes(node) or (through and self._rounds(node)):
                 between.add(node)
                 todo.extend(_operands(node))
             else:
@@ -264,7 +300,7 @@ class Streams:
 
     @torch.enable_grad()
     def _operand(self, reader: fx.Node, role: Reader, operand: fx.Node, count: bool = True) -> Operand:
-        sources, between = self._region(operand, role)
+        sources, between = self._region(reader, operand, role)
         averaged = self._averaged(sources, between, operand)
         ones = {s: self._ones(s).requires_grad_() for s in sources}
         arrived = self._forward(between, dict(ones), operand)
@@ -352,6 +388,13 @@ class Streams:
         args = fx.map_arg(reader.args, argument)
         kwargs = {k: v for k, v in reader.kwargs.items() if k not in ("alpha", "beta", "dtype", "out_dtype")}
         return reader.target(*args, **fx.map_arg(kwargs, argument)) * seen  # type: ignore[operator,return-value]
+
+
+def _same_sum(node: fx.Node) -> bool:
+    """Whether a node hands a sum on value for value: scaled, or in another format."""
+    if node.op != "call_function" or not ops.is_signal(node) or len(_operands(node)) != 1:
+        return False
+    return network.op_name(node) in _CASTS or ops.kind(node) is Kind.SCALE
 
 
 def _averages(node: fx.Node) -> bool:

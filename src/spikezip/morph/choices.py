@@ -21,12 +21,15 @@ class Activation(enum.Enum):
 
 
 class Residual(enum.Enum):
-    """How residual blocks are wired."""
+    """How residual blocks are wired; all but ``VANILLA`` change the function, so fine-tune afterwards."""
 
     VANILLA = "vanilla"  #: the neuron sits behind the addition, as in the ANN; keeps the function
     RCR = (
         "rcr"  #: the paper: neurons before the addition, on the main branch and on convolutional shortcuts; integer sum
     )
+    SEW_ADD = "sew-add"  #: SEW ResNet, ADD: as RCR, but convolutional shortcuts are rectified
+    IAND = "iand"  #: SEW ResNet, IAND: what the shortcut has beyond the main branch
+    MS = "ms"  #: MS-ResNet: identities carry the currents, not the spikes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Residual connection re-routing: the neuron moves from behind the addition onto the branches."""
+"""Wirings of residual blocks: where the neurons sit, and what meets at the addition."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -26,33 +28,126 @@ def reroute_residuals(gm: fx.GraphModule) -> int:
     Source: SpikeZIP, "residual connection re-routing". Departs: the paper does not say which sign the convolutional
     shortcut's quantizer has; ours is signed, as the shortcut has no ReLU.
     """
+
+    def rewire(relu: fx.Node, main: fx.Node, shortcut: fx.Node) -> fx.Node:
+        if _synaptic_depth(shortcut):
+            shortcut.meta["neuron"] = "signed"
+        return network.call(gm, _aten.add.Tensor, (_rectified(gm, main, relu), shortcut), like=relu)
+
+    return _each_block(gm, rewire)
+
+
+def add_spikes(gm: fx.GraphModule) -> int:
+    """``relu(main + shortcut)`` -> ``relu(main) + shortcut'``, in place: the sum of two branches of spikes.
+
+    ``shortcut'`` is the shortcut itself, or ``relu(shortcut)`` where that has synapses of its own. Without such
+    shortcuts (identity, option A) this is the very network that :func:`reroute_residuals` makes.
+
+    Returns:
+        How many blocks were rewired.
+
+    Source: Fang et al., "Deep Residual Learning in Spiking Neural Networks", NeurIPS 2021: the SEW block with
+    g = ADD. Departs: each branch keeps a threshold of its own, where SEW's neurons share one.
+    """
+
+    def rewire(relu: fx.Node, main: fx.Node, shortcut: fx.Node) -> fx.Node:
+        spikes = _spiking(gm, shortcut, relu)
+        return network.call(gm, _aten.add.Tensor, (_rectified(gm, main, relu), spikes), like=relu)
+
+    return _each_block(gm, rewire)
+
+
+def inhibit_spikes(gm: fx.GraphModule) -> int:
+    """``relu(main + shortcut)`` -> ``relu(shortcut' - relu(main))``, in place: what the shortcut has beyond the main.
+
+    ``shortcut'`` as in :func:`add_spikes`. On binary codes of one threshold, ``max(s - a, 0)`` is ``s AND NOT a``:
+    SEW's IAND. The neuron behind the difference keeps the stream ternary, and nothing is multiplied.
+
+    Returns:
+        How many blocks were rewired.
+
+    Source: Fang et al., NeurIPS 2021: the SEW block with g = IAND. Departs: IAND is for binary spikes; this is its
+    continuation to more levels that needs no multiplication, ``(1 - a) s`` another.
+    """
+
+    def rewire(relu: fx.Node, main: fx.Node, shortcut: fx.Node) -> fx.Node:
+        spikes = _spiking(gm, shortcut, relu)
+        left = network.call(gm, _aten.sub.Tensor, (spikes, _rectified(gm, main, relu)), like=relu)
+        return network.call(gm, _aten.relu.default, (left,), like=relu)
+
+    return _each_block(gm, rewire)
+
+
+def shortcut_membranes(gm: fx.GraphModule) -> int:
+    """``relu(main(r) + r)`` with ``r = relu(z)`` -> ``relu(main(r) + z)``, in place: identities pass by the ReLU.
+
+    An identity then hands on the currents that its neuron receives, not its spikes; every synaptic operation still
+    reads spikes. Shortcuts with synapses of their own, and those that lead through a max-pool, stay as they are.
+
+    Returns:
+        How many shortcuts were rewired.
+
+    Source: Hu et al., "Advancing Spiking Neural Networks Towards Deep Residual Learning" (MS-ResNet), IEEE TNNLS
+    2024. Departs: a convolutional shortcut reads spikes here.
+    """
+    count = 0
+    for relu in list(gm.graph.nodes):
+        if relu.target is not _aten.relu.default or not _is_sum(relu.args[0], alone=False):
+            continue
+        total = relu.args[0]
+        main, shortcut = _branches(total)
+        if main is None or shortcut is None:
+            continue
+        reader, carried = total, shortcut
+        while carried.op == "call_function" and ops.kind(carried) in (Kind.SHAPE, Kind.AVERAGE):
+            if len(carried.users) > 1 or len(ops.data_operands(carried)) != 1:
+                break
+            reader, carried = carried, ops.data_operands(carried)[0]
+        if carried.target is _aten.relu.default:
+            reader.replace_input_with(carried, ops.data_operands(carried)[0])
+            count += 1
+    return _done(gm, count)
+
+
+def _each_block(gm: fx.GraphModule, rewire: Callable[[fx.Node, fx.Node, fx.Node], fx.Node]) -> int:
+    """Put ``rewire(relu, main, shortcut)`` in the place of every ``relu(main + shortcut)``; how many there were."""
     count = 0
     for node in list(gm.graph.nodes):
         if node.target is not _aten.relu.default or not _is_sum(node.args[0]):
             continue
-        total = node.args[0]
-        main, shortcut = _branches(total)
+        main, shortcut = _branches(node.args[0])
         if main is None or shortcut is None:
             continue
         with gm.graph.inserting_before(node):
-            rectified = network.call(gm, _aten.relu.default, (main,), like=node)
-            new = network.call(gm, _aten.add.Tensor, (rectified, shortcut), like=node)
-        if _synaptic_depth(shortcut):
-            shortcut.meta["neuron"] = "signed"
+            new = rewire(node, main, shortcut)
         network.replace(node, new)
         count += 1
+    return _done(gm, count)
+
+
+def _done(gm: fx.GraphModule, count: int) -> int:
     if count:
         network.tidy(gm)
         network.annotate(gm, anew=False)
     return count
 
 
-def _is_sum(node: object) -> bool:
+def _rectified(gm: fx.GraphModule, main: fx.Node, like: fx.Node) -> fx.Node:
+    return network.call(gm, _aten.relu.default, (main,), like=like)
+
+
+def _spiking(gm: fx.GraphModule, shortcut: fx.Node, like: fx.Node) -> fx.Node:
+    """The shortcut's spikes: behind synapses of its own it needs neurons of its own."""
+    return network.call(gm, _aten.relu.default, (shortcut,), like=like) if _synaptic_depth(shortcut) else shortcut
+
+
+def _is_sum(node: object, alone: bool = True) -> bool:
+    """Whether a node adds two branches with one weight; ``alone``: and one operation reads the sum."""
     return bool(
         isinstance(node, fx.Node)
         and node.target is _aten.add.Tensor
         and node.kwargs.get("alpha", 1) == 1  # else the branches are weighed
-        and len(node.users) == 1
+        and (not alone or len(node.users) == 1)
         and all(isinstance(a, fx.Node) and not ops.is_constant(a) for a in node.args)
     )
 

@@ -15,7 +15,7 @@ from spikezip.graph.ops import Kind
 from spikezip.morph.choices import Activation, Morph, Pooling, Residual
 from spikezip.morph.constants import fold_constants
 from spikezip.morph.fold import fold_batch_norm
-from spikezip.morph.residual import reroute_residuals
+from spikezip.morph.residual import add_spikes, inhibit_spikes, reroute_residuals, shortcut_membranes
 
 _aten = torch.ops.aten
 
@@ -212,6 +212,30 @@ RULES: tuple[Rule, ...] = (
         "SpikeZIP",
         lambda choice: choice.residual is Residual.RCR,
         reroute_residuals,
+    ),
+    Rule(
+        "SEW residuals, ADD",
+        "the sum of two branches of spikes, with nothing to delay the identity",
+        False,
+        "SEW ResNet, Fang et al., NeurIPS 2021",
+        lambda choice: choice.residual is Residual.SEW_ADD,
+        add_spikes,
+    ),
+    Rule(
+        "SEW residuals, IAND",
+        "spikes of the main branch take spikes of the shortcut away: what is sent on stays ternary",
+        False,
+        "SEW ResNet, Fang et al., NeurIPS 2021",
+        lambda choice: choice.residual is Residual.IAND,
+        inhibit_spikes,
+    ),
+    Rule(
+        "membrane shortcuts (MS)",
+        "identities hand currents on, so that no neuron delays them and synapses read single streams",
+        False,
+        "MS-ResNet, Hu et al., IEEE TNNLS 2024",
+        lambda choice: choice.residual is Residual.MS,
+        shortcut_membranes,
     ),
 )
 
