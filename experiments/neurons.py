@@ -97,7 +97,7 @@ def one(
     path = CACHE / f"{slug}.json"
     if again or not path.exists():
         begun = time.perf_counter()
-        found = ablate(snn, NEURONS[name], images, STEPS, batch=8)
+        found = ablate(snn, NEURONS[name], images, STEPS)
         at = [t - 1 for t in SHOWN]
         row = {
             "neuron": name,

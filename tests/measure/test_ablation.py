@@ -74,7 +74,7 @@ def test_the_others_do_not_end_at_the_qann():
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_what_is_at_rest_stays_so(name, monkeypatch):
-    """Ending a run at the silence that a neuron calls final changes nothing."""
+    """Passing over steps that a neuron calls silent changes nothing."""
     torch.manual_seed(2)
     images = torch.randn(4, 6) * torch.tensor([0.0, 0.3, 1.0, 3.0]).unsqueeze(1)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
+from spikezip.kernels import Rows, Sum, gather
 from spikezip.measure.equivalence import qann_codes
 from spikezip.measure.layers import layers_of
 from spikezip.measure.streams import Reader
+from spikezip.run.block import Block
 from spikezip.run.engine import check_inputs
-from spikezip.run.step import at_share, images_back, images_first
+from spikezip.run.plan import is_plain, plan_of
+from spikezip.run.step import images_back, images_first
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.neurons import Neuron, When
 from spikezip.spike.swap import SpikingNetwork
@@ -46,19 +49,19 @@ def ablate(
     images: Tensor | Sequence[Tensor],
     steps: int,
     *,
-    batch: int = 32,
+    batch: int = 8,
 ) -> Ablation:
     """Run the network with ``neuron`` in every neuron layer: same weights, thresholds, start, encodings and steps.
 
-    Each step a layer's current is what its drive gained, ``i_t = U_t - U_{t-1}``; it adds it to its membranes, fires by
-    the neuron's rule, and what it has sent so far, times theta, is what the operations after it see. With
-    :class:`~spikezip.spike.neurons.SpikeTracking` this is the SNN itself, step for step (on integers to the bit).
+    In each step a layer's current is what its drive gained, ``i_t = U_t - U_{t-1}``; it adds it to its membranes, fires
+    by the neuron's rule, and what it has sent so far, times theta, is what the operations after it see, in the same
+    step. With :class:`~spikezip.spike.neurons.SpikeTracking` this is the SNN itself, step for step.
 
     Args:
         snn: the network.
         neuron: the rule of firing.
         images: inputs ``[N, ...]``.
-        steps: steps of the run; a batch is computed until nothing can fire any more.
+        steps: steps of the run.
         batch: images run together.
     """
     inputs = check_inputs(snn, images)
@@ -80,15 +83,14 @@ class _Machine:
 
     def __init__(self, snn: SpikingNetwork, neuron: Neuron, steps: int):
         self.snn, self.neuron, self.steps = snn, neuron, steps
+        self.plan = plan_of(snn)
         self.depth: dict[fx.Node, int] = {}
         behind: dict[fx.Node, int] = {}
-        neurons = {name for name, _ in snn.layers}
         for node in snn.graph.graph.nodes:
             behind[node] = max((behind[n] for n in node.all_input_nodes), default=0)
-            if node.op == "call_module" and str(node.target) in neurons:
+            if node in self.plan.neurons:
                 self.depth[node] = behind[node]
                 behind[node] += 1
-        self.rest = max(neuron.rest(layer.levels, max(self.depth.values())) for _, layer in snn.layers)
         self.fans: dict[fx.Node, Tensor] = {}
         for layer in layers_of(snn)[0]:
             for operand in layer.operands:
@@ -100,78 +102,95 @@ class _Machine:
 
     def run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Outputs ``[T, b, ...]``, and sums over the images of the other figures, ``[T]`` each."""
-        images = inputs[0].shape[0]
-        last = self.snn.layers[-1][0]
-        goal = qann_codes(self.snn, inputs)[0][last]
-        state: dict[str, _Held] = {}
-        before: dict[fx.Node, Tensor] = {}
-        outputs, differ = [], torch.zeros(self.steps, dtype=torch.float64)
-        spikes, synops = torch.zeros_like(differ), torch.zeros_like(differ)
-        silent = 0
-        for t in range(1, self.steps + 1):
-            step = _Step(self, images, t, state, before)
-            share = self.snn.encoding.share(t, self.steps)
-            result = step.run(*(share * x if x.is_floating_point() else x for x in inputs))
-            result = result[0] if isinstance(result, tuple) else result
-            outputs.append(images_first(result, network.spec(network.outputs(self.snn.graph)[0]), images))
-            spikes[t - 1], synops[t - 1] = step.spikes, step.synops
-            differ[t - 1 :] = (state[last].sent != goal).double().reshape(images, -1).mean(1).sum()
-            silent = silent + 1 if t >= self.snn.t_off(self.steps) and not step.spikes else 0
-            if silent >= self.rest:
-                outputs += outputs[-1:] * (self.steps - t)
-                break
-        return torch.stack(outputs), differ, spikes, synops
+        images, last = inputs[0].shape[0], self.snn.layers[-1][0]
+        times = range(1, self.steps + 1)
+        block = _Block(self, inputs, [self.snn.encoding.share(t, self.steps) for t in times])
+        logits = block.run()[0]
+        goal = qann_codes(self.snn, inputs)[0][last].reshape(images, -1).double()
+        differ = torch.stack([(sent.reshape(images, -1) != goal).double().mean(1).sum() for sent in block.sent[last]])
+        return logits, differ, block.spikes, block.synops
 
 
-@dataclass
-class _Held:
-    """What a layer remembers: its drive, membranes, and all it has sent, ``[b, ...]``."""
+class _Block(Block):
+    """All steps at once, layer by layer: what comes before a layer knows nothing of it."""
 
-    drive: Tensor
-    membrane: Tensor
-    sent: Tensor
+    def __init__(self, machine: _Machine, inputs: tuple[Tensor, ...], shares: list[float]):
+        snn, steps = machine.snn, machine.steps
+        bias_shares = [snn.bias_encoding.share(t, steps) for t in range(1, steps + 1)]
+        super().__init__(snn, machine.plan, inputs, shares, bias_shares, {}, {})
+        self.machine, self.t_off = machine, snn.t_off(steps)
+        self.spikes = torch.zeros(steps, dtype=torch.float64)
+        self.synops = torch.zeros(steps, dtype=torch.float64)
+        self.sent: dict[str, Tensor] = {}
+
+    def _compute(self, node: fx.Node) -> Any:
+        value = super()._compute(node)
+        if node in self.machine.fans and node not in self.plan.neurons:  # a max-pool: it passes on what changed
+            now = self._unfold_rows(node, value)
+            changed = torch.cat([now[:1] != 0, now[1:] != now[:-1]])
+            self.synops += changed.flatten(2).sum(1).double() @ self.machine.fans[node]
+        return value
+
+    def _neurons(self, node: fx.Node, neuron: STBIF) -> Rows:
+        drive, spec, rule = self.env[node.args[0]], network.spec(node), self.machine.neuron  # type: ignore[index]
+        if not isinstance(drive, Rows | Sum):  # a drive that depends on no image
+            drive = Rows(drive.expand(self.images, *drive.shape[1:]), self.still, drive.dtype)
+        drive = drive.numbers()
+        value = images_first(
+            drive.value, spec, drive.value.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
+        )
+        theta, map = neuron.threshold, drive.map
+        before = torch.zeros_like(gather(value, map[0]))
+        membrane, sent = before + theta / 2, before
+        tracers = _steps_of(before, len(map))
+        quiet = 0  # steps without input or spikes
+        for k in range(len(map)):
+            if rule.decay != 1.0:
+                membrane = rule.decay * membrane
+            if k == 0 or not torch.equal(map[k], map[k - 1]):
+                now = gather(value, map[k])
+                membrane, before, quiet = membrane + (now - before), now, 0
+            elif quiet >= rule.rest(neuron.levels):
+                tracers[k] = sent
+                continue
+            when = When(k + 1, self.t_off, self.machine.depth[node])
+            fired = rule.fire(membrane, sent, theta, neuron.levels, when)
+            membrane, sent = membrane - theta * fired, torch.add(sent, fired, out=tracers[k])
+            spikes = rule.spikes(fired).sum(0).double().reshape(-1)
+            count = float(spikes.sum())
+            quiet = 0 if count else quiet + 1
+            self.spikes[k] += count
+            if count and node in self.machine.fans:
+                self.synops[k] += float(spikes @ self.machine.fans[node])
+        self.sent[str(node.target)] = tracers
+        codes = _rows(tracers, drive.dtype, float(theta))
+        return codes if is_plain(spec) else codes.with_rows(images_back(codes.rows, spec))
+
+    def _unfold_rows(self, node: fx.Node, value: Rows) -> Tensor:
+        """A node's values at every step, ``[K, B, ...]``."""
+        spec, numbers = network.spec(node), value.value
+        rows = numbers.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
+        first = images_first(numbers, spec, rows)
+        return gather(first, value.map.flatten()).unflatten(0, tuple(value.map.shape))
 
 
-class _Step(fx.Interpreter):
-    """One step of the network."""
+def _steps_of(value: Tensor, steps: int) -> Tensor:
+    """Room for a value at every step, in its own memory layout."""
+    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value.new_empty((steps, *value.permute(0, 2, 3, 1).shape)).permute(0, 1, 4, 2, 3)
+    return value.new_empty((steps, *value.shape))
 
-    def __init__(self, machine: _Machine, images: int, t: int, state: dict[str, _Held], before: dict[fx.Node, Tensor]):
-        super().__init__(machine.snn.graph)
-        self.extra_traceback = False
-        self.machine, self.images, self.t, self.state, self.before = machine, images, t, state, before
-        self.share = machine.snn.bias_encoding.share(t, machine.steps)
-        self.spikes = self.synops = 0.0
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "call_module" and isinstance(layer := self.fetch_attr(str(n.target)), STBIF):
-            return self._neurons(n, layer, self.fetch_args_kwargs_from_env(n)[0][0])
-        if n.op == "call_function":
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            result = at_share(n, args, self.share, kwargs)
-        else:
-            result = super().run_node(n)
-        if n in self.machine.fans:  # a max-pool: it passes on what changed
-            value = images_first(result, network.spec(n), self.images)
-            self._cost(n, value != self.before.get(n, torch.zeros_like(value)))
-            self.before[n] = value
-        return result
-
-    def _neurons(self, n: fx.Node, layer: STBIF, value: Tensor) -> Tensor:
-        neuron, name, spec = self.machine.neuron, str(n.target), network.spec(n)
-        theta = layer.threshold
-        drive = images_first(value, spec, self.images)
-        zero = torch.zeros_like(drive)
-        held = self.state.get(name) or _Held(zero, zero + theta / 2, zero)
-        membrane = neuron.decay * held.membrane + (drive - held.drive)
-        when = When(self.t, self.machine.snn.t_off(self.machine.steps), self.machine.depth[n])
-        fired = neuron.fire(membrane, held.sent, theta, layer.levels, when)
-        held = _Held(drive, membrane - theta * fired, held.sent + fired)
-        self.state[name] = held
-        spikes = neuron.spikes(fired)
-        self.spikes += float(spikes.sum())
-        if n in self.machine.fans:
-            self._cost(n, spikes)
-        return images_back(held.sent * theta, spec)
-
-    def _cost(self, n: fx.Node, spikes: Tensor) -> None:
-        self.synops += float((spikes.reshape(self.images, -1).sum(0).double().cpu() * self.machine.fans[n]).sum())
+def _rows(tracers: Tensor, dtype: torch.dtype, theta: float) -> Rows:
+    """What neurons have sent by each step, ``[K, B, ...]``, a row wherever an image's changed; bytes where they fit."""
+    steps, images = tracers.shape[:2]
+    new = torch.ones((steps, images), dtype=torch.bool)
+    new[1:] = (tracers[1:] != tracers[:-1]).flatten(2).any(2)
+    map = (new.T.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
+    image, step = new.T.nonzero(as_tuple=True)
+    kept = gather(tracers.flatten(0, 1), step * images + image)
+    low, high = min(int(kept.min()), 0), max(int(kept.max()), 1)
+    scale = None if theta == 1.0 else theta
+    if high - low < 256:
+        return Rows((kept - low).to(torch.uint8), map, dtype, -low, scale, top=high - low)
+    return Rows(kept, map, dtype, scale=scale)

@@ -20,6 +20,8 @@ from torch import Tensor
 from spikezip.errors import StageError
 from spikezip.levels import Levels
 
+_NEVER = 1 << 30
+
 
 @dataclass(frozen=True)
 class When:
@@ -61,8 +63,8 @@ class Neuron(Protocol):
         """How many spikes it takes to send ``fired``."""
         ...
 
-    def rest(self, levels: Levels, depth: int) -> int:
-        """How many steps without any spike, once the input is complete, show that none will come."""
+    def rest(self, levels: Levels) -> int:
+        """How many steps without input and without any spike show that, without input, none will come."""
         ...
 
 
@@ -77,7 +79,7 @@ class _Unit:
     def spikes(self, fired: Tensor) -> Tensor:
         return fired.abs()
 
-    def rest(self, levels: Levels, depth: int) -> int:
+    def rest(self, levels: Levels) -> int:
         return 1
 
 
@@ -231,8 +233,8 @@ class Radix:
     def spikes(self, fired: Tensor) -> Tensor:
         return (fired != 0).to(fired.dtype)
 
-    def rest(self, levels: Levels, depth: int) -> int:
-        return levels.highest.bit_length() * (depth + 1 if self.waits else 1)
+    def rest(self, levels: Levels) -> int:
+        return _NEVER if self.waits else levels.highest.bit_length()
 
 
 #: The neurons of the comparison (docs/why-st-bif.md).
