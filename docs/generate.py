@@ -159,6 +159,45 @@ def _million(number: float, digits: int = 2) -> str:
     return f"{number / 1e6:.{digits}f}"
 
 
+def _times(row: dict[str, Any]) -> str:
+    return f"{row['ann_forwards']:.1f} ({row['least']:.1f}–{row['most']:.1f})"
+
+
+def rivals(result: dict[str, Any]) -> str:
+    """Whole runs of the sweep beside other ways to run the same network, in ANN forwards."""
+    rows = []
+    for run in result["runs"]:
+        found = {(row["engine"], row["steps"]): row for row in run["settings"][0]["rows"]}
+        for steps in sorted({steps for _, steps in found}):
+            ours = found["sweep", steps]
+            cells = [run["model"], str(steps), _times(ours)]
+            for engine in ("plain loop", "spikingjelly step", "spikingjelly multi-step"):
+                row = found.get((engine, steps))
+                cells.append(f"{_times(row)}: {row['ann_forwards'] / ours['ann_forwards']:.1f} x" if row else "–")
+            rows.append(cells)
+    head = ["network", "T", "sweep", "SpikeZIP-TF's loop", "SpikingJelly, step", "SpikingJelly, multi-step"]
+    setting = result["runs"][0]["settings"][0]
+    told = f"8-bit weights, {setting['levels']} levels, batch {setting['batch']}, one thread:\n\n"
+    return told + table(head, rows) + provenance(result)
+
+
+def sweeps(result: dict[str, Any]) -> str:
+    """Whole runs of the sweep, one thing varied at a time, in ANN forwards."""
+    every = sorted({row["steps"] for run in result["runs"] for s in run["settings"] for row in s["rows"]})
+    rows = []
+    for run in result["runs"]:
+        for setting in run["settings"]:
+            found = {row["steps"]: row for row in setting["rows"]}
+            bits = f"{run['weight_bits']}-bit" if run["weight_bits"] else "float"
+            wide, active = f"{setting['width']:g}", f"{100 * setting['active_units']:.0f} %"
+            cells = [run["model"], bits, str(setting["levels"]), str(setting["batch"]), wide, active]
+            cells += [_times(found[steps]) if steps in found else "–" for steps in every]
+            peak = max(row["peak_mib"] for row in setting["rows"])
+            rows.append([*cells, f"{peak:.0f} / {setting['ann_peak_mib']:.0f}"])
+    head = ["network", "weights", "levels", "batch", "width", "active units", *(f"T={t}" for t in every)]
+    return table([*head, "peak MiB, SNN / ANN"], rows) + provenance(result)
+
+
 BEGIN, END = "<!-- made by docs/generate.py -->\n", "<!-- end -->\n"
 
 
@@ -175,6 +214,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
     "energy-resnet20": energy,
+    "speed-rivals": rivals,
+    "speed-sweep": sweeps,
 }
 
 if __name__ == "__main__":
