@@ -198,15 +198,32 @@ def sweeps(result: dict[str, Any]) -> str:
     return table([*head, "peak MiB, SNN / ANN"], rows) + provenance(result)
 
 
-BEGIN, END = "<!-- made by docs/generate.py -->\n", "<!-- end -->\n"
+def short_rivals(result: dict[str, Any]) -> str:
+    """The README's table of speed: a whole run in ANN forwards."""
+    names = ("sweep", "plain loop", "spikingjelly step", "spikingjelly multi-step")
+    rows = []
+    for run in result["runs"]:
+        found = {(row["engine"], row["steps"]): row["ann_forwards"] for row in run["settings"][0]["rows"]}
+        for steps in (8, 16, 32):
+            rows.append([f"{run['model']}, T={steps}", *(f"{found[name, steps]:.1f}" for name in names)])
+    rivals = ["SpikeZIP-TF's loop", "SpikingJelly 2.0, step", "SpikingJelly 2.0, multi-step"]
+    return table(["whole run, in ANN forwards", "spikezip", *rivals], rows)
+
+
+IN_README: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "accuracy": ("cifar10-resnet20", short_table),
+    "speed": ("speed-rivals", short_rivals),
+}
 
 
 def readme(text: str) -> str:
-    """The README with its table made anew from the results."""
-    head, _, rest = text.partition(BEGIN)
-    tail = rest.partition(END)[2]
-    made = short_table(json.loads((RESULTS / "cifar10-resnet20.json").read_text()))
-    return f"{head}{BEGIN}{made}{END}{tail}"
+    """The README with its tables made anew from the results."""
+    for name, (result, make) in IN_README.items():
+        made = make(json.loads((RESULTS / f"{result}.json").read_text()))
+        begin, end = f"<!-- {name}: made by docs/generate.py -->\n", "<!-- end -->\n"
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}{made}{end}{rest.partition(end)[2]}"
+    return text
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -1,15 +1,17 @@
 """The published CIFAR-10 ResNet-20 as an SNN: accuracy at every step on the full test set, each run certified.
 
-    python experiments/cifar10_resnet20.py --data PATH/TO/CIFAR [--pet runs/r20-pet-short/snn.spikezip]
+    python experiments/cifar10_resnet20.py --data PATH/TO/CIFAR [--trained]
 
-Training-free at 8 levels (pulse, even release) and 16 (pulse), and (``--pet``) a network that `spikezip train
-experiments/recipes/cifar10-resnet20-pet-short.yaml` has fine-tuned. Writes experiments/results/cifar10-resnet20.json
-and the figure beside it. Runs whose record is in runs/cifar10-resnet20 are not run again (``--again`` runs all).
+Training-free at 8 levels (pulse, even release) and 16 (pulse), and (``--trained``) the networks that `spikezip train`
+made in runs/ of the recipes cifar10-resnet20-pet-short and cifar10-resnet20-t2. Writes
+experiments/results/cifar10-resnet20.json and the figure beside it. Runs whose record is in runs/cifar10-resnet20 are
+not run again (``--again`` runs all).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ RESULTS = Path(__file__).parent / "results"
 SEED = 0
 CALIBRATION = 512
 STEPS = 32
+TRAINED = {
+    "PET (one epoch), 8 levels, even:8": "r20-pet-short",
+    "trajectory for t=2 (8 epochs), 3 levels, even:2": "cifar10-resnet20-t2",
+}
 
 
 def main() -> None:
@@ -33,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
     parser.add_argument("--limit", type=int, help="only the first so many test images")
     parser.add_argument("--certified", type=int, default=10_000, help="images the certificate is made on")
-    parser.add_argument("--pet", type=Path, help="bundle of the fine-tuned network")
+    parser.add_argument("--trained", action="store_true", help="the fine-tuned networks in runs/ too")
     parser.add_argument("--out", type=Path, default=RESULTS / "cifar10-resnet20.json")
     parser.add_argument("--again", action="store_true", help="run what is in the file already too")
     options = parser.parse_args()
@@ -42,7 +48,7 @@ def main() -> None:
     data = open_data("cifar10", options.data, mean=source.mean, std=source.std)
     images, labels = data.tensors("test", options.limit)
     runs = []
-    for name, make in networks(source, data, options.pet).items():
+    for name, make in networks(source, data, options.trained).items():
         slug = "".join(c if c.isalnum() else "-" for c in name)
         path = Path("runs/cifar10-resnet20") / f"{slug}-{len(images)}.json"
         if options.again or not path.exists():
@@ -60,7 +66,7 @@ def main() -> None:
     draw(runs, options.out.with_suffix(".svg"))
 
 
-def networks(source: ModelSource, data: ImageData, pet: Path | None) -> dict[str, Any]:
+def networks(source: ModelSource, data: ImageData, trained: bool) -> dict[str, Any]:
     """Name of each run and how its SNN is made."""
 
     def converted(levels: int, encoding: str) -> Any:
@@ -73,8 +79,8 @@ def networks(source: ModelSource, data: ImageData, pet: Path | None) -> dict[str
         f"training-free, {levels} levels, {encoding}": converted(levels, encoding)
         for levels, encoding in ((8, "pulse"), (8, "even:8"), (16, "pulse"))
     }
-    if pet is not None:
-        made["PET (one epoch), 8 levels, even:8"] = lambda: spikezip.load(pet)
+    if trained:
+        made |= {name: functools.partial(spikezip.load, f"runs/{run}/snn.spikezip") for name, run in TRAINED.items()}
     return made
 
 
