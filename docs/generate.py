@@ -231,6 +231,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
     "energy-resnet20": energy,
+    "early-exit": early_exit,
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
 }

@@ -53,7 +53,7 @@ def command(
     One forward pass is float32, channels_last, BatchNorm folded, the same batch, and stands before and after every
     timed run in the same process. The first value of each option is the base; each further value is measured with the
     others at their first. All engines must give the same bits at every step, or nothing is written. Engines other than
-    the sweep are slow, and run at the base alone; those of other packages need pip install 'spikezip[bench]'. Images
+    the sweep are slow, and run at the base alone; those of other packages need pip install 'spikezip\\[bench]'. Images
     are drawn, and so are weights unless --weights names some.
 
     [bold]Examples[/]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,11 +200,17 @@ def verify(
         settled_at=tuple(settled),
         bound=snn.t_off(steps or 1) + snn.bound,
         conditions=conditions(snn),
-        exactness=tuple(asdict(e) for e in network.note(snn.graph, "exactness", ())),
+        exactness=tuple(exactness(snn)),
         weights_sha256=weights_sha256(snn.graph),
         seed=seed,
         versions=versions(),
     )
+
+
+def exactness(snn: SpikingNetwork) -> list[dict[str, Any]]:
+    """In which arithmetic each operation of an integer network adds up; ``bits`` is None for sums on no grid."""
+    entries = [asdict(entry) for entry in network.note(snn.graph, "exactness", ())]
+    return [{**entry, "bits": entry["bits"] if math.isfinite(entry["bits"]) else None} for entry in entries]
 
 
 @torch.no_grad()

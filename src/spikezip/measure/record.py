@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from spikezip.errors import InputError, OutputError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
+from spikezip.measure.audit import audit_of
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
-from spikezip.measure.equivalence import Certificate, qann_codes
+from spikezip.measure.equivalence import Certificate, exactness, qann_codes
 from spikezip.measure.exits import exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.traces import raster, traces
@@ -132,6 +133,8 @@ def measure(
             "weights": _weights(snn),
             "energy": energy_record(counts, energy_models) if counts else None,
             "synops": counts.synops.tolist() if counts else None,
+            "audit": audit_of(snn, counts).to_json() if counts else None,
+            "exactness": exactness(snn) or None,
             "traces": traces(snn, tuple(x[:1] for x in inputs), steps),
             "raster": raster(snn, tuple(x[:1] for x in inputs), steps),
             "certificate": certificate.to_json() if certificate else None,
@@ -200,6 +203,7 @@ class _Tally:
         self.settle_possible = True
         zeros = lambda: {n: torch.zeros(steps, dtype=torch.float64) for n, _ in snn.layers}  # noqa: E731
         self.spikes, self.negative, self.l1, self.differ = zeros(), zeros(), zeros(), zeros()
+        self.units = dict(network.note(snn.graph, "thresholds", ()))
         self.codes = {n: torch.zeros(m.levels.count, dtype=torch.int64) for n, m in snn.layers}
         self.first_spike = steps
 
@@ -276,6 +280,7 @@ class _Tally:
             "lowest": neuron.levels.lowest,
             "highest": neuron.levels.highest,
             "scale": float(neuron.threshold),
+            "unit": self.units.get(name),
             "spikes": per_image,
             "negative": (self.negative[name] / self.images).tolist(),
             "rate": [s / size for s in per_image],

@@ -32,8 +32,8 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
         input_bits: bits (with sign) of the network's fixed-point input.
 
     Returns:
-        A new QANN. Its notes hold ``weight_bits`` and ``exactness`` (a tuple of :class:`Exactness`); all its
-        thresholds are 1. It answers nearly as ``qann`` does (weights are rounded): measure its accuracy.
+        A new QANN. Its notes hold ``weight_bits``, ``exactness`` (a tuple of :class:`Exactness`) and ``thresholds``
+        (pairs of layer and the threshold divided out of it); all its thresholds are 1. It answers nearly as ``qann`` does (weights are rounded): measure its accuracy.
 
     Raises:
         StageError: not a QANN, already integer, uncalibrated, or the bits are out of range.
@@ -52,13 +52,14 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
                 f"The quantizer {network.origin(node)!r} has no scale yet. Call calibrate(qann, data) first."
             )
     new = network.fork(qann).eval().requires_grad_(False)
+    thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))
     _round_inputs(new, input_bits)
     spell_averages(new)
     Units(new, weight_bits).run()
     network.tidy(new)
     network.annotate(new, anew=False)
     exactness = choose_arithmetic(new)
-    network.remark(new, weight_bits=weight_bits, exactness=exactness)
+    network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds)
     return new
 
 
