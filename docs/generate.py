@@ -210,6 +210,26 @@ def short_rivals(result: dict[str, Any]) -> str:
     return table(["whole run, in ANN forwards", "spikezip", *rivals], rows)
 
 
+def early_exit(result: dict[str, Any]) -> str:
+    """What leaving early gives on the test images, with thresholds of validation images."""
+    head = ["network", "rule", "may lose", "threshold", "mean step", "accuracy (%)", "spikes (10³)", "fixed T"]
+    rows, timed = [], []
+    for net in result["networks"]:
+        for row in [{"rule": "settled", **net["settled"]}, *net["chosen"]]:
+            least = next((str(p["t"]) for p in net["fixed"] if p["accuracy"] >= row["accuracy"]), "–")
+            lost = row.get("lost_on_validation")
+            cells = ["–", "–"] if lost is None else [f"{100 * lost:.1f}", f"{row['threshold']:.5f}"]
+            cells += [f"{row['mean_step']:.2f}", percent(row["accuracy"]), f"{row['spikes'] / 1e3:.1f}", least]
+            rows.append([net["name"], row["rule"], *cells])
+        run = net["engine"]
+        seconds = [f"{run[f'seconds_{way}']:.1f}" for way in ("until_settled", "with_early_exit")]
+        same = "yes" if run["same_exit_steps"] else "**no**"
+        timed.append([net["name"], str(run["images"]), f"{run['threshold']:.5f}", same, *seconds])
+    ends = ["network", "images", "margin", "same exit steps", "s, until settled", "s, early exit"]
+    told = "\nRun again with the rule in the engine (single runs on a shared machine):\n\n"
+    return table(head, rows) + told + table(ends, timed) + provenance(result)
+
+
 IN_README: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("cifar10-resnet20", short_table),
     "speed": ("speed-rivals", short_rivals),
