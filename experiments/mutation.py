@@ -41,6 +41,7 @@ _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "FloorDiv", "Pow")
 #: The module, and the tests that must notice, the quickest first.
 TARGETS = {
     "spikezip.levels": [
+        "tests/quantize/test_levels.py",
         "tests/spike/test_spike.py",
         "tests/quantize/test_quantize.py",
         "tests/test_theorem.py",
