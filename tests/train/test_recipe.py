@@ -13,6 +13,7 @@ from spikezip.train import (
     PET,
     QAT,
     SGD,
+    SPEQ,
     AdamW,
     Capped,
     Distil,
@@ -22,6 +23,7 @@ from spikezip.train import (
     PETLoss,
     Precision,
     Rescaled,
+    Trajectory,
 )
 from spikezip.train.recipe import Recipe, Stage, check_recipe, read_recipe
 
@@ -38,7 +40,8 @@ def test_every_example_is_a_recipe(path: Path):
     recipe = read_recipe(path)
     plan = recipe.plan(teacher=nn.Linear(1, 1))
     assert plan.epochs == recipe.epochs
-    assert isinstance(plan.objective, PET if recipe.stage is Stage.PET else QAT)
+    kinds = {Stage.PET: PET, Stage.SPEQ: SPEQ, Stage.TRAJECTORY: Trajectory}
+    assert isinstance(plan.objective, kinds.get(recipe.stage, QAT))
 
 
 def test_defaults_follow_from_the_encoding():
@@ -91,7 +94,7 @@ def test_all_that_is_said_arrives():
         ({"optimizer": {"adam": {}}}, r"optimizer\.adam: there is no such key; did you mean adamw\?"),
         ({"epochs": 0}, r"epochs: input should be greater than or equal to 1 \(given: 0\)"),
         ({"epochs": "many"}, r"epochs: input should be a valid integer"),
-        ({"stage": "pett"}, r"stage: input should be 'ann', 'qat' or 'pet' \(given: 'pett'\)"),
+        ({"stage": "pett"}, r"stage: input should be 'ann', 'qat', 'pet', 'trajectory' or 'speq' \(given: 'pett'\)"),
         ({"precision": "half"}, r"precision: input should be 'no', 'bf16' or 'fp16'"),
         ({"levels": 1}, r"levels: input should be greater than or equal to 2"),
         ({"levels": {"lowest": 1, "highest": 3}}, r"levels\.lowest: input should be less than or equal to 0"),

@@ -3,19 +3,22 @@
 from spikezip.train.batches import Data, TensorBatches
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
 from spikezip.train.loop import Training, finetune, train
-from spikezip.train.loss import CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
+from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT, Objective
 from spikezip.train.paths import Capped, Main, Path, Rescaled, paths_for
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
+from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
 from spikezip.train.trajectory import Tracker, Trajectory, unroll
 
 __all__ = [
     "PET",
     "QAT",
     "SGD",
+    "SPEQ",
     "AdamW",
     "Capped",
+    "CosineLabels",
     "CrossEntropy",
     "Data",
     "Distil",
@@ -34,6 +37,7 @@ __all__ = [
     "Plan",
     "Precision",
     "ProgressBar",
+    "RandomQuantizer",
     "Rescaled",
     "Saved",
     "StepDone",
@@ -46,6 +50,7 @@ __all__ = [
     "ensemble",
     "finetune",
     "paths_for",
+    "random_precision",
     "train",
     "unroll",
 ]

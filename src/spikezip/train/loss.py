@@ -42,6 +42,19 @@ class TeacherLabels:
 
 
 @dataclass(frozen=True)
+class CosineLabels:
+    """A student learns a teacher's answer by direction: ``1 - cos(softmax(z / T), softmax(z_teacher / T))``.
+
+    Source: Boo et al., AAAI 2021 (SPEQ), which takes the cosine similarity in place of the KL divergence.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        _check_temperature(self.temperature)
+
+
+@dataclass(frozen=True)
 class Distil:
     """Adds ``weight * T^2 KL(softmax(z_ANN / T) || softmax(z / T))`` to the loss of the (main) network.
 
@@ -172,6 +185,12 @@ def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     wanted = F.log_softmax(target.detach() / temperature, dim=-1)
     given = F.log_softmax(logits / temperature, dim=-1)
     return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+def cosine_distance(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """``1 - cos(softmax(logits / T), softmax(target / T))``, mean over the batch; no gradient reaches ``target``."""
+    given, wanted = (F.softmax(z / temperature, dim=-1) for z in (logits, target.detach()))
+    return 1 - F.cosine_similarity(given, wanted, dim=-1).mean()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

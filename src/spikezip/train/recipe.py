@@ -16,11 +16,12 @@ from spikezip.levels import Levels
 from spikezip.morph.choices import Activation, Pooling, Residual
 from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
-from spikezip.train.loss import CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
+from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
 from spikezip.train.paths import Capped, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
+from spikezip.train.speq import SPEQ
 from spikezip.train.trajectory import Trajectory
 
 Count = Annotated[int, Field(ge=1)]
@@ -29,12 +30,13 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Stage(Enum):
-    """What a recipe trains: the ANN; the QANN alone; the QANN with its sub-paths; the SNN's first steps."""
+    """What is trained: the ANN; the QANN; it and its sub-paths; the SNN's first steps; the QANN as its own teacher."""
 
     ANN = "ann"
     QAT = "qat"
     PET = "pet"
     TRAJECTORY = "trajectory"
+    SPEQ = "speq"
 
 
 class _Part(BaseModel):
@@ -81,6 +83,21 @@ class DistilPart(_Part):
 
     weight: Weight = 1.0
     temperature: Rate = 1.0
+
+
+class SPEQPart(_Part):
+    """The teacher of random precision (see :class:`SPEQ`)."""
+
+    finer: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8)
+    weight: Rate = 1.0
+    divergence: Literal["cosine", "kl"] = "cosine"
+    temperature: Rate = 1.0
+
+    @model_validator(mode="after")
+    def _finer(self) -> SPEQPart:
+        if max(self.finer) == 1:
+            raise ValueError("give a precision finer than 1, or the teacher is always the student")
+        return self
 
 
 class LossPart(_Part):
@@ -138,9 +155,9 @@ class Recipe(_Part):
 
     Attributes:
         name: of the run.
-        stage: ``ann``, ``qat``, ``pet`` or ``trajectory``.
+        stage: ``ann``, ``qat``, ``pet``, ``speq`` or ``trajectory``.
         model: ``spikezip:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:function``.
-        weights: safetensors file the model starts from, or ``pretrained``; qat and pet make little sense without.
+        weights: safetensors file the model starts from, or ``pretrained``; only ann makes much sense without.
         data: ``digits``, ``cifar10``, ``cifar100``, a folder or an ``.npz``.
         morph: how the network is made fit for spikes (see :class:`spikezip.morph.Morph`).
         levels: a count (8 is 0..7, and -4..3 where values may be negative), or ``{lowest, highest}``.
@@ -150,6 +167,7 @@ class Recipe(_Part):
         execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
         steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
         settled: the weight of the QANN's own answer beside them.
+        speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
         start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`.
         out: folder to write to (the command line's ``--out`` goes before).
@@ -169,6 +187,7 @@ class Recipe(_Part):
     execution: Literal["folded", "in-turn", "recompute"] = "folded"
     steps: list[Weight] | None = None
     settled: Weight = 0.0
+    speq: SPEQPart = SPEQPart()
     start: str | None = None
     loss: LossPart = LossPart()
     optimizer: OptimizerPart = OptimizerPart(sgd=SGDPart())
@@ -204,10 +223,12 @@ class Recipe(_Part):
                 "steps",
                 "settled",
                 "start",
+                "speq",
             },
-            Stage.QAT: {"encoding", "paths", "execution", "steps", "settled"},
-            Stage.PET: {"steps", "settled"},
-            Stage.TRAJECTORY: {"paths", "execution"},
+            Stage.QAT: {"paths", "execution", "steps", "settled", "speq"},
+            Stage.PET: {"steps", "settled", "speq"},
+            Stage.SPEQ: {"paths", "execution", "steps", "settled"},
+            Stage.TRAJECTORY: {"paths", "execution", "speq"},
         }[self.stage]
         given = sorted(unused & self.model_fields_set)
         if given:
@@ -217,6 +238,8 @@ class Recipe(_Part):
         of_pet = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
         if of_pet and self.stage is not Stage.PET:
             raise ValueError(f"stage {self.stage.value} has no use for loss.{of_pet[0]}; remove it or use stage: pet")
+        if self.stage is Stage.SPEQ and self.loss.distil is not None:
+            raise ValueError("stage speq has no use for loss.distil: the network is its own teacher; remove it")
         self._sub_paths()
         parse_encoding(self.encoding)
         return self
@@ -254,6 +277,10 @@ class Recipe(_Part):
             criterion = CrossEntropy(loss.smoothing, distil)
             weights = tuple(self.steps or ())
             objective = Trajectory(weights, parse_encoding(self.encoding), self.settled, criterion, teacher)
+        elif self.stage is Stage.SPEQ:
+            part = self.speq
+            soft = {"cosine": CosineLabels, "kl": TeacherLabels}[part.divergence](part.temperature)
+            objective = SPEQ(part.finer, part.weight, soft, loss.smoothing)
         else:
             objective = QAT(CrossEntropy(loss.smoothing, distil), teacher)
         sgd, adamw = self.optimizer.sgd, self.optimizer.adamw
@@ -295,6 +322,7 @@ _PARTS: dict[tuple[str, ...], type[_Part]] = {
     ("paths",): PathPart,
     ("loss",): LossPart,
     ("loss", "distil"): DistilPart,
+    ("speq",): SPEQPart,
     ("optimizer",): OptimizerPart,
     ("optimizer", "sgd"): SGDPart,
     ("optimizer", "adamw"): AdamWPart,
