@@ -246,12 +246,28 @@ def readme(text: str) -> str:
     return text
 
 
+def neurons(result: dict[str, Any]) -> str:
+    """The same QANN with other neurons."""
+    steps = result["steps"]
+    head = ["neuron", *(f"t={t}" for t in steps), "wrong codes (%)", "spikes (10³)", "SynOps (10³)"]
+    parts = []
+    for run in result["results"]:
+        rows = []
+        for row in run["neurons"]:
+            ends = [percent(row["differ"][-1]), f"{row['spikes'][-1] / 1e3:.1f}", f"{row['synops'][-1] / 1e3:,.0f}"]
+            rows.append([row["neuron"], *(percent(a) for a in row["accuracy"]), *ends])
+        told = f"{run['network']}, {run['encoding']}: {run['images']:,} test images, QANN {percent(run['qann'])}"
+        parts.append(f"**{told}**\n\n{table(head, rows)}")
+    return "\n".join(parts) + provenance(result)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "zoo": zoo,
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
     "energy-resnet20": energy,
     "early-exit": early_exit,
+    "neurons": neurons,
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
 }

@@ -37,6 +37,7 @@ STEPS = 64
 SHOWN = (1, 2, 4, 8, 16, 32, 64)
 LEVELS = 8
 CALIBRATION = 512
+DIGITS = "digits network"
 COLOURS = ["#000000", "#d55e00", "#e69f00", "#cc79a7", "#0072b2", "#999999", "#009e73", "#56b4e9", "#8c6bb1"]
 
 
@@ -45,7 +46,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
     parser.add_argument("--images", type=int, default=1000, help="test images of CIFAR-10")
     parser.add_argument("--pet", type=Path, help="bundle of the fine-tuned ResNet-20")
-    parser.add_argument("--encodings", default="pulse,even:8", help="which, with commas between")
+    parser.add_argument(
+        "--encodings", default="pulse,even:8", help="of the ResNet-20 (digits has both)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "neurons.json")
     parser.add_argument("--again", action="store_true", help="run what is kept already too")
     options = parser.parse_args()
@@ -53,7 +56,7 @@ def main() -> None:
     results = []
     for network, snn, images, labels in networks(options.data, options.pet, options.images):
         qann = accuracy(torch.cat([snn.qann(x) for x in images.split(256)]), labels)
-        for text in options.encodings.split(","):
+        for text in ("pulse,even:8" if network == DIGITS else options.encodings).split(","):
             encoding = parse_encoding(text)
             changed = replace(snn, encoding=encoding, bias_encoding=encoding)
             rows = [one(network, text, name, changed, images, labels, options.again) for name in NEURONS]
@@ -62,13 +65,13 @@ def main() -> None:
                 {"experiment": "neurons", **provenance(SEED), "steps": list(SHOWN), "results": results}, indent=1
             )
             options.out.write_text(text + "\n")
-    draw(results, options.out.with_suffix(".svg"))
+            draw(results, options.out.with_suffix(".svg"))
 
 
 def networks(root: Path | None, pet: Path | None, limit: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
     """Name, SNN, test images and labels of each network."""
     digits = open_data("digits")
-    yield "digits network", digits_network(digits), *digits.tensors("test")
+    yield DIGITS, digits_network(digits), *digits.tensors("test")
     source = resolve("spikezip:resnet20", weights="pretrained", root=root)
     data = open_data("cifar10", root, mean=source.mean, std=source.std)
     if pet is not None:
@@ -128,7 +131,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     columns = figure.subplots(2, len(results), squeeze=False)
     for (top, below), result in zip(columns.T, results, strict=True):
         for row, colour in zip(result["neurons"], COLOURS, strict=True):
-            style = {"color": colour, "marker": ".", "linewidth": 2.4 if row["neuron"] == "ST-BIF" else 1.1}
+            ours = row["neuron"] == "ST-BIF"
+            style = {"color": colour, "marker": ".", "linewidth": 2.4 if ours else 1.1, "zorder": 3 if ours else 2}
             top.plot(SHOWN, [100 * a for a in row["accuracy"]], label=row["neuron"], **style)
             below.plot(SHOWN, [100 * d for d in row["differ"]], **style)
         top.axhline(100 * result["qann"], color="#666666", linewidth=1, linestyle=":")
@@ -141,7 +145,13 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         below.set_ylim(-3, 103)
     columns[0][0].set_ylabel("accuracy (%)")
     columns[1][0].set_ylabel("last-layer codes\nthat are not the QANN's (%)")
-    figure.legend(*columns[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(
+        *columns[0][0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if len(results) < 3 else 5,
+        fontsize=9,
+        frameon=False,
+    )
     figure.savefig(path)
     figure.savefig(path.with_suffix(".png"), dpi=150)
 
