@@ -145,3 +145,24 @@ def test_the_demo_keeps_its_promises(spikezip):
     assert certificate["equal"]
     assert certificate["images"] == record["data"]["images"] == 359
     assert "PET" in done.stdout
+
+
+def test_run_prices_what_was_counted_with_a_model_of_ones_own(spikezip, model_file, trained):
+    spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    Path("my-chip.yaml").write_text("name: my-chip\nsource: a table of ours\nprices: {ac: 1.0, mac: 4.0}\n")
+    given = ("--data", "digits", "--steps", "8", "--limit", "8", "--overwrite", "--energy-images")
+    done = spikezip("run", "a.spikezip", *given, "2", "--energy-model", "my-chip.yaml")
+    assert done.exit_code == 0, done.stderr
+    energy = json.loads(Path("record.json").read_text())["energy"]
+    (model,) = energy["models"]
+    assert energy["images"] == 2
+    assert model["name"] == "my-chip"
+    counts = {row["name"]: row for row in energy["counts"]}
+    assert model["qann_pj"] == pytest.approx(counts["ac"]["qann"] + 4 * counts["mac"]["qann"])
+    assert f"{model['snn_pj'][-1] / model['qann_pj']:.3g} times" in done.stdout
+    done = spikezip("run", "a.spikezip", *given, "0")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(Path("record.json").read_text())["energy"] is None
+    done = spikezip("run", "a.spikezip", *given, "2", "--energy-model", "abacus")
+    assert done.exit_code == 2
+    assert "There is no energy model 'abacus'" in done.stderr

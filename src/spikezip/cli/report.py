@@ -16,7 +16,7 @@ def command(
         list[Path],
         typer.Argument(metavar="RECORD...", show_default=False, help="record.json files, or folders that hold one."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     figures: Annotated[
         Path | None,
         typer.Option("--figures", show_default=False, help="A folder for every figure as SVG, PDF and CSV."),
@@ -30,7 +30,7 @@ def command(
 
     [bold]Examples[/]
       spikezip report record.json
-      spikezip report levels8/record.json levels16/record.json --out compare.html --figures figures
+      spikezip report runs/*/record.json -o compare.html --figures figures
     """
     from spikezip.report.page import write_report
 

@@ -16,6 +16,7 @@ from spikezip.errors import InputError
 if TYPE_CHECKING:
     from spikezip import SNN
     from spikezip.data import ImageData
+    from spikezip.measure import EnergyModel
     from spikezip.run import EarlyExit
 
 _SETTLED = {
@@ -44,6 +45,24 @@ def command(
             "1) one is chosen on the val images that loses no accuracy there. May be given several times.",
         ),
     ] = None,
+    energy_images: Annotated[
+        int,
+        typer.Option(
+            "--energy-images",
+            min=0,
+            help="Count operations and energy on so many images, step by step; 0 leaves them out.",
+        ),
+    ] = 16,
+    energy_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--energy-model",
+            metavar="NAME|FILE.yaml",
+            show_default=False,
+            help="Price the operations with this model instead: one of spikezip's, or a few lines of YAML of your own "
+            "(docs/energy.md). May be given several times; the first gives the headline.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The record to write, for spikezip report.")] = Path("record.json"),
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
@@ -56,11 +75,13 @@ def command(
       spikezip run resnet20.spikezip --data cifar10 --steps 32 --out record.json
       spikezip run resnet20.spikezip --data cifar10 --limit 500 --engine reference --overwrite
       spikezip run resnet20.spikezip --data cifar10 --early-exit margin:0.6 --early-exit settled
+      spikezip run resnet20.spikezip --data cifar10 --energy-model my-chip.yaml
     """
     import spikezip
     from spikezip.cli.sources import open_for
     from spikezip.run import Engine
 
+    models = [read_model(text) for text in energy_model or ()]
     with output_file(out, overwrite) as draft:
         snn = spikezip.load(bundle)
         source = open_for(snn, data, data_root)
@@ -77,11 +98,45 @@ def command(
                 data=source.name,
                 on_batch=done,
                 early_exit=rules,
+                energy=energy_images > 0,
+                energy_images=max(energy_images, 1),
+                energy_models=models or None,
             )
         record.save(draft)
         found = json.loads(draft.read_text())
     show(found)
+    show_energy(found)
     screen.say(f"[bold]{out}[/] holds the record. Next: spikezip report {out} --out report.html")
+
+
+def read_model(text: str) -> EnergyModel:
+    """An energy model by its name, or from a file of the user's."""
+    from spikezip.measure import EnergyModel
+
+    return EnergyModel.from_yaml(text) if text.lower().endswith((".yaml", ".yml")) else EnergyModel.named(text)
+
+
+def show_energy(record: dict[str, Any]) -> None:
+    """Print what an image costs under each model, beside the integer QANN with the same bits."""
+    energy = record.get("energy")
+    if not energy:
+        return
+    table = Table(title=f"Energy of an image, mean of {energy['images']}", title_justify="left")
+    for name in ("model", "SNN", "QANN", "SNN / QANN"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for model in energy["models"]:
+        snn, qann = model["snn_pj"][-1], model["qann_pj"]
+        cells = [f"{snn / 1e6:,.3g} µJ", f"{qann / 1e6:,.3g} µJ" if qann else "–", f"{snn / qann:.3g}" if qann else "–"]
+        table.add_row(model["name"], *cells)
+    screen.stdout.print(table)
+    missing = f" Not counted: {'; '.join(energy['uncounted'])}." if energy["uncounted"] else ""
+    first = energy["models"][0]
+    if first["qann_pj"]:
+        ratio = first["snn_pj"][-1] / first["qann_pj"]
+        screen.say(
+            f"The SNN takes [bold]{ratio:.3g} times[/] the energy of the integer QANN with the same bits "
+            f"({first['name']}), {record['synops'][-1]:,.0f} synaptic operations an image.{missing}"
+        )
 
 
 def exit_rule(text: str, snn: SNN, source: ImageData, steps: int, split: str) -> EarlyExit:
