@@ -155,7 +155,8 @@ def test_a_missing_file_and_a_missing_name(tmp_path):
 
 def test_a_record_with_energy_is_what_a_report_reads():
     snn = spiking(Copies(1, nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))), (1, 5, 5))
-    content = spikezip.measure(snn, torch.rand(5, 1, 5, 5), steps=4, energy_images=3).content
+    images = torch.rand(5, 1, 5, 5)
+    content = spikezip.measure(snn, images, steps=4, energy_images=3).content
     record = Record.model_validate(json.loads(json.dumps(content)))
     assert record.energy is not None
     assert [m.name for m in record.energy.models] == list(DEFAULT_MODELS)
@@ -164,10 +165,27 @@ def test_a_record_with_energy_is_what_a_report_reads():
     assert record.synops[-1] == pytest.approx(sum(layer.synops[-1] for layer in record.energy.layers))
     assert sum(layer.snn_pj or 0 for layer in record.energy.layers) == pytest.approx(record.energy.models[0].snn_pj[-1])
     assert content["energy"]["images"] == 3
+    assert record.audit is not None
+    assert content["audit"] == spikezip.audit(snn, images, 4, limit=3).to_json()
+    assert sum((r.acs or 0) + (r.macs or 0) for r in record.audit.rows) == pytest.approx(record.synops[-1])
+    assert record.exactness is None
     assert {c["name"] for c in content["energy"]["counts"]} == set(OPERATIONS)
     without = spikezip.measure(snn, torch.rand(2, 1, 5, 5), steps=2, energy=False).content
     assert without["energy"] is None
-    assert without["synops"] is None
+    assert without["synops"] is without["audit"] is None
+
+
+def test_an_integer_network_tells_its_arithmetic_and_the_thresholds_it_divided_out():
+    model, images = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.rand(16, 4)
+    qann = spikezip.quantize(spikezip.morph(spikezip.capture(model, images[:1])), 8, images)
+    snn = spikezip.spike(spikezip.to_integer(qann))
+    content = json.loads(json.dumps(spikezip.measure(snn, images, steps=9).content, allow_nan=False))
+    record = Record.model_validate(content)
+    assert [e["arithmetic"] for e in content["exactness"]] == ["float32", "float32"]
+    (layer,) = record.layers
+    (scale,) = [float(p) for name, p in qann.named_parameters() if name.endswith("scale")]
+    assert (layer.scale, layer.unit) == (1.0, scale)
+    assert scale != 1
 
 
 def test_ratios_stand_in_the_record(counts):

@@ -9,6 +9,7 @@ from torch import nn
 import spikezip
 from spikezip.errors import InputError
 from spikezip.measure import choose_threshold, exit_curve, exit_point, exit_run, exit_steps
+from spikezip.measure.exits import CURVE
 from spikezip.run import Entropy, Margin, Outcome, Probability, Run, Settled
 
 
@@ -127,7 +128,14 @@ def test_the_record_holds_each_rule(network):
             "mean_step": pytest.approx(point.mean_step),
             "accuracy": pytest.approx(point.accuracy),
             "spikes": pytest.approx(point.spikes),
+            "curve": entry["curve"],
         }
+    margin, settled = record["early_exit"]
+    assert settled["curve"] == []
+    assert [p["threshold"] for p in margin["curve"]] == list(CURVE)
+    for p in margin["curve"]:
+        point = exit_point(full, labels, Margin(p["threshold"]))
+        assert (p["mean_step"], p["accuracy"]) == (pytest.approx(point.mean_step), pytest.approx(point.accuracy))
     assert spikezip.measure(snn, images, labels, energy=False)["early_exit"] is None
     unlabelled = spikezip.measure(snn, images, energy=False, early_exit=rules)
     assert unlabelled["early_exit"][0]["accuracy"] is None

@@ -109,6 +109,11 @@ def build_record(name: str = "resnet20", *, steps: int = 24, seed: int = 0, laye
 
     agreement = [float((p == truth).mean()) for p in predicted]
     accuracy = [float((p == labels).mean()) for p in predicted]
+
+    def point(threshold: float | None, t: int) -> dict[str, Any]:
+        given = {"rule": "margin", "threshold": threshold, "mean_step": float(t)}
+        return {**given, "accuracy": accuracy[min(t, steps - 1)], "spikes": 100.0 * t}
+
     versions = {"spikezip": "0.1.0", "torch": "2.13.0", "python": "3.11.2"}
     conditions = [
         ("C1", "Every quantizer is a staircase with lowest <= Q(0) = 0 <= highest; S_0 = 0 and V_0 = θ/2."),
@@ -187,12 +192,32 @@ def build_record(name: str = "resnet20", *, steps: int = 24, seed: int = 0, laye
         "synops": total.tolist(),
         "traces": [trace(2, 3), trace(layers - 1, 10)],
         "raster": {"image": 0, "layers": [raster(i) for i in (0, layers // 2, layers - 1)]},
-        "early_exit": {
-            "curve": [
-                {"threshold": c, "accuracy": accuracy[min(t, steps - 1)], "mean_steps": float(t)}
-                for c, t in zip((0.5, 0.7, 0.8, 0.9, 0.95, 0.99), (3, 5, 7, 9, 11, 13))
-            ]
+        "audit": {
+            "spike_driven": True,
+            "images": IMAGES,
+            "steps": steps,
+            "rows": [
+                {
+                    "name": names[i].replace("relu", "conv"),
+                    "op": "linear",
+                    "input": "ternary" if i else "analog input",
+                    "streams": [names[i - 1]] if i else ["x"],
+                    "synapses": WIDTH * WIDTH,
+                    "acs": float(synops[i, -1]) if i else 0.0,
+                    "macs": 0.0 if i else float(WIDTH * WIDTH),
+                    "as_macs": float(synops[i, -1]),
+                }
+                for i in range(layers)
+            ],
         },
+        "exactness": [
+            {"name": n.replace("relu", "conv"), "op": "linear", "bits": 18.5 + i, "arithmetic": "float32"}
+            for i, n in enumerate(names[:3])
+        ],
+        "early_exit": [
+            {**point(0.8, 7), "curve": [point(c, t) for c, t in zip((0.5, 0.7, 0.8, 0.9, 1.0), (3, 5, 7, 9, 13))]},
+            {**point(None, 14), "rule": "settled", "curve": []},
+        ],
         "certificate": {
             "equal": not sum(wrong),
             "images": IMAGES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html.parser
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from urllib.parse import unquote
 
 import pytest
 
@@ -25,6 +27,7 @@ OWN = [
     "trace-1",
     "trace-2",
     "energy-by-layer",
+    "audit",
     "codes",
     "scales",
     "weights",
@@ -104,7 +107,28 @@ def test_the_page_is_well_formed_small_and_needs_nothing_from_outside(one):
     assert "default-src 'none'" in text
     references = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text)
     assert {a or b for a, b in references} <= set(page.ids)
-    assert len(text.encode()) < 1_000_000
+    assert len(text.encode()) < 2_000_000
+
+
+def test_every_figure_can_be_taken_from_the_page(one):
+    folder = one[1]
+    page = Outline((folder / "report.html").read_text(encoding="utf-8"))
+    files = [value or "" for name, value in page.attributes if name == "download"]
+    names = [*SHARED, "energy-ratio", *OWN]
+    assert sorted(files) == sorted(f"{name}.{kind}" for name in names for kind in ("pdf", "csv"))
+    links = [v for name, v in page.attributes if name == "href" and v and v.startswith("data:application/pdf")]
+    assert all(base64.b64decode(link.partition(",")[2]).startswith(b"%PDF") for link in links) and links
+    assert [v for name, v in page.attributes if name == "data-file"] == ["svg"] * len(names)
+    texts = [
+        unquote(v.partition(",")[2]) for n, v in page.attributes if n == "href" and v and v.startswith("data:text")
+    ]
+    assert (folder / "figures" / "audit.csv").read_text(encoding="utf-8") in texts
+
+
+def test_the_audit_and_the_number_formats_are_told(one):
+    text = Outline((one[1] / "report.html").read_text(encoding="utf-8")).text
+    assert "Every synaptic operation but those on the analog input receives spikes alone." in text
+    assert "Of 3 operations, 3 add up exactly (3 in float32)." in text
 
 
 def test_figures_follow_the_theme(one):
@@ -140,12 +164,50 @@ def test_exported_data_are_the_records(one):
     assert column("firing-rate", "rate") == [x for layer in record["layers"] for x in layer["rate"]]
     assert column("l1-distance", "l1") == [x for layer in record["layers"] for x in layer["l1"]]
     assert column("trace-2", "membrane") == record["traces"][1]["membrane"]
+    settled = record["early_exit"][-1]
+    exits = list(csv.DictReader(lines(folder / "figures" / "early-exit.csv")))
+    assert [float(r["accuracy"]) for r in exits if r["rule"] == "settled"] == [settled["accuracy"]]
+    fixed = [float(r["accuracy"]) for r in exits if r["rule"] == "fixed"]
+    assert fixed == record["accuracy"]["snn"][: len(fixed)] and len(fixed) >= settled["mean_step"]
     assert column("scales", "scale") == [layer["scale"] for layer in record["layers"]]
     assert column("codes", "share") == [x for layer in record["layers"] for x in layer["codes"]]
     assert column("energy-by-layer", "snn_pj") == [layer["snn_pj"] for layer in record["energy"]["layers"]]
     assert len(column("raster", "t")) == sum(len(layer["spikes"]) for layer in record["raster"]["layers"])
     counts = record["settled"]["t_eq_histogram"]
     assert dict(zip(column("t-eq", "t_eq"), column("t-eq", "images"))) == {int(t): n for t, n in counts.items()}
+
+
+def test_tables_and_bars_of_cost_are_the_records(one):
+    record, folder = one
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "yes: float32 holds every sum" in text
+    model = record["energy"]["models"][1]
+    for t in (0, 9):
+        assert f'<td class="number">{model["snn_pj"][t] / model["qann_pj"]:.3g}×</td>' in text
+    bars = list(csv.DictReader(lines(folder / "figures" / "audit.csv")))
+    assert [float(r["acs"]) for r in bars] == [row["acs"] for row in record["audit"]["rows"]]
+
+
+def test_operations_that_multiply_or_round_are_named(tmp_path, make_record):
+    record = small(make_record)
+    record["audit"]["spike_driven"] = False
+    record["audit"]["rows"][1].update(name="attention", input="ternary x streams:2")
+    record["exactness"][1].update(bits=None, arithmetic="inexact")
+    page = Outline(write_report(record, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "Not spikes alone: attention." in page.text
+    assert "Of 3 operations, 2 add up exactly (2 in float32), 1 are not exact." in page.text
+
+
+@pytest.mark.parametrize("units", [None, (0.5, 0.25, 0.125)])
+def test_thresholds_of_an_integer_network_are_told_or_left_out(tmp_path, make_record, units):
+    record = small(make_record)
+    for layer, unit in zip(record["layers"], units or [None] * 3, strict=True):
+        layer.update(scale=1.0, unit=unit)
+    page = Outline(write_report(record, tmp_path / "r.html", figures=tmp_path).read_text(encoding="utf-8"))
+    assert ("scales" in page.ids) == bool(units)
+    assert ("θ is what one level is worth" if units else "Thresholds are not shown") in page.text
+    if units:
+        assert [r["scale"] for r in csv.DictReader(lines(tmp_path / "scales.csv"))] == ["0.5", "0.25", "0.125"]
 
 
 def small(make_record, **changes):

@@ -15,6 +15,9 @@ from spikezip.run.exit import Confidence, EarlyExit, first_confident
 from spikezip.run.result import join
 from spikezip.spike.swap import SpikingNetwork
 
+#: Thresholds of the curve that a record keeps for each rule with a threshold.
+CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+
 
 @dataclass(frozen=True)
 class ExitPoint:

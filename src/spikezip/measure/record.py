@@ -20,11 +20,12 @@ from spikezip.measure.audit import audit_of
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
 from spikezip.measure.equivalence import Certificate, exactness, qann_codes
-from spikezip.measure.exits import exit_steps
+from spikezip.measure.exits import CURVE, exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, qann_outputs
+from spikezip.run.exit import Settled
 from spikezip.spike.swap import SpikingNetwork
 
 
@@ -165,10 +166,11 @@ class _Gaps:
 
 
 class _Exit:
-    """What a rule of early exit gives, over batches."""
+    """What a rule of early exit gives, over batches; and, for a rule with a threshold, what other thresholds give."""
 
-    def __init__(self, rule: EarlyExit):
+    def __init__(self, rule: EarlyExit, thresholds: Sequence[float] = ()):
         self.rule, self.steps, self.right, self.spikes = rule, 0, 0, 0
+        self.others = [] if isinstance(rule, Settled) else [_Exit(type(rule)(value)) for value in thresholds]
 
     def add(self, run: Run, labels: Tensor | None) -> None:
         left = exit_steps(run, self.rule)
@@ -178,8 +180,14 @@ class _Exit:
         if labels is not None:
             answers = run.logits.argmax(-1).cpu()[left - 1, images]
             self.right += int((answers == labels.cpu()).sum())
+        for other in self.others:
+            other.add(run, labels)
 
     def result(self, images: int, labelled: bool) -> dict[str, Any]:
+        found = self.point(images, labelled)
+        return {**found, "curve": [other.point(images, labelled) for other in self.others]}
+
+    def point(self, images: int, labelled: bool) -> dict[str, Any]:
         return {
             "rule": self.rule.name,
             "threshold": getattr(self.rule, "threshold", None),
@@ -193,7 +201,7 @@ class _Tally:
     """Counts over batches."""
 
     def __init__(self, snn: SpikingNetwork, steps: int, distances: int, early_exit: Sequence[EarlyExit] = ()):
-        self.exits = [_Exit(rule) for rule in early_exit]
+        self.exits = [_Exit(rule, CURVE) for rule in early_exit]
         self.snn, self.steps, self.images = snn, steps, 0
         self.distances, self.compared = distances, 0
         self.right = torch.zeros(steps, dtype=torch.int64)

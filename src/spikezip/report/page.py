@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -17,7 +18,7 @@ from spikezip.errors import OutputError
 from spikezip.report import run_tables, summary
 from spikezip.report.figures import ACROSS_RUNS, OF_A_RUN, Absent, Drawing, Run
 from spikezip.report.record import load_record, parse_record
-from spikezip.report.style import file_pdf, file_svg, house_style, inline_svg, theme_css
+from spikezip.report.style import PALETTE, file_pdf, file_svg, house_style, inline_svg, theme_css
 from spikezip.report.tables import Table
 
 _SUBSCRIPT = re.compile(r"\bT_(eq|off)\b")
@@ -33,6 +34,7 @@ class Plate:
     caption: str
     svg: str
     data: Table
+    pdf: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Group:
     absent: Sequence[Absent] = ()
     tables: Sequence[Table] = ()
     uncounted: Sequence[str] = ()
+    said: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,10 @@ def _runs(records: Sequence[Mapping[str, Any] | str | Path]) -> list[Run]:
         content = load_record(given) if isinstance(given, (str, Path)) else given
         record = parse_record(content, f"record {number} of {len(records)}")
         title = record.name.strip() or "unnamed"
-        same = sum(r.record.name.strip() == record.name.strip() for r in runs)
+        if isinstance(given, (str, Path)) and any(r.record.name.strip() == record.name.strip() for r in runs):
+            place = Path(given)
+            title = f"{title}, {(place if place.is_dir() else place.parent).resolve().name}"
+        same = sum(r.title == title or r.title.startswith(f"{title} (") for r in runs)
         title = f"{title} ({same + 1})" if same else title
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower())[:40].strip("-") or "run"
         while slug in {r.slug for r in runs}:
@@ -124,7 +130,8 @@ def _runs(records: Sequence[Mapping[str, Any] | str | Path]) -> list[Run]:
 def _plate(drawing: Drawing, slug: str) -> Plate:
     anchor = f"{slug}-{drawing.name}" if slug else drawing.name
     svg = inline_svg(drawing.figure, anchor, f"{drawing.title}. {drawing.caption}")
-    return Plate(anchor, drawing.title, drawing.caption, svg, drawing.data)
+    pdf = base64.b64encode(file_pdf(drawing.figure)).decode()
+    return Plate(anchor, drawing.title, drawing.caption, svg, drawing.data, pdf)
 
 
 def _group(title: str, drawings: Sequence[Drawing | Absent], slug: str) -> Group:
@@ -133,7 +140,7 @@ def _group(title: str, drawings: Sequence[Drawing | Absent], slug: str) -> Group
 
 
 def _weight(group: Group) -> int:
-    return sum(len(p.svg.encode()) + len(p.data.csv().encode()) + len(p.data.latex().encode()) for p in group.plates)
+    return sum(len(p.svg.encode()) + len(p.pdf) + 2 * len(p.data.csv().encode()) for p in group.plates)
 
 
 def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence[Any]) -> str:
@@ -153,12 +160,19 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
             spent += _weight(group)
             if title == "Energy":
                 uncounted = run.record.energy.uncounted if run.record.energy else ()
-                group = replace(group, tables=run_tables.energy_tables(run.record), uncounted=uncounted)
+                ratios = run_tables.ratio_table(run.record)
+                tables = [*([ratios] if ratios else ()), *run_tables.energy_tables(run.record)]
+                group = replace(group, tables=tables, uncounted=uncounted)
             groups.append(group)
         record = run.record
+        audited = run_tables.audit_tables(record)
+        if audited:
+            groups.append(Group("Is it spike-driven?", tables=audited, said=summary.audit_sentence(record)))
+        exact = run_tables.exactness_tables(record)
         groups += [
-            Group("Layer by layer", tables=run_tables.layer_tables(record)),
+            Group("Layer by layer", tables=run_tables.layer_tables(record), said=run_tables.layer_sentence(record)),
             Group("Certificate", tables=run_tables.certificate_tables(record)),
+            Group("Number formats", tables=exact, said=summary.exactness_sentence(record)),
         ]
         sections.append(
             Section(
@@ -186,6 +200,7 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
         css=Markup(theme_css() + _asset("page.css")),
         script=Markup(script),
         script_hash=digest,
+        light=json.dumps({name: pair[0] for name, pair in PALETTE.items()}),
         svg=lambda plate: Markup(plate.svg),
         several=len(runs) > 1,
         comparison=run_tables.comparison(runs) if len(runs) > 1 else None,

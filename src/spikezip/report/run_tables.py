@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spikezip.report.figures import Run
+from spikezip.report.figures.distributions import layer_unit
 from spikezip.report.figures.maps import settled_step
 from spikezip.report.schema import Layer, Record
 from spikezip.report.summary import verdict
@@ -21,11 +22,12 @@ def layer_table(record: Record) -> Table | None:
     if not record.layers:
         return None
     synops = {x.name: x.synops[-1] for x in (record.energy.layers if record.energy else ()) if x.synops}
+    units = [layer_unit(record, layer) for layer in record.layers]
     columns = [
         Column("layer", numeric=False),
         Column("neurons"),
         Column("levels", numeric=False),
-        Column("scale θ"),
+        *([Column("θ")] if None not in units else ()),
         Column("spikes / image", compact),
         Column("negative", percent),
         Column("sparsity", percent),
@@ -36,10 +38,26 @@ def layer_table(record: Record) -> Table | None:
     if with_synops:
         columns.append(Column("SynOps / image", compact))
     rows = []
-    for layer in record.layers:
-        row = [layer.name, layer.neurons, f"{layer.lowest}..{layer.highest}", layer.scale, *_activity(layer)]
+    for layer, unit in zip(record.layers, units, strict=True):
+        worth = [unit] if None not in units else []
+        row = [layer.name, layer.neurons, f"{layer.lowest}..{layer.highest}", *worth, *_activity(layer)]
         rows.append([*row, synops.get(layer.name)] if with_synops else row)
     return Table(f"Layers of {record.name}", columns, rows)
+
+
+def layer_sentence(record: Record) -> str | None:
+    """What the thresholds of an integer network mean, or why they are not shown; nothing for other networks."""
+    if any(layer.unit is not None for layer in record.layers):
+        return (
+            "θ is what one level is worth in activation units, before integers were made; in the integer network"
+            " itself every threshold is 1."
+        )
+    if record.layers and layer_unit(record, record.layers[0]) is None:
+        return (
+            "Thresholds are not shown: in an integer network they are all 1, and this record does not hold those that"
+            " were divided out."
+        )
+    return None
 
 
 def _activity(layer: Layer) -> list[Cell]:
@@ -91,9 +109,81 @@ def energy_tables(record: Record) -> list[Table]:
             for x in record.energy.layers
         ]
         tables.append(
-            Table("Spike-driven audit: operations and energy per image by layer (raw values in pJ)", columns, rows)
+            Table(f"Energy per image by layer, {record.energy.models[0].name} (raw values in pJ)", columns, rows)
+            if record.energy.models
+            else Table("Operations per image by layer", columns, rows)
         )
     return tables
+
+
+def ratio_table(record: Record) -> Table | None:
+    """SNN / QANN at every step beside the accuracy at that step: neither says anything without the other."""
+    models = [m for m in (record.energy.models if record.energy else ()) if m.qann_pj and m.snn_pj]
+    if not models:
+        return None
+    accuracy = record.accuracy.snn if record.accuracy and record.accuracy.snn else None
+    columns = [Column("t"), *([Column("accuracy", percent)] if accuracy else ())]
+    columns += [Column("agreement", percent)] if record.agreement else []
+    columns += [Column(model.name, _times) for model in models]
+    rows: list[Sequence[Cell]] = []
+    for t in range(1, record.steps + 1):
+        shares = [series[t - 1] for series in (accuracy, record.agreement) if series]
+        rows.append([t, *shares, *(m.snn_pj[t - 1] / (m.qann_pj or 1.0) for m in models)])
+    last = record.settled.t_eq_max if record.settled else None
+    if last and last + 1 < record.steps:
+        rows = rows[: last + 1]  # nothing changes any more
+    return Table("Energy, SNN / QANN, of a run stopped at step t", columns, rows)
+
+
+def _times(value: Cell) -> str:
+    return f"{value:.3g}×" if isinstance(value, (int, float)) else "–"
+
+
+def audit_tables(record: Record) -> list[Table]:
+    """Every synaptic operation with what it receives, and what that costs read as streams or as integers."""
+    audit = record.audit
+    if audit is None or not audit.rows:
+        return []
+    columns = [
+        Column("operation", numeric=False),
+        Column("op", numeric=False),
+        Column("receives", numeric=False),
+        Column("from", numeric=False),
+        Column("synapses", compact),
+        Column("ACs", compact),
+        Column("MACs", compact),
+        Column("MACs as integers", compact),
+    ]
+    rows: list[Sequence[Cell]] = []
+    for row in audit.rows:
+        more = f" and {len(row.streams) - 3} more" if len(row.streams) > 3 else ""
+        sources = ", ".join(row.streams[:3]) + more
+        rows.append([row.name, row.op, row.input, sources, row.synapses, row.acs, row.macs, row.as_macs])
+    sums = [sum(getattr(row, key) or 0 for row in audit.rows) for key in ("synapses", "acs", "macs", "as_macs")]
+    rows.append(["all", None, None, None, *sums])
+    return [Table("Spike-driven audit, per image", columns, rows)]
+
+
+def exactness_tables(record: Record) -> list[Table]:
+    """Which sums are exact, and in what number format."""
+    rows = record.exactness or (record.certificate.exactness if record.certificate else ())
+    if not rows:
+        return []
+    words = {
+        "float32": "yes: float32 holds every sum",
+        "float64": "yes: float64 holds every sum",
+        "rounded": "rounded to fixed point, alike in SNN and QANN",
+        "inexact": "no: its sums are on no grid",
+    }
+    columns = [
+        Column("operation", numeric=False),
+        Column("op", numeric=False),
+        Column("bits a sum may need"),
+        Column("format", numeric=False),
+        Column("exact", numeric=False),
+    ]
+    shown = [[r.name, r.op, r.bits, r.arithmetic, words.get(r.arithmetic, r.arithmetic)] for r in rows]
+    return [Table("Which sums are exact, and in what number format", columns, shown)]
 
 
 def certificate_tables(record: Record) -> list[Table]:
@@ -122,6 +212,9 @@ def certificate_tables(record: Record) -> list[Table]:
 
 def comparison(runs: Sequence[Run]) -> Table:
     """All runs side by side."""
+    models = list(
+        dict.fromkeys(m.name for r in runs if r.record.energy for m in r.record.energy.models if m.qann_pj and m.snn_pj)
+    )
     columns = [
         Column("run", numeric=False),
         Column("equal to QANN", numeric=False),
@@ -134,7 +227,8 @@ def comparison(runs: Sequence[Run]) -> Table:
         Column("T_eq max"),
         Column("spikes / image", compact),
         Column("SynOps / image", compact),
-        Column("energy SNN / QANN"),
+        Column("spike-driven", numeric=False),
+        *(Column(f"SNN / QANN, {name}", _times) for name in models),
         Column("steps"),
     ]
     words = {"equal": "yes", "unequal": "no", "unverified": "not verified"}
@@ -142,7 +236,8 @@ def comparison(runs: Sequence[Run]) -> Table:
     for run in runs:
         record = run.record
         result, ended = record.accuracy, record.settled
-        model = record.energy.models[0] if record.energy and record.energy.models else None
+        priced = {m.name: m for m in (record.energy.models if record.energy else ()) if m.qann_pj and m.snn_pj}
+        ratios = [priced[m].snn_pj[-1] / (priced[m].qann_pj or 1.0) if m in priced else None for m in models]
         spikes = [sum(layer.spikes) for layer in record.layers if layer.spikes]
         rows.append(
             [
@@ -157,7 +252,8 @@ def comparison(runs: Sequence[Run]) -> Table:
                 ended.t_eq_max if ended else None,
                 sum(spikes) if spikes else None,
                 record.synops[-1] if record.synops else None,
-                model.snn_pj[-1] / model.qann_pj if model and model.qann_pj and model.snn_pj else None,
+                record.audit.spike_driven if record.audit else None,
+                *ratios,
                 record.steps,
             ]
         )

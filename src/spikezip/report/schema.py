@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -65,6 +65,7 @@ class Layer(_Part):
     lowest: int
     highest: int
     scale: Annotated[float, Field(gt=0)]
+    unit: Annotated[float, Field(gt=0)] | None = None  # of an integer network: the threshold that was divided out
     spikes: Series = ()
     negative: Series = ()
     rate: Series = ()
@@ -116,9 +117,39 @@ class EnergyLayer(_Part):
 
 
 class Energy(_Part):
+    images: Count | None = None
     models: tuple[EnergyModel, ...] = ()
     uncounted: tuple[str, ...] = ()
     layers: tuple[EnergyLayer, ...] = ()
+
+
+class AuditRow(_Part):
+    name: str
+    op: str = ""
+    input: str
+    streams: tuple[str, ...] = ()
+    synapses: Count = 0
+    acs: float | None = None
+    macs: float | None = None
+    as_macs: float | None = None
+
+
+class Audit(_Part):
+    """What each synaptic operation receives; counts are absent where no images were run."""
+
+    spike_driven: bool
+    images: Count = 0
+    steps: Count = 0
+    rows: tuple[AuditRow, ...] = ()
+
+
+class Exactness(_Part):
+    """In which arithmetic an operation adds up; ``bits`` is absent off the grid."""
+
+    name: str
+    op: str = ""
+    bits: float | None = None
+    arithmetic: str
 
 
 class Trace(_Part):
@@ -156,23 +187,19 @@ class Raster(_Part):
 
 
 class ExitPoint(_Part):
-    threshold: float
+    """What a rule of early exit gives at one threshold; 'settled' has none."""
+
+    rule: str
+    threshold: float | None = None
+    mean_step: float
     accuracy: Share | None = None
-    mean_steps: float
+    spikes: float | None = None
 
 
-class EarlyExit(_Part):
-    """Points of early exit, as a record lists them: ``{rule, threshold, mean_step, accuracy}`` each."""
+class EarlyExit(ExitPoint):
+    """A rule as it was asked for, and what other thresholds of it would give."""
 
     curve: tuple[ExitPoint, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_list(cls, given: Any) -> Any:
-        if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
-            return given
-        points = [entry for entry in given if entry.get("threshold") is not None]  # 'settled' has none
-        return {"curve": [{**entry, "mean_steps": entry.get("mean_step")} for entry in points]}
 
 
 class Condition(_Part):
@@ -199,6 +226,7 @@ class CertificatePart(_Part):
     mismatches: Count
     outputs_equal: bool | None = None
     outcome: Literal["SETTLED", "CONFIDENT", "STEP_LIMIT"] | None = None
+    exactness: tuple[Exactness, ...] = ()
     engine: str | None = None
     layers: tuple[CertificateLayer, ...] = ()
     settled_at: SettledAt | None = None
@@ -243,9 +271,11 @@ class Record(_Part):
     weights: tuple[Weights, ...] = ()
     energy: Energy | None = None
     synops: Series | None = None
+    audit: Audit | None = None
+    exactness: tuple[Exactness, ...] | None = None
     traces: tuple[Trace, ...] = ()
     raster: Raster | None = None
-    early_exit: EarlyExit | None = None
+    early_exit: tuple[EarlyExit, ...] | None = None
     certificate: CertificatePart | None = None
 
     def series(self) -> Iterator[tuple[str, Series]]:

@@ -146,12 +146,50 @@ def key_figures(record: Record) -> list[KeyFigure]:
             if model.qann_pj and model.snn_pj:
                 ratio = model.snn_pj[-1] / model.qann_pj
                 note = f"{energy(model.snn_pj[-1])} against {energy(model.qann_pj)} · {model.name}"
+                others = [m.snn_pj[-1] / m.qann_pj for m in record.energy.models[1:] if m.qann_pj and m.snn_pj]
+                if others:
+                    note += f" · other models {min(others):.2g}–{max(others):.3g}×"
                 figures.append(KeyFigure("Energy, SNN / QANN", f"{ratio:.3g}×", note))
     if record.synops:
         figures.append(
             KeyFigure("SynOps per image", compact(record.synops[-1]), f"over {_count(record.steps, 'step')}")
         )
     return figures
+
+
+def audit_sentence(record: Record) -> str | None:
+    """What the audit found, in a sentence."""
+    audit = record.audit
+    if audit is None:
+        return None
+    others = [r for r in audit.rows if r.input not in ("ternary", "fractional", "none", "analog input")]
+    others = [r for r in others if not r.input.startswith("streams:")]
+    acs, macs = (sum(getattr(r, key) or 0 for r in audit.rows) for key in ("acs", "macs"))
+    instead = sum(r.as_macs or 0 for r in audit.rows)
+    names = ", ".join(r.name for r in others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    verdict = (
+        "Every synaptic operation but those on the analog input receives spikes alone."
+        if not others
+        else f"Not spikes alone: {names}."
+    )
+    return (
+        f"{verdict} Stream by stream an image takes {compact(acs)} accumulates (AC) and {compact(macs)}"
+        f" multiply-accumulates (MAC) in {_count(audit.steps, 'step')}; read as integers it would take"
+        f" {compact(instead)} MACs (mean of {_count(audit.images, 'image')})."
+    )
+
+
+def exactness_sentence(record: Record) -> str | None:
+    """Which sums are exact, in a sentence; nothing without a certificate."""
+    rows = record.exactness or (record.certificate.exactness if record.certificate else ())
+    if not rows:
+        return None if record.network.weight_bits else "Weights are floating-point numbers: sums are rounded."
+    kinds = {kind: sum(r.arithmetic == kind for r in rows) for kind in ("float32", "float64", "rounded", "inexact")}
+    said = [f"{n} in {kind}" for kind, n in kinds.items() if n and kind in ("float32", "float64")]
+    text = f"Of {len(rows)} operations, {sum(kinds[k] for k in ('float32', 'float64'))} add up exactly"
+    text += f" ({', '.join(said)})" if said else ""
+    text += f", {kinds['rounded']} are rounded to fixed point" if kinds["rounded"] else ""
+    return text + (f", {kinds['inexact']} are not exact." if kinds["inexact"] else ".")
 
 
 def provenance(record: Record) -> list[tuple[str, str]]:
@@ -206,7 +244,4 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     if len(data) > 1:
         shown = sorted(" ".join(str(x) for x in d if x is not None) for d in data)
         said.append(f"The runs were measured on different data ({'; '.join(shown)}): accuracies are not comparable.")
-    models = {run.record.energy.models[0].name for run in runs if run.record.energy and run.record.energy.models}
-    if len(models) > 1:
-        said.append(f"The ratio SNN / QANN is of different energy models in the table ({', '.join(sorted(models))}).")
     return said

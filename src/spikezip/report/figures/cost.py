@@ -15,7 +15,7 @@ from spikezip.report.figures.drawing import (
     step_axis,
     steps_of,
 )
-from spikezip.report.schema import EnergyModel
+from spikezip.report.schema import EnergyLayer, EnergyModel
 from spikezip.report.style import colour, label, new_figure, series_style
 from spikezip.report.tables import Cell, Table, energy_unit
 
@@ -212,7 +212,12 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
         )
         rows += [(run.title, model.name, t, r) for t, r in zip(steps_of(ratio), ratio, strict=True)]
     step_axis(axes, max(len(model.snn_pj) for _, _, model, _ in lines))
-    axes.set_ylim(bottom=0)
+    most = [max(m.snn_pj) / (m.qann_pj or 1.0) for _, _, m, _ in lines]
+    if max(most) / min(most) > 10:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylim(bottom=0)
     axes.axhline(1, color=colour("ink"), linewidth=1, linestyle=(0, (6, 3)))
     axes.set_ylabel("energy / energy of the QANN")
     axes.grid(axis="y")
@@ -223,12 +228,64 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
     return Drawing(name, title, caption, Table.of(title, ["run", "model", "t", "ratio"], rows), figure)
 
 
+def _greatest(layers: Sequence[EnergyLayer], most: int) -> tuple[list[EnergyLayer], int]:
+    """The rows that cost most, in their order, the others as one row at the end; and how many those are."""
+    if len(layers) <= most:
+        return list(layers), 0
+    cost = [max(x.snn_pj or 0, x.qann_pj or 0) for x in layers]
+    total = sum(cost)
+    kept = {i for i in sorted(range(len(layers)), key=lambda i: -cost[i])[: most - 1] if cost[i] > 0.002 * total}
+    others = [x for i, x in enumerate(layers) if i not in kept]
+    known = [x.qann_pj for x in others if x.qann_pj is not None]
+    together = EnergyLayer(
+        name=f"{len(others)} others", snn_pj=sum(x.snn_pj or 0 for x in others), qann_pj=sum(known) if known else None
+    )
+    return [*(x for i, x in enumerate(layers) if i in kept), together], len(others)
+
+
+def audit_bars(run: Run) -> Sequence[Drawing | Absent]:
+    """Accumulates and multiply-accumulates of each synaptic operation, beside the MACs of reading it as integers."""
+    title = "AC against MAC"
+    audit = run.record.audit
+    rows = [r for r in (audit.rows if audit else ()) if r.acs is not None]
+    if not audit or not rows:
+        return [Absent(title, "the operations were not audited")]
+    most = max(max((r.acs or 0) + (r.macs or 0), r.as_macs or 0, r.synapses) for r in rows)
+    unit, power = next(((u, p) for u, p in ((1e9, "10⁹"), (1e6, "10⁶"), (1e3, "10³")) if most >= u), (1.0, "count"))
+    figure = new_figure(rows_height(len(rows)))
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    acs = [(r.acs or 0) / unit for r in rows]
+    axes.barh(places, acs, height=0.66, color=colour("s1"), label="ACs, stream by stream")
+    axes.barh(
+        places, [(r.macs or 0) / unit for r in rows], left=acs, height=0.66, color=colour("s2"), label="MACs needed"
+    )
+    read = [(r.as_macs or 0) / unit for r in rows]
+    axes.plot(read, places, "|", color=colour("ink"), markersize=9, markeredgewidth=2, label="MACs, read as integers")
+    dense = [r.synapses / unit for r in rows]
+    look = {"markeredgecolor": colour("s5"), "markerfacecolor": colour("surface")}
+    axes.plot(dense, places, marker="o", markersize=5, linestyle="none", label="MACs of the QANN", **look)
+    layer_axis(axes, [r.name for r in rows])
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"operations per image ({power})")
+    axes.grid(axis="x")
+    legend_below(figure, 2)
+    caption = (
+        f"What each synaptic operation does in {audit.steps} steps: accumulates as its streams of spikes come, or"
+        " multiply-accumulates if each step's operand were read as integers instead."
+    )
+    columns = ["operation", "receives", "synapses", "acs", "macs", "macs_as_integers"]
+    data = [(r.name, r.input, r.synapses, r.acs, r.macs, r.as_macs) for r in rows]
+    return [Drawing("audit", title, caption, Table.of(title, columns, data), figure)]
+
+
 def energy_by_layer(run: Run) -> Sequence[Drawing | Absent]:
     """Where the energy goes: SNN and QANN, layer by layer."""
     title = "Energy by layer"
     layers = [x for x in (run.record.energy.layers if run.record.energy else ()) if x.snn_pj is not None]
     if not layers:
         return [Absent(title, "energy was not measured by layer")]
+    layers, rest = _greatest(layers, 36)
     most = max(max(x.snn_pj or 0, x.qann_pj or 0) for x in layers)
     unit, symbol = energy_unit(most)
     figure = new_figure(rows_height(len(layers)))
@@ -245,10 +302,13 @@ def energy_by_layer(run: Run) -> Sequence[Drawing | Absent]:
     axes.grid(axis="x")
     legend_below(figure)
     model = run.record.energy.models[0].name if run.record.energy and run.record.energy.models else None
+    every = [x for x in (run.record.energy.layers if run.record.energy else ()) if x.snn_pj is not None]
     caption = f"Energy of one image over all {run.record.steps} steps{f', model {model}' if model else ''}."
+    if rest:
+        caption += f" The {rest} rows that cost least are shown together; the data hold each."
     if run.record.energy and run.record.energy.uncounted:
         caption += f" Not counted, so not here: {', '.join(run.record.energy.uncounted)}."
-    rows = [(x.name, x.kind, x.input, x.snn_pj, x.qann_pj) for x in layers]
+    rows = [(x.name, x.kind, x.input, x.snn_pj, x.qann_pj) for x in every]
     return [
         Drawing(
             "energy-by-layer",

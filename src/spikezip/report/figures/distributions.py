@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spikezip.report.figures.drawing import Absent, Drawing, Run, heat, heat_key, layer_axis, legend_below, rows_height
+from spikezip.report.schema import Layer, Record
 from spikezip.report.style import colour, new_figure
 from spikezip.report.tables import Cell, Table, plain
 
@@ -86,15 +87,26 @@ def code_histograms(run: Run) -> Sequence[Drawing | Absent]:
     return [Drawing("codes", title, caption, Table.of(title, ["layer", "code", "share"], rows), figure)]
 
 
+def layer_unit(record: Record, layer: Layer) -> float | None:
+    """What one level is worth in activation units; None where an integer network divided it out untold."""
+    if layer.unit is not None:
+        return layer.unit
+    return None if record.network.weight_bits and all(x.scale == 1 for x in record.layers) else layer.scale
+
+
 def scales(run: Run) -> Sequence[Drawing | Absent]:
     """Threshold of every layer."""
     title = "Scales (thresholds θ)"
     layers = run.record.layers
     if not layers:
         return [Absent(title, "the record lists no layers")]
+    known = [unit for layer in layers if (unit := layer_unit(run.record, layer)) is not None]
+    if len(known) < len(layers):
+        why = "an integer network's thresholds are all 1: they were divided out, and this record does not hold them"
+        return [Absent(title, why)]
+    values = known
     figure = new_figure(rows_height(len(layers)))
     axes = figure.add_subplot()
-    values = [layer.scale for layer in layers]
     axes.hlines(range(len(layers)), min(values) / 1.5, values, color=colour("grid"), linewidth=1.2)
     axes.plot(values, range(len(layers)), "o", color=colour("s1"), markersize=5)
     axes.set_xscale("log")
@@ -109,8 +121,14 @@ def scales(run: Run) -> Sequence[Drawing | Absent]:
     axes.set_xlabel("θ (activation units per level, log scale)")
     axes.grid(axis="x")
     caption = "Step size of each quantizer, which is the threshold of its neurons."
-    rows = [(layer.name, layer.scale, layer.lowest, layer.highest) for layer in layers]
-    return [Drawing("scales", title, caption, Table.of(title, ["layer", "scale", "lowest", "highest"], rows), figure)]
+    if any(layer.unit for layer in layers):
+        caption += " This is an integer network: it has divided them out, and its own thresholds are all 1."
+    rows = [
+        (layer.name, value, layer.scale, layer.lowest, layer.highest)
+        for layer, value in zip(layers, values, strict=True)
+    ]
+    columns = ["layer", "scale", "threshold", "lowest", "highest"]
+    return [Drawing("scales", title, caption, Table.of(title, columns, rows), figure)]
 
 
 def weight_histograms(run: Run) -> Sequence[Drawing | Absent]:

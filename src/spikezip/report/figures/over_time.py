@@ -1,4 +1,4 @@
-"""Figures along the time axis: accuracy, agreement with the QANN, early exit."""
+"""Figures along the time axis: accuracy and agreement with the QANN."""
 
 from __future__ import annotations
 
@@ -135,58 +135,3 @@ def agreement(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
         )
     legend_below(figure, 3 if alone else 1)
     return [Drawing("agreement", title, caption, Table.of(title, ["run", "t", "agreement"], rows), figure)]
-
-
-def early_exit(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
-    """Accuracy against the mean number of steps when confident images stop early."""
-    title = "Early exit"
-    curves = [(i, run, run.record.early_exit.curve) for i, run in enumerate(runs) if run.record.early_exit]
-    shown = [(i, run, [p for p in curve if p.accuracy is not None]) for i, run, curve in curves]
-    shown = [(i, run, curve) for i, run, curve in shown if curve]
-    if not shown:
-        return [Absent(title, "early exit was not measured")]
-    alone = len(runs) == 1
-    figure = new_figure(310 + (0 if alone else 12 * len(shown)))
-    axes = figure.add_subplot()
-    rows: list[tuple[Cell, ...]] = []
-    for i, run, curve in shown:
-        curve = sorted(curve, key=lambda p: (p.mean_steps, p.threshold))
-        axes.plot(
-            [p.mean_steps for p in curve],
-            [100 * (p.accuracy or 0) for p in curve],
-            **series_style(i),
-            markersize=5,
-            label="confidence threshold beside the point" if alone else label(run.title, 36),
-        )
-        if alone:
-            for point in _spread([(p.mean_steps, 100 * (p.accuracy or 0), p.threshold) for p in curve]):
-                axes.annotate(
-                    f"{point[2]:g}",
-                    point[:2],
-                    xytext=(7, -4),
-                    textcoords="offset points",
-                    va="top",
-                    fontsize=9.5,
-                    color=colour("muted"),
-                )
-        rows += [(run.title, p.threshold, p.mean_steps, p.accuracy) for p in curve]
-    axes.set_xlabel("mean time steps per image")
-    axes.margins(x=0.12, y=0.12)
-    percent_axis(axes, "accuracy (%)")
-    legend_below(figure, 1)
-    caption = (
-        "An image stops at the first step at which its confidence passes the threshold; each point is a threshold."
-    )
-    columns = ["run", "threshold", "mean_steps", "accuracy"]
-    return [Drawing("early-exit", title, caption, Table.of(title, columns, rows), figure)]
-
-
-def _spread(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """The points that can be named without their names running into each other."""
-    wide = max(x for x, _, _ in points) - min(x for x, _, _ in points) or 1.0
-    tall = max(y for _, y, _ in points) - min(y for _, y, _ in points) or 1.0
-    kept: list[tuple[float, float, float]] = []
-    for x, y, name in points:
-        if all(abs(x - u) > 0.1 * wide or abs(y - v) > 0.08 * tall for u, v, _ in kept):
-            kept.append((x, y, name))
-    return kept

@@ -42,6 +42,27 @@
   const copy = async (text) => {
     try { await navigator.clipboard.writeText(text); return true; } catch { return oldWay(text); }
   };
+  // A figure as a file: the light palette in place of the page's variables, without what is drawn for the dark theme.
+  const light = JSON.parse(document.body.dataset.light);
+  const asFile = (svg) => {
+    const copy = svg.cloneNode(true);
+    for (const dark of copy.querySelectorAll(".only-dark")) dark.remove();
+    copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    copy.setAttribute("width", `${svg.viewBox.baseVal.width}pt`);
+    copy.setAttribute("height", `${svg.viewBox.baseVal.height}pt`);
+    const text = new XMLSerializer().serializeToString(copy).replace(/var\(--font\)/g, "sans-serif");
+    return text.replace(/var\(--([a-z0-9]+)\)/g, (whole, name) => light[name] || whole);
+  };
+  for (const button of document.querySelectorAll("button[data-file=svg]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const link = document.createElement("a");
+      const text = asFile(button.closest("figure").querySelector("svg"));
+      link.href = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
+      link.download = `${button.dataset.name}.svg`;
+      link.click();
+    });
+  }
   let fading;
   const say = (text) => {
     status.textContent = text;
