@@ -50,6 +50,25 @@ def test_pet_leaves_a_network_that_runs_with_its_encoding(spikezip, recipe):
     assert spikezip("verify", "pet/snn.spikezip", "--data", "digits", "--limit", 40).exit_code == 0
 
 
+def test_a_recipe_goes_on_from_the_trained_weights_of_another(spikezip, recipe, tmp_path):
+    import spikezip as library
+
+    assert spikezip("train", recipe, "--out", "pet").exit_code == 0
+    on = tmp_path / "on.yaml"
+    small = RECIPE.replace("stage: pet", "stage: speq").replace("rate: 0.02", "rate: 1.0e-9")
+    on.write_text(small + "start: pet/network.safetensors\n")
+    done = spikezip("train", on, "--out", "on")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    before, after = (load_file(f"{run}/network.safetensors") for run in ("pet", "on"))
+    assert all((before[name] - after[name]).abs().max() < 1e-6 for name in before if before[name].is_floating_point())
+    snn = library.load("on/snn.spikezip")
+    assert (snn.encoding, snn.note("fine_tuning")) == (library.Even(4), "speq")
+    on.write_text(small + "start: pet/none.safetensors\n")
+    refused = spikezip("train", on, "--out", "none")
+    assert refused.exit_code == 2
+    assert "There is no file" in refused.stderr
+
+
 def test_a_folder_that_is_taken_is_refused_resumed_or_overwritten(spikezip, recipe):
     assert spikezip("train", recipe, "--out", "pet").exit_code == 0
     before = load_file("pet/network.safetensors")

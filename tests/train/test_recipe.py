@@ -9,6 +9,7 @@ from torch import nn
 
 from spikezip.errors import RecipeError
 from spikezip.levels import Levels
+from spikezip.morph.choices import Residual
 from spikezip.train import (
     PET,
     QAT,
@@ -42,6 +43,21 @@ def test_every_example_is_a_recipe(path: Path):
     assert plan.epochs == recipe.epochs
     kinds = {Stage.PET: PET, Stage.SPEQ: SPEQ, Stage.TRAJECTORY: Trajectory}
     assert isinstance(plan.objective, kinds.get(recipe.stage, QAT))
+
+
+@pytest.mark.parametrize(("data", "p"), [("cifar10", "pet"), ("cifar100", "p")])
+def test_variants_differ_in_paths_and_residuals_alone(data: str, p: str):
+    named = {kind: f"{data}-resnet20-{p if kind == 'p' else kind}.yaml" for kind in ("n", "p", "r", "pr")}
+    found = {kind: read_recipe(EXAMPLES[0].parent / name) for kind, name in named.items()}
+    for kind, recipe in found.items():
+        objective = recipe.plan().objective
+        assert isinstance(objective, PET)
+        assert objective.paths == ((Rescaled(2, 8), Rescaled(4, 8)) if "p" in kind else ())
+        assert recipe.morph.residual is (Residual.RCR if "r" in kind else Residual.VANILLA)
+    rest = [recipe.model_dump(exclude={"name", "paths", "morph", "loss"}) for recipe in found.values()]
+    assert all(other == rest[0] for other in rest)
+    assert found["p"].loss == found["pr"].loss
+    assert found["p"].loss.smoothing == found["n"].loss.smoothing == found["r"].loss.smoothing
 
 
 def test_defaults_follow_from_the_encoding():

@@ -98,6 +98,7 @@ def command(
 def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Module:
     import spikezip
     from spikezip.cli.sources import remember
+    from spikezip.models.weights import load_weights
     from spikezip.morph import Morph
 
     choice = Morph(recipe.morph.pooling, recipe.morph.activation, recipe.morph.residual)
@@ -107,6 +108,8 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Mod
         ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)
         real = images.calibration(min(recipe.calibration, images.count("train")), recipe.seed)
         qann = spikezip.quantize(ann, recipe.quantizer_levels(), real)
+    if recipe.start is not None:
+        load_weights(qann, recipe.start)
     remember(qann, recipe.model, images)
     return qann
 
