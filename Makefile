@@ -21,7 +21,7 @@ PIP   := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --progr
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST     := $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help setup demo test test-deep zoo check lint format types contract docs clean
+.PHONY: help setup demo test test-deep zoo mutation check lint format types contract docs clean
 
 help:  ## list the targets
 	@echo "spikezip: make TARGET"
@@ -51,6 +51,10 @@ test-deep: $(STAMP)  ## more than a thousand random networks in every engine (an
 
 zoo: $(STAMP)  ## the whole zoo: every operation, 70 published models (an hour on 2 cores)
 	@$(PYTEST) -m "zoo or not zoo" tests/zoo
+
+mutation: $(STAMP)  ## mutation testing of what exactness stands on (hours)
+	@$(PIP) 'cosmic-ray==8.7.0' 2> >(grep -v '^WARNING' >&2)
+	@$(ONE_THREAD) $(BIN)/python experiments/mutation.py
 
 check: lint types contract docs test  ## everything CI checks
 

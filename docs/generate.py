@@ -198,6 +198,19 @@ def sweeps(result: dict[str, Any]) -> str:
     return table([*head, "peak MiB, SNN / ANN"], rows) + provenance(result)
 
 
+def mutation(result: dict[str, Any]) -> str:
+    """How many small changes of the code the tests notice, and those that they do not."""
+    rows, left = [], []
+    every = result["mutants"]
+    for module in sorted({row["module"] for row in every.values()}):
+        outcomes = [row["outcome"] for row in every.values() if row["module"] == module]
+        alive = [key for key, row in every.items() if row["module"] == module and row["outcome"] == "survived"]
+        rows.append([f"`{module}`", str(len(outcomes)), str(len(outcomes) - len(alive)), str(len(alive))])
+        left += [f"- `{key}`\n\n  ```diff\n  " + every[key]["change"].replace("\n", "\n  ") + "\n  ```" for key in alive]
+    told = table(["module", "mutants", "killed", "survived"], rows)
+    return told + ("\nSurvivors:\n\n" + "\n".join(left) + "\n" if left else "") + provenance(result)
+
+
 def short_rivals(result: dict[str, Any]) -> str:
     """The README's table of speed: a whole run in ANN forwards."""
     names = ("sweep", "plain loop", "spikingjelly step", "spikingjelly multi-step")
@@ -266,6 +279,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
     "energy-resnet20": energy,
+    "mutation": mutation,
     "early-exit": early_exit,
     "neurons": neurons,
     "speed-rivals": rivals,
