@@ -46,9 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
     parser.add_argument("--images", type=int, default=1000, help="test images of CIFAR-10")
     parser.add_argument("--pet", type=Path, help="bundle of the fine-tuned ResNet-20")
-    parser.add_argument(
-        "--encodings", default="pulse,even:8", help="of the ResNet-20 (digits has both)"
-    )
+    parser.add_argument("--encodings", default="pulse,even:8", help="of the ResNet-20 (digits has both)")
     parser.add_argument("--out", type=Path, default=RESULTS / "neurons.json")
     parser.add_argument("--again", action="store_true", help="run what is kept already too")
     options = parser.parse_args()
