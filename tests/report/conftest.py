@@ -159,6 +159,7 @@ def build_record(name: str = "resnet20", *, steps: int = 24, seed: int = 0, laye
         "layers": [layer(i) for i in range(layers)],
         "weights": [weight(i) for i in range(layers)],
         "energy": {
+            "images": 32,
             "counts": [],
             "models": [
                 {

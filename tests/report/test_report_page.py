@@ -181,6 +181,8 @@ def test_tables_and_bars_of_cost_are_the_records(one):
     record, folder = one
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "yes: float32 holds every sum" in text
+    assert "Operations were counted step by step on 32 images." in text
+    assert '<th scope="row" class="number">9</th>' in text
     model = record["energy"]["models"][1]
     for t in (0, 9):
         assert f'<td class="number">{model["snn_pj"][t] / model["qann_pj"]:.3g}×</td>' in text

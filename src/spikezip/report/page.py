@@ -162,7 +162,8 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
                 uncounted = run.record.energy.uncounted if run.record.energy else ()
                 ratios = run_tables.ratio_table(run.record)
                 tables = [*([ratios] if ratios else ()), *run_tables.energy_tables(run.record)]
-                group = replace(group, tables=tables, uncounted=uncounted)
+                said = summary.energy_sentence(run.record)
+                group = replace(group, tables=tables, uncounted=uncounted, said=said)
             groups.append(group)
         record = run.record
         audited = run_tables.audit_tables(record)

@@ -157,6 +157,18 @@ def key_figures(record: Record) -> list[KeyFigure]:
     return figures
 
 
+def energy_sentence(record: Record) -> str | None:
+    """On what operations were counted, and how to read the ratios; nothing where energy was not measured."""
+    if not record.energy or not record.energy.models:
+        return None
+    images = record.energy.images
+    counted = f"Operations were counted step by step on {_count(images, 'image')}. " if images else ""
+    return (
+        f"{counted}SNN / QANN compares what the SNN has spent up to step t with what the integer QANN, with the same"
+        " bits, spends on a whole answer: read it with the accuracy at that step."
+    )
+
+
 def audit_sentence(record: Record) -> str | None:
     """What the audit found, in a sentence."""
     audit = record.audit
