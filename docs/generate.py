@@ -206,7 +206,9 @@ def mutation(result: dict[str, Any]) -> str:
         outcomes = [row["outcome"] for row in every.values() if row["module"] == module]
         alive = [key for key, row in every.items() if row["module"] == module and row["outcome"] == "survived"]
         rows.append([f"`{module}`", str(len(outcomes)), str(len(outcomes) - len(alive)), str(len(alive))])
-        left += [f"- `{key}`\n\n  ```diff\n  " + every[key]["change"].replace("\n", "\n  ") + "\n  ```" for key in alive]
+        for key in alive:
+            change = every[key]["change"].replace("\n", "\n  ")
+            left.append(f"- `{key}`\n\n  ```diff\n  {change}\n  ```")
     told = table(["module", "mutants", "killed", "survived"], rows)
     return told + ("\nSurvivors:\n\n" + "\n".join(left) + "\n" if left else "") + provenance(result)
 

@@ -33,7 +33,8 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
 
     Returns:
         A new QANN. Its notes hold ``weight_bits``, ``exactness`` (a tuple of :class:`Exactness`) and ``thresholds``
-        (pairs of layer and the threshold divided out of it); all its thresholds are 1. It answers nearly as ``qann`` does (weights are rounded): measure its accuracy.
+        (pairs of layer and the threshold divided out of it); all its thresholds are 1. It answers nearly as ``qann``
+        does (weights are rounded): measure its accuracy.
 
     Raises:
         StageError: not a QANN, already integer, uncalibrated, or the bits are out of range.
