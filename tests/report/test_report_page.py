@@ -261,7 +261,13 @@ def test_several_runs_share_a_page(tmp_path, make_record):
     assert {"run-resnet20", "run-resnet20-2", "run-other"} <= set(page.ids)
     assert {"accuracy", "energy-ratio-1", "resnet20-2-codes", "other-codes"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    for said in ("Runs compared", "resnet20 (2)", "not verified", "accuracies are not comparable"):
+    for said in (
+        "Runs compared",
+        "Energy at the last step, SNN / QANN",
+        "resnet20 (2)",
+        "not verified",
+        "accuracies are not comparable",
+    ):
         assert said in page.text
 
 

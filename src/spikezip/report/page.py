@@ -205,6 +205,7 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
         svg=lambda plate: Markup(plate.svg),
         several=len(runs) > 1,
         comparison=run_tables.comparison(runs) if len(runs) > 1 else None,
+        ratios=run_tables.ratio_comparison(runs) if len(runs) > 1 else None,
         cautions=summary.cautions(runs),
         curves=curves,
         sections=sections,

@@ -212,9 +212,6 @@ def certificate_tables(record: Record) -> list[Table]:
 
 def comparison(runs: Sequence[Run]) -> Table:
     """All runs side by side."""
-    models = list(
-        dict.fromkeys(m.name for r in runs if r.record.energy for m in r.record.energy.models if m.qann_pj and m.snn_pj)
-    )
     columns = [
         Column("run", numeric=False),
         Column("equal to QANN", numeric=False),
@@ -228,7 +225,6 @@ def comparison(runs: Sequence[Run]) -> Table:
         Column("spikes / image", compact),
         Column("SynOps / image", compact),
         Column("spike-driven", numeric=False),
-        *(Column(f"SNN / QANN, {name}", _times) for name in models),
         Column("steps"),
     ]
     words = {"equal": "yes", "unequal": "no", "unverified": "not verified"}
@@ -236,8 +232,6 @@ def comparison(runs: Sequence[Run]) -> Table:
     for run in runs:
         record = run.record
         result, ended = record.accuracy, record.settled
-        priced = {m.name: m for m in (record.energy.models if record.energy else ()) if m.qann_pj and m.snn_pj}
-        ratios = [priced[m].snn_pj[-1] / (priced[m].qann_pj or 1.0) if m in priced else None for m in models]
         spikes = [sum(layer.spikes) for layer in record.layers if layer.spikes]
         rows.append(
             [
@@ -253,8 +247,24 @@ def comparison(runs: Sequence[Run]) -> Table:
                 sum(spikes) if spikes else None,
                 record.synops[-1] if record.synops else None,
                 record.audit.spike_driven if record.audit else None,
-                *ratios,
                 record.steps,
             ]
         )
     return Table("Runs compared", columns, rows)
+
+
+def ratio_comparison(runs: Sequence[Run]) -> Table | None:
+    """SNN / QANN of all runs, by energy model; None where no run was priced."""
+    models = list(
+        dict.fromkeys(m.name for r in runs if r.record.energy for m in r.record.energy.models if m.qann_pj and m.snn_pj)
+    )
+    if not models:
+        return None
+    columns = [Column("run", numeric=False), *(Column(name, _times) for name in models)]
+    rows: list[Sequence[Cell]] = []
+    for run in runs:
+        energy = run.record.energy
+        priced = {m.name: m for m in (energy.models if energy else ()) if m.qann_pj and m.snn_pj}
+        ratios = [priced[m].snn_pj[-1] / (priced[m].qann_pj or 1.0) if m in priced else None for m in models]
+        rows.append([run.title, *ratios])
+    return Table("Energy at the last step, SNN / QANN", columns, rows)

@@ -37,9 +37,10 @@ def early_exit(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
             label="every image at step t" if alone else None,
         )
         rows += [(run.title, "fixed", None, t, share) for t, share in enumerate(fixed[:last], start=1)]
+        chief = next((rule for rule, (curve, _) in curves.items() if curve), next(iter(curves)))
         for number, (rule, (curve, asked)) in enumerate(curves.items()):
             name = rule if alone else label(f"{run.title}: {rule}", 40)
-            if alone or not number:  # of several runs, the first rule of each
+            if alone or rule == chief:  # of several runs, the first rule of each that has a curve
                 _draw(axes, curve, asked, series_style(number if alone else i), name)
             rows += [(run.title, rule, p.threshold, p.mean_step, p.accuracy) for p in [*curve, *asked]]
     axes.set_xlabel("mean time steps per image")
