@@ -263,8 +263,8 @@ def audit_bars(run: Run) -> Sequence[Drawing | Absent]:
     read = [(r.as_macs or 0) / unit for r in rows]
     axes.plot(read, places, "|", color=colour("ink"), markersize=9, markeredgewidth=2, label="MACs, read as integers")
     dense = [r.synapses / unit for r in rows]
-    look = {"markeredgecolor": colour("s5"), "markerfacecolor": colour("surface")}
-    axes.plot(dense, places, marker="o", markersize=5, linestyle="none", label="MACs of the QANN", **look)
+    rim, inside = colour("s5"), colour("surface")
+    axes.plot(dense, places, "o", color=rim, markerfacecolor=inside, markersize=5, label="MACs of the QANN")
     layer_axis(axes, [r.name for r in rows])
     axes.set_xlim(left=0)
     axes.set_xlabel(f"operations per image ({power})")
