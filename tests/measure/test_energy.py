@@ -183,7 +183,7 @@ def test_an_integer_network_tells_its_arithmetic_and_the_thresholds_it_divided_o
     record = Record.model_validate(content)
     assert [e["arithmetic"] for e in content["exactness"]] == ["float32", "float32"]
     (layer,) = record.layers
-    (scale,) = [float(p) for name, p in qann.named_parameters() if name.endswith("scale")]
+    (scale,) = [float(p.detach()) for name, p in qann.named_parameters() if name.endswith("scale")]
     assert (layer.scale, layer.unit) == (1.0, scale)
     assert scale != 1
 

@@ -53,7 +53,7 @@ class BiasCorrection:
         if wanted is None or bias is None:
             return drives
         shape = [-1 if i == dim else 1 for i in range(drives[0].dim())]
-        limit = float(quantizer.scale)
+        limit = float(quantizer.scale.detach())
         shift = best = torch.zeros_like(wanted)
         least = torch.full_like(wanted, torch.inf)
         for _ in range(_ROUNDS + 1):
