@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from training_nets import chain, classes_apart, clusters, pet_plan, same, small_data
+from training_nets import chain, classes_apart, clusters, pet_plan, residual_data, same, small_data
 
 from spikezip.errors import DataError, RecipeError, StageError
 from spikezip.levels import Levels
@@ -254,3 +254,18 @@ def test_pet_loss_adds_up():
 def test_levels_stay_what_they_were():
     trained = finetune(chain(Levels(0, 3)), small_data(), pet_plan(epochs=1))
     assert trained.get_submodule("1").levels == Levels(0, 3)
+
+
+def test_a_module_that_insists_on_views_is_trained():
+    """A user's own network, not captured: its layout is left alone."""
+
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).view(x.size(0), -1))
+
+    done = train(Viewing(), residual_data(), pet_plan(objective=QAT(), epochs=1))
+    assert done.history[-1].loss > 0

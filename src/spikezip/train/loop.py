@@ -137,7 +137,9 @@ class _Run:
 
     def __init__(self, network: nn.Module, data: Data, plan: Plan, accelerator: Accelerator, tell: Listener):
         self.plan, self.data, self.accelerator, self.tell = plan, data, accelerator, tell
-        self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), torch.channels_last)
+        # Convolutions are faster channels last. A captured graph reshapes; a user's own module may insist on views.
+        self.layout = torch.channels_last if _is_captured(network) else torch.contiguous_format
+        self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         self.module = accelerator.prepare_model(_Box(self.plain))
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student))
@@ -195,7 +197,7 @@ class _Run:
             self.average.put()
         result = _laid_out(self.student.to(device), torch.contiguous_format).eval()
         result.zero_grad()
-        if isinstance(result, fx.GraphModule) and isinstance(result.meta.get("spikezip"), graph_network.Info):
+        if isinstance(result, fx.GraphModule) and _is_captured(result):
             graph_network.remark(result, fine_tuning=type(self.plan.objective).__name__.lower())
         return result
 
@@ -311,7 +313,7 @@ class _Run:
         for images, labels in batches:
             images = images.to(accelerator.device)
             if isinstance(images, Tensor) and images.dim() == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
+                images = images.contiguous(memory_format=self.layout)
             yield images, labels.to(accelerator.device)
 
     def _save(self, folder: Folder) -> None:
@@ -319,8 +321,12 @@ class _Run:
         self.tell(Saved(folder.checkpoint))
 
 
+def _is_captured(network: nn.Module) -> bool:
+    return isinstance(network, fx.GraphModule) and isinstance(network.meta.get("spikezip"), graph_network.Info)
+
+
 def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """The network with its images' weights in a memory layout, in place; convolutions are faster channels last."""
+    """The network with its images' weights in a memory layout, in place."""
     for parameter in network.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
