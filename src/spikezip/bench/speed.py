@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from spikezip.bench.cases import make_case
 from spikezip.bench.contenders import CONTENDERS, packages
 from spikezip.bench.timing import ann_peak, compare
 from spikezip.errors import InputError
+from spikezip.kernels import threads
 from spikezip.measure.provenance import provenance
 
 FORMAT = "spikezip.speed/2"
@@ -100,7 +100,7 @@ def benchmark(
     for engine in effort.engines:
         _check(engine)
     settings: list[dict[str, Any]] = []
-    with _threads(effort.threads):
+    with threads(effort.threads):
         for axis, values in axes.settings():
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
@@ -142,16 +142,6 @@ def _check(engine: str) -> None:
         raise InputError(
             f"{engine!r} needs the package {contender.package}: pip install 'spikezip[bench]', or leave it out."
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def processor() -> str:

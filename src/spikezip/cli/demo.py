@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +40,7 @@ def command(
     import spikezip
     from spikezip.cli.sources import remember
     from spikezip.data import open_data
+    from spikezip.kernels import threads
     from spikezip.models import resolve
     from spikezip.report.page import write_report
     from spikezip.spike import Pulse
@@ -49,7 +48,7 @@ def command(
 
     began = time.perf_counter()
     # Layers this small are slower on several threads, and far slower where others use the same cores.
-    with output_folder(out, overwrite) as draft, _threads(1):
+    with output_folder(out, overwrite) as draft, threads(1):
         torch.manual_seed(seed)
         digits = open_data("digits")
         images, labels = digits.tensors("test")
@@ -112,15 +111,3 @@ def command(
     screen.say(f"[bold]{out}[/] holds report.html (open it in a browser), record.json, certificate.json, snn.spikezip.")
     if not proof["equal"]:
         raise typer.Exit(EXIT_DIFFERENT)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,5 +4,18 @@ from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, union
 from spikezip.kernels.scan import Scan, scan
 from spikezip.kernels.synapse import Synapse, pack
+from spikezip.kernels.threads import threads
 
-__all__ = ["Rows", "Scan", "Sum", "Synapse", "full_precision", "gather", "max_pool2d", "pack", "scan", "union"]
+__all__ = [
+    "Rows",
+    "Scan",
+    "Sum",
+    "Synapse",
+    "full_precision",
+    "gather",
+    "max_pool2d",
+    "pack",
+    "scan",
+    "threads",
+    "union",
+]

@@ -38,16 +38,8 @@ class Grid:
         return Grid(self.exponent.max(), self.bound.max())
 
 
-class InputGrid(nn.Module):
-    """Rounds the network's input to whole steps of ``2**-exponent``, at most ``limit`` of them: a fixed-point input.
-
-    Args:
-        exponent: log2 of the steps per unit.
-        limit: greatest count of steps, either sign.
-
-    >>> InputGrid(3, 16)(torch.tensor([0.3, 9.0, -0.0624]))
-    tensor([0.2500, 2.0000, 0.0000])
-    """
+class _Rounding(nn.Module):
+    """Rounds to whole steps of ``2**-exponent``, at most ``limit`` of them."""
 
     def __init__(self, exponent: int, limit: int):
         super().__init__()
@@ -61,7 +53,19 @@ class InputGrid(nn.Module):
         return f"steps of 2**-{self.exponent}, at most {self.limit}"
 
 
-class FixedPoint(nn.Module):
+class InputGrid(_Rounding):
+    """Rounds the network's input to whole steps of ``2**-exponent``, at most ``limit`` of them: a fixed-point input.
+
+    Args:
+        exponent: log2 of the steps per unit.
+        limit: greatest count of steps, either sign.
+
+    >>> InputGrid(3, 16)(torch.tensor([0.3, 9.0, -0.0624]))
+    tensor([0.2500, 2.0000, 0.0000])
+    """
+
+
+class FixedPoint(_Rounding):
     """The fixed-point result of a general function (an activation, a normalisation, an uneven average).
 
     The function is computed in float64 and rounded to whole steps of ``2**-exponent``, at most ``limit`` of them, as
@@ -75,17 +79,6 @@ class FixedPoint(nn.Module):
     >>> FixedPoint(3, 16)(torch.tensor([0.3, 9.0], dtype=torch.float64)).tolist()
     [0.25, 2.0]
     """
-
-    def __init__(self, exponent: int, limit: int):
-        super().__init__()
-        self.exponent = exponent
-        self.limit = limit
-
-    def forward(self, x: Tensor) -> Tensor:
-        return to_fixed_point(x, self.exponent, self.limit)
-
-    def extra_repr(self) -> str:
-        return f"steps of 2**-{self.exponent}, at most {self.limit}"
 
 
 def to_fixed_point(x: Tensor, exponent: int, limit: int) -> Tensor:
@@ -134,7 +127,7 @@ class Grids:
     def _of(self, node: fx.Node) -> Grid | None:
         if node.op == "call_module":
             module = self._gm.get_submodule(str(node.target))
-            if isinstance(module, InputGrid | FixedPoint):
+            if isinstance(module, _Rounding):
                 return _grid(module.exponent, module.limit * 2.0**-module.exponent)
             if isinstance(module, Quantizer):
                 scale = module.scale.detach().double()

@@ -34,10 +34,15 @@ def membrane_step(
     Source: You et al., "SpikeZIP-TF", ICML 2024, eq. 5-8.
     """
     membrane = membrane + current
+    spikes = spikes_of(membrane, tracer, threshold, levels)
+    return membrane - threshold * spikes, tracer + spikes, spikes
+
+
+def spikes_of(membrane: Tensor, tracer: Tensor, threshold: Tensor | float, levels: Levels) -> Tensor:
+    """Which neurons fire, -1, 0 or +1: the rule of :func:`membrane_step` on the membrane after its current."""
     up = (membrane >= threshold) & (tracer < levels.highest)
     down = (membrane < 0) & (tracer > levels.lowest)
-    spikes = up.to(tracer.dtype) - down.to(tracer.dtype)
-    return membrane - threshold * spikes, tracer + spikes, spikes
+    return up.to(tracer.dtype) - down.to(tracer.dtype)
 
 
 class STBIF(nn.Module):

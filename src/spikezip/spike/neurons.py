@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spikezip.errors import StageError
 from spikezip.levels import Levels
+from spikezip.spike.neuron import spikes_of
 
 _NEVER = 1 << 30
 
@@ -95,8 +96,7 @@ class SpikeTracking(_Unit):
     source: ClassVar[str] = "You et al., ICML 2024"
 
     def fire(self, membrane: Tensor, sent: Tensor, theta: Tensor, levels: Levels, when: When) -> Tensor:
-        up = (membrane >= theta) & (sent < levels.highest)
-        return up.to(sent.dtype) - ((membrane < 0) & (sent > levels.lowest)).to(sent.dtype)
+        return spikes_of(membrane, sent, theta, levels)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class CappedIF(_Unit):
 
 
 @dataclass(frozen=True)
-class Leaky(_Unit):
+class Leaky(IntegrateAndFire):
     """LIF with reset by subtraction: as IF, but the membrane forgets ``1 - keep`` of itself each step.
 
     Args:
@@ -143,9 +143,6 @@ class Leaky(_Unit):
     @property
     def decay(self) -> float:
         return self.keep
-
-    def fire(self, membrane: Tensor, sent: Tensor, theta: Tensor, levels: Levels, when: When) -> Tensor:
-        return (membrane >= theta).to(sent.dtype)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from spikezip.errors import StageError
 from spikezip.graph.network import Spec
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq
+from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
 from spikezip.train.paths import Main, Path, Reading, magnitude
 
 
@@ -54,7 +55,11 @@ def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | In
     every = (Main(), *paths)
     check_shared(qann, folded=isinstance(execution, Folded))
     if isinstance(execution, Folded):
-        return _folded(qann, every)
+        return in_one_batch(
+            qann,
+            [1.0] * len(every),
+            lambda quantizer, dim: PathsQuantizer(quantizer.scale, [p.reading(quantizer.levels) for p in every], dim),
+        )
     members: dict[str, nn.Module] = {}
     graph = fx.Graph()
     inputs = [graph.placeholder(str(n.target)) for n in qann.graph.nodes if n.op == "placeholder"]
@@ -158,26 +163,6 @@ class _Recomputed(nn.Module):
         return torch.utils.checkpoint.checkpoint(self.member, *inputs, use_reentrant=False)
 
 
-def _folded(qann: fx.GraphModule, paths: Sequence[Path]) -> fx.GraphModule:
-    graph, kept = copy_of(qann)
-    for node in list(graph.nodes):
-        if node.op == "placeholder":
-            with graph.inserting_after(node):
-                repeated = graph.call_function(_repeat, (node, len(paths)))
-            node.replace_all_uses_with(repeated, delete_user_cb=lambda user, new=repeated: user is not new)
-        elif node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer | PathsQuantizer):
-            quantizer = kept[str(node.target)]
-            if isinstance(quantizer, Quantizer):
-                readings = [path.reading(quantizer.levels) for path in paths]
-                kept[str(node.target)] = PathsQuantizer(quantizer.scale, readings, batch_dim_of(node))
-        elif node.op == "output":
-            with graph.inserting_before(node):
-                node.args = (
-                    fx.map_arg(node.args[0], lambda n: graph.call_function(parted, (n, len(paths), batch_dim_of(n)))),
-                )
-    return fx.GraphModule(kept, graph)
-
-
 def _with_quantizers(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
     graph, kept = copy_of(qann)
     for node in graph.nodes:
@@ -185,19 +170,6 @@ def _with_quantizers(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
             quantizer = kept[str(node.target)]
             kept[str(node.target)] = PathQuantizer(quantizer.scale, path.reading(quantizer.levels), batch_dim_of(node))
     return fx.GraphModule(kept, graph)
-
-
-def copy_of(qann: fx.GraphModule) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph anew, and what its nodes refer to: the very modules and tensors."""
-    graph = fx.Graph()
-    result = graph.graph_copy(qann.graph, {})
-    graph.output(result)
-    kept: dict[str, Any] = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            owner, _, leaf = str(node.target).rpartition(".")
-            kept[str(node.target)] = getattr(qann.get_submodule(owner), leaf)
-    return graph, kept
 
 
 def check_shared(qann: fx.GraphModule, *, folded: bool) -> None:
@@ -221,21 +193,6 @@ def check_shared(qann: fx.GraphModule, *, folded: bool) -> None:
                 f"{node.name!r} merges the batch into another dimension, so paths cannot share a batch there. "
                 "Use PET with execution=InTurn()."
             )
-
-
-def batch_dim_of(node: fx.Node) -> int:
-    """The dimension of a node's value that holds the samples."""
-    spec = node.meta.get("spec")
-    return spec.batch_dim if isinstance(spec, Spec) and spec.batch_dim is not None else 0
-
-
-def _repeat(x: Any, paths: int) -> Any:
-    return torch.cat([x] * paths) if isinstance(x, Tensor) else x
-
-
-def parted(x: Tensor, paths: int, dim: int) -> Tensor:
-    """A batch that holds path after path (or step after step), as ``[P, B, ...]``."""
-    return x.unflatten(dim, (paths, x.shape[dim] // paths)).movedim(dim, 0)
 
 
 def _stack(answers: Sequence[Any]) -> Any:

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from spikezip.errors import RecipeError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer
-from spikezip.train.ensemble import check_shared, copy_of
+from spikezip.train.ensemble import check_shared
+from spikezip.train.folding import copy_of
 from spikezip.train.loss import (
     CosineLabels,
     CrossEntropy,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, StageError
-from spikezip.graph import network, ops
 from spikezip.levels import Levels
-from spikezip.quantize.quantizer import Quantizer, gradient_scale
+from spikezip.quantize.quantizer import gradient_scale
 from spikezip.spike.encoding import Encoding, Pulse
-from spikezip.train.ensemble import batch_dim_of, check_shared, copy_of, parted
+from spikezip.train.ensemble import check_shared
+from spikezip.train.folding import in_one_batch
 from spikezip.train.fused import fused
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
 from spikezip.train.objective import answers, beside, check_logits
@@ -44,23 +42,9 @@ def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, se
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
     shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
-    graph, kept = copy_of(qann)
-    for node in list(graph.nodes):
-        if node.op == "placeholder":
-            with graph.inserting_after(node):
-                released = graph.call_function(_released, (node, shares))
-            node.replace_all_uses_with(released, delete_user_cb=lambda user, new=released: user is not new)
-        elif node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer):
-            quantizer = kept[str(node.target)]
-            kept[str(node.target)] = Tracker(quantizer.scale, quantizer.levels, steps, settled, batch_dim_of(node))
-        elif node.op == "output":
-            with graph.inserting_before(node):
-                node.args = (
-                    fx.map_arg(node.args[0], lambda n: graph.call_function(parted, (n, len(shares), batch_dim_of(n)))),
-                )
-        elif node.op == "call_function" and ops.bias_index(node) is not None and min(shares) < 1:
-            _release_bias(graph, node, shares)
-    return fx.GraphModule(kept, graph)
+    return in_one_batch(
+        qann, shares, lambda quantizer, dim: Tracker(quantizer.scale, quantizer.levels, steps, settled, dim)
+    )
 
 
 class Tracker(nn.Module):
@@ -147,34 +131,6 @@ def _hand_back(
     through = torch.stack(rows) * (arrived & (ratio > lowest) & (ratio < highest))
     # theta * S_t is read with grad; S_t itself falls as U/theta**2 where the staircase is climbed.
     return through, (grad * codes - through * ratio).sum(dtype=scale.dtype)
-
-
-def _released(x: Any, shares: Sequence[float]) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    return torch.cat([x if share == 1 or not x.is_floating_point() else share * x for share in shares])
-
-
-def _release_bias(graph: fx.Graph, node: fx.Node, shares: Sequence[float]) -> None:
-    """Split a synaptic operation into its product and a bias of which each step has its share."""
-    index = ops.bias_index(node)
-    assert index is not None
-    bias = node.args[index]
-    with graph.inserting_after(node):
-        spatial = len(network.spec(node).shape) - 2 if network.op_name(node).startswith("conv") else 0
-        added = graph.call_function(_with_bias, (node, bias, shares, spatial, batch_dim_of(node)))
-    node.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
-    if index == 0:  # addmm: bias + a b
-        node.target, node.args = torch.matmul, node.args[1:]
-    else:
-        node.args = tuple(None if i == index else a for i, a in enumerate(node.args))
-
-
-def _with_bias(bare: Tensor, bias: Tensor, shares: Sequence[float], spatial: int, dim: int) -> Tensor:
-    steps = bare.unflatten(dim, (len(shares), bare.shape[dim] // len(shares)))
-    column = torch.tensor(shares, dtype=bias.dtype, device=bias.device)
-    column = column.reshape([-1 if i == dim else 1 for i in range(steps.dim())])
-    return (steps + column * bias.reshape(-1, *[1] * spatial)).flatten(dim, dim + 1)
 
 
 @dataclass(frozen=True, eq=False)
