@@ -28,8 +28,7 @@ class BiasCorrection:
 
     Source: Nagel et al., ICCV 2019, section 4.2; Banner et al., NeurIPS 2019. Departs: the means are taken behind the
     quantizer, not before it, as clipping changes them there. Measured on CIFAR-10 ResNet-20, training-free, 512 images
-    of calibration, the first 2,000 of the test: 4 levels 52 -> 67 %, 8 levels 85 -> 88 %, 16 levels 90.4 -> 91.9 %
-    (ANN 91.9 %); corrected before the quantizer: 10, 79 and 91 %.
+    of calibration, the whole test set: 8 levels 84.70 -> 87.33 %, 16 levels 90.41 -> 90.52 % (ANN 91.73 %).
     """
 
     def __init__(self, ann: fx.GraphModule, chunks: list[tuple[Tensor, ...]]):
