@@ -64,6 +64,13 @@ class Levels:
         """``highest - lowest``: the most spikes a neuron may need to get from one code to another."""
         return self.highest - self.lowest
 
+    @property
+    def storage(self) -> torch.dtype:
+        """The shortest type of whole numbers that holds every level."""
+        kinds = (torch.int8, torch.int16, torch.int32)
+        fits = (k for k in kinds if torch.iinfo(k).min <= self.lowest and self.highest <= torch.iinfo(k).max)
+        return next(fits, torch.int64)
+
     def codes(self, drive: Tensor, scale: Tensor | float) -> Tensor:
         """The code of each accumulated drive: ``clip(floor(drive / scale + 1/2), lowest, highest)``.
 

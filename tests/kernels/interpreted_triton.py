@@ -53,6 +53,10 @@ class Draw:
         rows, map = self.rows(0, 9, torch.uint8)
         return Rows(rows, map, self.dtype, 4, 0.7, top=8)
 
+    def fixed(self) -> Rows:
+        rows, map = self.rows(-400, 600, torch.float64)
+        return Rows(rows / 64, map, self.dtype, scale=1.7, grid=(3, 40))
+
 
 CASES = [
     # levels, slew, shape, dtype, theta, first, second, started
@@ -63,6 +67,7 @@ CASES = [
     (Levels(-128, 127), 3, (4, 6), torch.float64, 1.0, "sums", "floats", True),
     (Levels(0, 1), 1, (1030,), torch.float32, 2.5, "floats", None, True),
     (Levels(0, 15), 1, (), torch.float32, 1.0, "floats", "floats", False),
+    (Levels(0, 7), 1, (70,), torch.float32, 1.0, "fixed", "fixed", False),
 ]
 
 

@@ -44,7 +44,7 @@ def test_union_has_a_row_wherever_either_changes(steps, images, seed):
     shape=st.sampled_from([(3,), (70,), (5, 3, 4), (64, 7, 7), (4, 6), ()]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     theta=st.sampled_from([1.0, 0.37]),
-    second=st.sampled_from(["none", "codes", "sums", "floats"]),
+    second=st.sampled_from(["none", "codes", "sums", "floats", "fixed"]),
     started=st.booleans(),
     seed=st.integers(0, 2**31),
 )
@@ -71,13 +71,22 @@ def test_compiled_scan_is_the_torch_scan(levels, slew, shape, dtype, theta, seco
         rows = torch.randint(0, 9, (int(map.max()) + 1, *shape), generator=generator).to(torch.uint8)
         return Rows(rows, map, dtype, 4, 0.7, top=8)
 
+    def fixed() -> Rows:
+        map = draw_map(steps, images, generator)
+        rows = torch.randn((int(map.max()) + 1, *shape), generator=generator, dtype=torch.float64) * levels.range
+        scale = 1.7 if seed % 2 else None
+        return Rows(rows, map, dtype, scale=scale, grid=(3, 40))
+
+    kinds = {"floats": floats, "codes": codes, "sums": sums, "fixed": fixed}
     drive: Rows | Sum = floats() if second in ("none", "floats") or not shape else sums()
     if second != "none":
-        other = floats() if second == "floats" or not shape else codes() if second == "codes" else sums()
+        other = floats() if second == "sums" and not shape else kinds[second]()
         drive = Sum(drive, other, dtype)
     start = None
     if started:
-        start = torch.randint(levels.lowest, levels.highest + 1, (images, *shape), generator=generator).to(dtype)
+        start = torch.randint(levels.lowest, levels.highest + 1, (images, *shape), generator=generator).to(
+            levels.storage
+        )
     threshold = torch.tensor(theta)
     found = scan(drive, start, threshold, levels, slew)
     with pytest.MonkeyPatch.context() as patch:
@@ -87,6 +96,26 @@ def test_compiled_scan_is_the_torch_scan(levels, slew, shape, dtype, theta, seco
         assert torch.equal(getattr(found, field), getattr(wanted, field)), field
     assert torch.equal(found.codes.map, wanted.codes.map)
     assert torch.equal(whole(found.codes), whole(wanted.codes))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((9, 5), torch.contiguous_format), ((6, 3, 4), torch.channels_last), ((3000,), torch.contiguous_format)],
+)
+def test_numbers_of_sums_are_what_torch_computes(monkeypatch, shape, layout, dtype):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(-4000, 4000, (4, *shape), generator=generator).float().contiguous(memory_format=layout)
+    channels = 1 if len(shape) == 3 else len(shape)
+    scale, bias = torch.rand((2, rows.shape[channels]), generator=generator, dtype=dtype)
+    for b in (bias, None):
+        sums = Rows(rows, torch.arange(4).expand(1, 4), dtype, 0, scale, b, channels)
+        monkeypatch.setattr(native, "_WORTH_A_PASS", 0)
+        found = native.numbers(sums)
+        monkeypatch.undo()
+        assert found is not None and found.dtype is dtype
+        assert torch.equal(found, sums.value)  # so few numbers are left to torch
 
 
 @pytest.mark.parametrize(

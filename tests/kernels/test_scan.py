@@ -54,5 +54,5 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
         assert torch.equal(what.negative[k], (-move).clamp(min=0).sum(1).long())
         assert torch.equal(what.behind[k], (after != neuron.target(u)).flatten(1).any(1))
         now = after
-    assert torch.equal(what.last, now)
-    assert (what.last.shape, what.last.dtype, what.codes.value.dtype) == (shape, dtype, dtype)
+    assert torch.equal(what.last.to(dtype), now)
+    assert (what.last.shape, what.last.dtype, what.codes.value.dtype) == (shape, levels.storage, dtype)

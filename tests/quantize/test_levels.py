@@ -47,3 +47,12 @@ def test_codes_round_ties_up_and_stop_at_both_ends():
     wanted = torch.tensor([-2.0, -2.0, -1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 3.0, 3.0])
     assert torch.equal(Levels(-2, 3).codes(drive, 0.5), wanted)
     assert torch.equal(Levels(-2, 3).codes(drive, torch.tensor(0.5)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "wanted"),
+    [(0, 127, torch.int8), (-128, 127, torch.int8), (0, 128, torch.int16), (-129, 0, torch.int16),
+     (0, 32768, torch.int32), (0, 2**31, torch.int64)],
+)  # fmt: skip
+def test_storage_is_the_shortest_type_that_holds_every_level(lowest, highest, wanted):
+    assert Levels(lowest, highest).storage is wanted

@@ -1,7 +1,7 @@
 """Neurons and synapses on rows of time steps; nothing above knows which implementation ran."""
 
 from spikezip.kernels.precision import full_precision
-from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, union
+from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
 from spikezip.kernels.scan import Scan, scan
 from spikezip.kernels.synapse import Synapse, pack
 from spikezip.kernels.threads import threads
@@ -17,5 +17,6 @@ __all__ = [
     "pack",
     "scan",
     "threads",
+    "tracers",
     "union",
 ]

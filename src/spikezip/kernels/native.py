@@ -24,6 +24,7 @@ _SOURCE = Path(__file__).with_name("scan.cpp")
 # Without contraction, each operation rounds as torch's does. No -ffast-math for the same reason.
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17"]
 _WORTH_COMPILING = 1 << 21  #: neurons times steps; below, torch is done before a compiler is
+_WORTH_A_PASS = 1 << 16  #: numbers; fewer stay in the fastest cache anyway
 _STRIP = 2048  #: neurons handled at once: their sums stay in the fastest cache
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.uint8: 2}
 
@@ -36,6 +37,9 @@ class _Term(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("type", ctypes.c_int32),
         ("zero", ctypes.c_int32),
+        ("factor", ctypes.c_double),
+        ("steps", ctypes.c_double),
+        ("limit", ctypes.c_double),
     )
 
 
@@ -56,6 +60,8 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
     if any(r.device.type != "cpu" or r.dtype not in _TYPES or r.shape[1:] != rows[0].shape[1:] for r in rows):
         return False
     if any(t.dtype not in (torch.float32, torch.float64) for t in terms):
+        return False
+    if any(t.grid and t.rows.dtype is not torch.float64 for t in terms):
         return False
     work = terms[0].map.numel() * rows[0][0].numel()
     return library(work >= _WORTH_COMPILING) is not None
@@ -102,6 +108,8 @@ def _load(path: Path) -> ctypes.CDLL:
         i32,
         *[pointer] * 6,
     ]
+    found.spikezip_numbers.restype = None
+    found.spikezip_numbers.argtypes = [pointer, i32, i64, i64, i64, pointer]
     return found
 
 
@@ -154,22 +162,22 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     layout = _layout(terms)
     rows = [t.rows.contiguous(memory_format=layout) for t in terms]
     shape = rows[0].shape[1:]
-    channels = shape[0] if layout is torch.channels_last else shape[-1] if len(shape) else 1
-    neurons = shape.numel()
-    period = channels * max(1, _STRIP // channels)
+    neurons, period = shape.numel(), _period(rows[0], layout)
     maps = [t.map.contiguous() for t in terms]
-    factors = [(_repeated(t.scale, period, dtype), _repeated(t.bias, period, dtype)) for t in terms]
+    factors = [
+        (None, None) if t.grid else (_repeated(t.scale, period, dtype), _repeated(t.bias, period, dtype)) for t in terms
+    ]
     factors = [(torch.ones(period, dtype=dtype) if s is None and b is not None else s, b) for s, b in factors]
     packed = (_Term * len(terms))(
         *(
-            _Term(r.data_ptr(), m.data_ptr(), _address(s), _address(b), _TYPES[r.dtype], t.zero)
+            _Term(r.data_ptr(), m.data_ptr(), _address(s), _address(b), _TYPES[r.dtype], t.zero, *_rounding(t))
             for t, r, m, (s, b) in zip(terms, rows, maps, factors, strict=True)
         )
     )
     if start is None:
         begin = torch.full((images, neurons), -levels.lowest, dtype=torch.uint8)
     else:
-        begin = (start - levels.lowest).to(torch.uint8).contiguous(memory_format=layout)
+        begin = (start.to(torch.int16) - levels.lowest).to(torch.uint8).contiguous(memory_format=layout)
     out = torch.empty((steps * images, *shape), dtype=torch.uint8, memory_format=layout)
     map, spikes, negative = (torch.empty((steps, images), dtype=torch.int64) for _ in range(3))
     behind = torch.empty((steps, images), dtype=torch.bool)
@@ -183,6 +191,29 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     return Found(out[:made], map, spikes, negative, behind)
 
 
+def numbers(term: Rows) -> Tensor | None:
+    """The value of rows that are to be scaled per channel, in one pass; None where torch has to do it."""
+    worth = isinstance(term.scale, Tensor) and isinstance(term.rows, Tensor) and term.rows.numel() >= _WORTH_A_PASS
+    if not worth or not suits([term], None) or (found := library(build=False)) is None:
+        return None
+    rows = term.rows.contiguous(memory_format=_layout([term]))
+    out = torch.empty_like(rows, dtype=term.dtype)
+    neurons, period = rows[0].numel(), _period(rows, _layout([term]))
+    scale, bias = _repeated(term.scale, period, term.dtype), _repeated(term.bias, period, term.dtype)
+    packed = _Term(
+        rows.data_ptr(), None, _address(scale), _address(bias), _TYPES[rows.dtype], term.zero, *_rounding(term)
+    )
+    wide = term.dtype == torch.float64
+    found.spikezip_numbers(ctypes.addressof(packed), wide, rows.shape[0], neurons, period, out.data_ptr())
+    return out
+
+
+def _period(rows: Tensor, layout: torch.memory_format) -> int:
+    """How many neurons are handled at once: whole repeats of the channels."""
+    channels = rows.shape[1] if layout is torch.channels_last else rows.shape[-1] if rows.dim() > 1 else 1
+    return channels * max(1, _STRIP // channels)
+
+
 def _layout(terms: list[Rows]) -> torch.memory_format:
     """Channels fastest, wherever there are channels to tell apart."""
     for t in terms:
@@ -190,6 +221,14 @@ def _layout(terms: list[Rows]) -> torch.memory_format:
             return torch.channels_last if t.channels == 1 and t.rows.dim() == 4 else torch.contiguous_format
     last = terms[0].rows.dim() == 4 and terms[0].rows.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
+
+
+def _rounding(term: Rows) -> tuple[float, float, float]:
+    """What fixed point asks of a term: the factor before, steps per unit (0: no rounding), and the limit."""
+    if term.grid is None:
+        return 1.0, 0.0, 0.0
+    exponent, limit = term.grid
+    return (1.0 if term.scale is None else float(term.scale)), 2.0**exponent, float(limit)
 
 
 def _repeated(values: Tensor | float | None, period: int, dtype: torch.dtype) -> Tensor | None:

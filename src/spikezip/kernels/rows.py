@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikezip.quantize.grid import to_fixed_point
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -26,6 +28,8 @@ class Rows:
         bias: one per channel; None for 0.
         channels: the dimension of the channels.
         top: for codes, the greatest count in ``rows``; 0 for anything else.
+        grid: exponent and limit of the fixed point that the value, in the type of ``rows``, is still to be rounded to
+            (see :func:`~spikezip.quantize.grid.to_fixed_point`); ``dtype`` then holds every rounded value.
     """
 
     rows: Any
@@ -36,6 +40,7 @@ class Rows:
     bias: Tensor | None = None
     channels: int = -1
     top: int = 0
+    grid: tuple[int, int] | None = None
 
     @property
     def is_code(self) -> bool:
@@ -48,6 +53,15 @@ class Rows:
         return isinstance(self.rows, Tensor) and self.rows.dtype is torch.uint8
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the rows are the value itself."""
+        return (
+            isinstance(self.rows, Tensor)
+            and self.rows.dtype is self.dtype
+            and not (self.top or self.zero or self.grid or self.scale is not None or self.bias is not None)
+        )
+
+    @property
     def is_exact_sum(self) -> bool:
         """Whether the value is integer sums that are still to be scaled."""
         return isinstance(self.scale, Tensor)
@@ -55,16 +69,18 @@ class Rows:
     @cached_property
     def value(self) -> Any:
         """The rows as numbers."""
+        from spikezip.kernels import native  # reads Rows itself
+
         if not isinstance(self.rows, Tensor):
             return self.rows
-        value = self.rows.to(self.dtype)
-        if self.zero:
-            value = value - self.zero
-        if self.scale is not None:
-            value = value * self._along(self.scale)
-        if self.bias is not None:
-            value = value + self._along(self.bias)
-        return value
+        if (value := native.numbers(self)) is not None:
+            return value
+        value = self.rows if self.grid else self.rows.to(self.dtype)
+        for change, number in ((torch.sub, self.zero or None), (torch.mul, self.scale), (torch.add, self.bias)):
+            if number is not None:  # the first change makes a tensor of our own; the others write to it
+                out = None if value is self.rows else value
+                value = change(value, self._along(number), out=out)
+        return to_fixed_point(value, *self.grid).to(self.dtype) if self.grid else value
 
     def _along(self, values: Tensor | float) -> Tensor | float:
         if not isinstance(values, Tensor) or values.dim() == 0:
@@ -139,6 +155,12 @@ def gather(rows: Tensor, pick: Tensor | None) -> Tensor:
     if rows.dim() == 4 and not rows.is_contiguous() and rows.is_contiguous(memory_format=torch.channels_last):
         return rows.permute(0, 2, 3, 1).index_select(0, pick).permute(0, 3, 1, 2)
     return rows.index_select(0, pick)
+
+
+def tracers(codes: Rows, pick: Tensor, dtype: torch.dtype) -> Tensor:
+    """Some rows of codes as the whole numbers they stand for, whatever their scale."""
+    rows = gather(codes.rows, pick)
+    return (rows.to(torch.int16) - codes.zero if codes.zero else rows).to(dtype)
 
 
 def max_pool2d(codes: Tensor, kernel: list[int], stride: list[int] = (), padding: list[int] = (0,)) -> Tensor:  # type: ignore[assignment]

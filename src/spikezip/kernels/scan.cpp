@@ -19,7 +19,22 @@ struct Term {            // one summand of the drive: (rows[map] - zero) * scale
     const void *bias;    // [period], or null for 0
     int32_t type;        // 0 float, 1 double, 2 uint8
     int32_t zero;        // of uint8
+    double factor;       // of fixed point: what a number is multiplied with before it is rounded,
+    double steps;        // to 1/steps (0: not rounded),
+    double limit;        // and at most so many of them
 };
+
+template <class A>
+void load_rounded(A *__restrict sum, const double *__restrict x, double factor, double steps, double limit, int64_t n,
+                  bool first) {
+    const double step = 1 / steps;  // a power of two
+    for (int64_t i = 0; i < n; i++) {
+        double q = std::floor(x[i] * factor * steps + 0.5);
+        q = q < -limit ? -limit : q;
+        q = q > limit ? limit : q;
+        sum[i] = first ? A(q * step) : sum[i] + A(q * step);
+    }
+}
 
 template <class A, class In>
 void load(A *__restrict sum, const In *__restrict x, A zero, const A *__restrict scale, const A *__restrict bias,
@@ -38,6 +53,10 @@ void add_term(A *sum, const Term &term, int64_t row, int64_t neurons, int64_t at
     const A *scale = static_cast<const A *>(term.scale), *bias = static_cast<const A *>(term.bias);
     const int64_t offset = row * neurons + at;
     const A zero = A(term.zero);
+    if (term.steps != 0) {
+        const double *x = static_cast<const double *>(term.rows) + offset;
+        return load_rounded(sum, x, term.factor, term.steps, term.limit, n, first);
+    }
     switch (term.type) {
         case 0: load(sum, static_cast<const float *>(term.rows) + offset, zero, scale, bias, n, first); break;
         case 1: load(sum, static_cast<const double *>(term.rows) + offset, zero, scale, bias, n, first); break;
@@ -136,6 +155,16 @@ int64_t run(const Term *terms, int32_t count, int64_t steps, int64_t images, int
 }
 
 }  // namespace
+
+// The value of one term, row by row.
+extern "C" void spikezip_numbers(const Term *term, int32_t wide, int64_t rows, int64_t neurons, int64_t period, void *out) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < neurons; i += period) {
+            const int64_t n = period < neurons - i ? period : neurons - i, at = row * neurons + i;
+            if (wide) add_term(static_cast<double *>(out) + at, *term, row, neurons, i, n, true);
+            else add_term(static_cast<float *>(out) + at, *term, row, neurons, i, n, true);
+        }
+}
 
 // Codes are counted from the lowest (uint8). Returns the number of rows made.
 extern "C" int64_t spikezip_scan(const Term *terms, int32_t count, int32_t wide, int64_t steps, int64_t images,

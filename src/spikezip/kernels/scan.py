@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels import native
-from spikezip.kernels.rows import Rows, Sum, gather
+from spikezip.kernels.rows import Rows, Sum, gather, tracers
 from spikezip.levels import Levels
 
 _BYTES = 256  #: levels that a byte can tell apart
@@ -21,7 +21,7 @@ class Scan:
 
     Attributes:
         codes: tracers ``S_t`` times theta; a new row wherever an image's tracers changed.
-        last: tracers after the block, ``[B, ...]``, whole numbers.
+        last: tracers after the block, ``[B, ...]``, in the levels' :attr:`~spikezip.Levels.storage`.
         spikes: levels moved per step and image, ``[K, B]`` int64 (at slew 1: the number of spikes).
         negative: of these, downwards, ``[K, B]``.
         behind: whether a neuron is not yet at its target, ``[K, B]`` bool.
@@ -39,7 +39,7 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
 
     Args:
         drive: ``U_t``; its rows ``[R, ...]`` with nothing merged into the first dimension.
-        start: ``S`` before the block, ``[B, ...]``; None for 0.
+        start: ``S`` before the block, ``[B, ...]``, whole numbers of any type; None for 0.
         threshold: theta, 0-dim.
         levels: limits of the tracer.
         slew: levels per step.
@@ -55,9 +55,7 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
     if fused is not None:
         found = fused(terms, drive.dtype, start, theta, levels, slew)
         codes = Rows(found.rows, found.map, drive.dtype, -levels.lowest, scale, top=levels.range)
-        last = gather(found.rows, found.map[-1]).to(drive.dtype)
-        last = last + levels.lowest if levels.lowest else last
-        return Scan(codes, last, found.spikes, found.negative, found.behind)
+        return Scan(codes, tracers(codes, found.map[-1], levels.storage), found.spikes, found.negative, found.behind)
     return _in_torch(drive, start, threshold, levels, slew)
 
 
@@ -79,8 +77,8 @@ def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels
     value = numbers.value
     steps, images = numbers.map.shape
     scale = None if float(threshold) == 1.0 else float(threshold)
-    now = torch.zeros_like(gather(value, numbers.map[0])) if start is None else start
-    tracers = now.new_empty((steps, *now.shape))
+    now = torch.zeros_like(gather(value, numbers.map[0])) if start is None else start.to(value.dtype)
+    every = now.new_empty((steps, *now.shape))
     spikes = torch.zeros((steps, images), dtype=torch.int64)
     negative = torch.zeros_like(spikes)
     behind = torch.zeros((steps, images), dtype=torch.bool)
@@ -92,7 +90,7 @@ def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels
         elif not bool(behind[k - 1].any()):
             continue  # nobody moves: the step before holds, and makes no row
         move = torch.clamp(goal - now, -slew, slew)  # type: ignore[operator]
-        now = torch.add(now, move, out=tracers[k])
+        now = torch.add(now, move, out=every[k])
         per_image = move.reshape(images, -1)
         spikes[k] = per_image.abs().sum(1).to(torch.int64)
         negative[k] = per_image.clamp(max=0).neg().sum(1).to(torch.int64)
@@ -101,9 +99,9 @@ def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels
     new[:, 0] = True
     map = (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
     image, step = new.nonzero(as_tuple=True)
-    kept = gather(tracers.flatten(0, 1), step * images + image)
+    kept = gather(every.flatten(0, 1), step * images + image)
     if levels.count <= _BYTES:
         codes = Rows((kept - levels.lowest).to(torch.uint8), map, drive.dtype, -levels.lowest, scale, top=levels.range)
     else:
         codes = Rows(kept, map, drive.dtype, scale=scale)
-    return Scan(codes, now.clone(), spikes, negative, behind)
+    return Scan(codes, now.to(levels.storage), spikes, negative, behind)

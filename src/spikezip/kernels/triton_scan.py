@@ -102,6 +102,7 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
 
 def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
     """Scan rows that :func:`suits`; as :func:`spikezip.kernels.native.scan`, with the rows left where they are."""
+    terms = [t.numbers() if t.grid else t for t in terms]
     device = terms[0].rows.device
     steps, images = terms[0].map.shape
     last = terms[0].rows.dim() == 4 and terms[0].rows.is_contiguous(memory_format=torch.channels_last)
@@ -111,7 +112,7 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     if start is None:
         begin = torch.full((images, *shape), -levels.lowest, dtype=torch.uint8, device=device)
     else:
-        begin = (start - levels.lowest).to(torch.uint8)
+        begin = (start.to(torch.int16) - levels.lowest).to(torch.uint8)
     begin = begin.contiguous(memory_format=layout)
     out = torch.empty((steps * images, *shape), dtype=torch.uint8, device=device, memory_format=layout)
     up, down, late = torch.zeros((3, steps, images), dtype=torch.int32, device=device)

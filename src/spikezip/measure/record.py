@@ -246,7 +246,7 @@ class _Tally:
         for name, neuron in self.snn.layers:
             self.spikes[name] += run.spikes[name].sum(1)
             self.negative[name] += run.negative[name].sum(1)
-            shifted = (run.codes[name] - neuron.levels.lowest).to(torch.int64).flatten().cpu()
+            shifted = run.codes[name].to(torch.int64).flatten().cpu() - neuron.levels.lowest
             self.codes[name] += torch.bincount(shifted, minlength=neuron.levels.count)
         last = run.spikes[self.snn.layers[-1][0]].any(1)
         if bool(last.any()):

@@ -83,8 +83,8 @@ class FixedPoint(_Rounding):
 
 def to_fixed_point(x: Tensor, exponent: int, limit: int) -> Tensor:
     """``x`` rounded to whole steps of ``2**-exponent``, ties up, at most ``limit`` steps from 0."""
-    steps = torch.floor(x * 2.0**exponent + 0.5).clamp(-limit, limit)
-    return steps * 2.0**-exponent
+    steps = x * 2.0**exponent  # ours: the rest is done in place, as fresh memory costs more than arithmetic
+    return steps.add_(0.5).floor_().clamp_(-limit, limit).mul_(2.0**-exponent)
 
 
 def dyadic_exponent(values: Tensor) -> Tensor:

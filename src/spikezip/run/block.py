@@ -14,6 +14,7 @@ from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Spec
 from spikezip.kernels import Rows, Scan, Sum, gather, max_pool2d, scan, union
+from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.run.plan import Plan, is_plain, is_size, scattered
 from spikezip.run.step import bias_of, images_back, images_first, shaped_bias, without_bias
 from spikezip.spike.neuron import STBIF
@@ -101,6 +102,8 @@ class Block:
             return self.plan.constants[node]
         if node in self.plan.neurons:
             return self._neurons(node, self.plan.neurons[node])
+        if node.op == "call_module" and (found := self._rounded(node)) is not None:
+            return found
         if node.op == "call_function":
             for way in (self._synapse, self._unchanged, self._scaled, self._added):
                 if (found := way(node)) is not None:
@@ -134,7 +137,9 @@ class Block:
             return None
         name = network.op_name(node)
         if node.target is _aten.to.dtype and (
-            first.is_code or (first.is_exact_sum and first.dtype is torch.float32 and node.args[1] is torch.float64)
+            first.is_code
+            or (first.is_exact_sum and first.dtype is torch.float32 and node.args[1] is torch.float64)
+            or (first.grid and first.grid[1] < 2**FLOAT32_BITS and node.args[1] is torch.float32)
         ):
             return replace(first, dtype=node.args[1])
         if first.is_exact_sum:
@@ -148,13 +153,22 @@ class Block:
         return None
 
     def _scaled(self, node: fx.Node) -> Rows | None:
-        """Codes times a number: left to whoever reads them."""
+        """Codes, or plain numbers, times a number: left to whoever reads them."""
         if node.target is not _aten.mul.Tensor or node.kwargs or not isinstance(node.args[1], float):
             return None
-        codes = self.env[node.args[0]]  # type: ignore[index]
-        if not isinstance(codes, Rows) or not codes.is_code or not isinstance(codes.rows, Tensor):
+        found = self.env[node.args[0]]  # type: ignore[index]
+        if isinstance(found, Rows) and (found.is_code or found.is_plain) and isinstance(found.rows, Tensor):
+            return replace(found, scale=node.args[1])
+        return None
+
+    def _rounded(self, node: fx.Node) -> Rows | None:
+        """Numbers that are rounded to fixed point: left to whoever reads them."""
+        rounding = self.graph.get_submodule(str(node.target))
+        found = self.env[node.all_input_nodes[0]]
+        if not isinstance(rounding, FixedPoint) or not isinstance(found, Rows) or found.dtype is not torch.float64:
             return None
-        return Rows(codes.rows, codes.map, codes.dtype, codes.zero, node.args[1], top=codes.top)
+        plain = found.is_plain or (found.top == 0 and isinstance(found.scale, float))
+        return replace(found, grid=(rounding.exponent, rounding.limit)) if plain and not found.grid else None
 
     def _added(self, node: fx.Node) -> Sum | None:
         """A sum that neurons will read: left to them."""

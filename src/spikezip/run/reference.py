@@ -89,7 +89,8 @@ def stepwise(
 ) -> Run:
     """The loop over time that engines of one step at a time share: ``advance(t, tracers)`` is their step."""
     images = inputs[0].shape[0]
-    tracers: Mapping[str, Tensor] = dict(state.tracers) if state else {}
+    before = state.tracers if state else {}
+    tracers: Mapping[str, Tensor] = {k: before[k].to(m.threshold.dtype) for k, m in snn.layers if k in before}
     t_off = snn.t_off(steps)
     everyone = torch.arange(images)
     outputs: list[tuple[Tensor, ...]] = []
@@ -121,13 +122,14 @@ def stepwise(
             break
     if exits:
         settled_at = torch.where(exits.at > 0, exits.settled_at, settled_at)
+    codes = exits.codes(tracers) if exits else tracers
     return Run(
         outputs=tuple(torch.stack(column) for column in zip(*outputs)),
         settled_at=settled_at,
         outcome=outcome_of(settled_at, exits.at if exits else None),
         spikes={k: torch.stack(v) for k, v in spikes.items()},
         negative={k: torch.stack(v) for k, v in negative.items()},
-        codes=exits.codes(tracers) if exits else tracers,
+        codes={k: codes[k].to(m.levels.storage) for k, m in snn.layers},
         t_off=t_off,
         engine=engine,
         memory={} if exits else memory(),

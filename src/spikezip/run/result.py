@@ -53,7 +53,7 @@ class Run:
             STEP_LIMIT if for some image the steps ran out first.
         spikes: per neuron layer, the spikes (levels moved) of each step and image, ``[T, B]`` int64.
         negative: of these, the negative ones.
-        codes: each layer's tracers at the end, ``[B, ...]``.
+        codes: each layer's tracers at the end, ``[B, ...]``, in the shortest type of whole numbers that holds them.
         t_off: the step at which input and biases were complete.
         engine: which engine ran.
         memory: see :class:`State`; empty but for the event engine, and there too after an early exit.

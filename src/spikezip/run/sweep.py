@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, full_precision, gather
+from spikezip.kernels import Rows, full_precision, gather, tracers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -16,7 +16,7 @@ from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
-_CHUNK, _CHUNK_OF_GPU = 8, 64  # images
+_ROWS, _ROWS_OF_GPU = 64, 2048  # of a block: images times steps
 _BLOCK = 32  # steps of a block: work is shared within one, so long ones
 _EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so shorter ones
 
@@ -51,8 +51,8 @@ def sweep(
         early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had
             computed is not kept.
         block: time steps per block; 32, or with a confidence rule 8, if not given.
-        chunk: images taken together; if not given, few (8), so that values stay in a processor's cache, or as many
-            (64) as keep a GPU busy.
+        chunk: images taken together; if not given, few (64 rows of an image at a step: 4 images for 16 steps), so that
+            values stay in a processor's cache and memory small, or as many (2,048 rows) as keep a GPU busy.
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -62,7 +62,8 @@ def sweep(
     """
     so_far = _Results(snn, plan_of(snn), inputs, steps, state, early_exit)
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
-    chunk = chunk or (_CHUNK if inputs[0].device.type == "cpu" else _CHUNK_OF_GPU)
+    rows = _ROWS if inputs[0].device.type == "cpu" else _ROWS_OF_GPU
+    chunk = chunk or max(1, rows // min(block, steps))
     images = inputs[0].shape[0]
     for first in range(0, images, chunk):
         so_far.add(torch.arange(first, min(first + chunk, images)), stop, observe, block)
@@ -106,7 +107,8 @@ class _Results:
             for name, what in part.scans.items():
                 behind |= what.behind
                 if observe:
-                    observe(name, times[0], running, _tracers(what.codes, what.last.dtype))
+                    every = tracers(what.codes, what.codes.map.flatten(), what.codes.dtype)
+                    observe(name, times[0], running, every.unflatten(0, tuple(what.codes.map.shape)))
             behind[: max(self.t_off - times[0], 0)] = True
             # Steps of this block: when each image came to rest, and when it leaves; more than there are for neither.
             never = len(times) + 1
@@ -140,9 +142,9 @@ class _Results:
         shares = [self.snn.encoding.share(t, self.steps) for t in times]
         bias_shares = [self.snn.bias_encoding.share(t, self.steps) for t in times]
         before = self.start if times[0] == 1 else self.tracers
-        tracers = {name: self._some(values, running) for name, values in before.items()}
+        start = {name: self._some(values, running) for name, values in before.items()}
         inputs = tuple(self._some(x, running) for x in self.inputs)
-        return Block(self.snn, self.plan, inputs, shares, bias_shares, tracers, kept)
+        return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept)
 
     def _some(self, values: Tensor, running: Tensor) -> Tensor:
         return values if running.numel() == self.images else gather(values, running)
@@ -197,13 +199,7 @@ class _Results:
         )
 
 
-def _tracers(codes: Rows, dtype: torch.dtype) -> Tensor:
-    """Tracers at every step, ``[K, B, ...]``."""
-    whole = gather(codes.rows, codes.map.flatten()).to(dtype) - codes.zero
-    return whole.unflatten(0, tuple(codes.map.shape))
-
-
 def _at(codes: Rows, steps: Tensor, dtype: torch.dtype) -> Tensor:
     """Each image's tracers at a step (from 1; the last at most), ``[B, ...]``."""
     when = steps.clamp(max=codes.map.shape[0]) - 1
-    return gather(codes.rows, codes.map[when, torch.arange(codes.map.shape[1])]).to(dtype) - codes.zero
+    return tracers(codes, codes.map[when, torch.arange(codes.map.shape[1])], dtype)
