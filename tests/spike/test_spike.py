@@ -104,9 +104,10 @@ def test_stages_out_of_order(ann, qann):
         spike(spike(qann).graph)
 
 
-def test_a_neuron_that_cannot_move_is_refused(qann):
+@pytest.mark.parametrize("slew", [0, -1, 1.5, True])
+def test_a_neuron_moves_a_whole_number_of_levels(qann, slew):
     with pytest.raises(StageError, match="whole number of levels a step, at least 1"):
-        spike(qann, slew=0)
+        spike(qann, slew=slew)
 
 
 # -- the neuron layer -------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -93,13 +91,3 @@ class STBIF(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.levels.lowest}..{self.levels.highest}, theta={float(self.threshold):.4g}, slew={self.slew}"
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What one neuron did: ``drive, membrane, tracer, spikes``, each ``[T]``."""
-
-    drive: Tensor
-    membrane: Tensor
-    tracer: Tensor
-    spikes: Tensor
