@@ -72,36 +72,51 @@ def _fused(terms: list[Rows], start: Tensor | None) -> Callable[..., native.Foun
 
 
 def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Levels, slew: int) -> Scan:
-    """The reference: one torch operation after the other, step by step."""
+    """The reference: one torch operation after the other. All is quantized at once, then followed step by step."""
     numbers = drive.numbers()
     value = numbers.value
     steps, images = numbers.map.shape
-    scale = None if float(threshold) == 1.0 else float(threshold)
-    now = torch.zeros_like(gather(value, numbers.map[0])) if start is None else start.to(value.dtype)
+    one = float(threshold) == 1.0
+    kind = Levels(-levels.range, levels.range).storage  # holds differences too
+    ratio = value if one else value / threshold
+    goals = torch.add(ratio, 0.5, out=None if one else ratio).floor_().clamp_(levels.lowest, levels.highest).to(kind)
+    channels_last = goals.dim() == 4 and goals.is_contiguous(memory_format=torch.channels_last)
+
+    def flat(values: Tensor) -> Tensor:
+        """``[B, ...]`` as ``[B, n]``, in the order of memory."""
+        return (values.permute(0, 2, 3, 1) if channels_last else values).reshape(len(values), -1)
+
+    def shaped(values: Tensor) -> Tensor:
+        if not channels_last:
+            return values.reshape(len(values), *goals.shape[1:])
+        _, channels, height, width = goals.shape
+        return values.reshape(len(values), height, width, channels).permute(0, 3, 1, 2)
+
+    goals_flat = flat(goals)
+    now = goals_flat.new_zeros((images, goals_flat.shape[1])) if start is None else flat(start.to(kind))
     every = now.new_empty((steps, *now.shape))
     spikes = torch.zeros((steps, images), dtype=torch.int64)
     negative = torch.zeros_like(spikes)
     behind = torch.zeros((steps, images), dtype=torch.bool)
-    goal = None
+    most = min(slew, levels.range)
     for k in range(steps):
-        moved = goal is None or not torch.equal(numbers.map[k], numbers.map[k - 1])
-        if moved:
-            goal = levels.codes(gather(value, numbers.map[k]), threshold).to(now.dtype)
-        elif not bool(behind[k - 1].any()):
+        moved = k == 0 or not torch.equal(numbers.map[k], numbers.map[k - 1])
+        if not moved and not bool(behind[k - 1].any()):
             continue  # nobody moves: the step before holds, and makes no row
-        move = torch.clamp(goal - now, -slew, slew)  # type: ignore[operator]
-        now = torch.add(now, move, out=every[k])
-        per_image = move.reshape(images, -1)
-        spikes[k] = per_image.abs().sum(1).to(torch.int64)
-        negative[k] = per_image.clamp(max=0).neg().sum(1).to(torch.int64)
-        behind[k] = (goal != now).reshape(images, -1).any(1)
+        way = gather(goals_flat, numbers.map[k]).sub_(now)
+        behind[k] = way.abs().amax(1) > most
+        now = torch.add(now, way.clamp_(-most, most), out=every[k])
+        net, total = (m.sum(1, dtype=torch.int32).to("cpu", torch.int64) for m in (way, way.abs()))
+        spikes[k], negative[k] = total, (total - net) // 2
     new = spikes.T > 0
     new[:, 0] = True
     map = (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
     image, step = new.nonzero(as_tuple=True)
     kept = gather(every.flatten(0, 1), step * images + image)
+    scale = None if one else float(threshold)
     if levels.count <= _BYTES:
-        codes = Rows((kept - levels.lowest).to(torch.uint8), map, drive.dtype, -levels.lowest, scale, top=levels.range)
+        rows = shaped((kept.to(torch.int16) - levels.lowest).to(torch.uint8))
+        codes = Rows(rows, map, drive.dtype, -levels.lowest, scale, top=levels.range)
     else:
-        codes = Rows(kept, map, drive.dtype, scale=scale)
-    return Scan(codes, now.to(levels.storage), spikes, negative, behind)
+        codes = Rows(shaped(kept).to(drive.dtype), map, drive.dtype, scale=scale)
+    return Scan(codes, shaped(now).to(levels.storage, copy=True), spikes, negative, behind)
