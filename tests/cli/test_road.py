@@ -37,13 +37,15 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     assert done.exit_code == 0, done.stderr
     assert "Next: spikezip run a.spikezip" in done.stdout
 
-    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24")
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24", "--verify")
     assert done.exit_code == 0, done.stderr
+    assert "equal: 0 codes differ on 359 images" in done.stdout
     record = json.loads(Path("record.json").read_text())
     assert record["data"] == {"name": "digits", "split": "test", "images": 359}
     assert len(record["accuracy"]["snn"]) == 24
     assert record["accuracy"]["snn"][-1] == record["accuracy"]["qann"] > 0.9
     assert record["settled"]["outcome"] == "SETTLED"
+    assert record["certificate"]["equal"]
     assert f"QANN {100 * record['accuracy']['qann']:.2f} %" in done.stdout
     assert "SETTLED" in done.stdout
 
@@ -57,7 +59,9 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
 
     done = spikezip("report", "record.json")
     assert done.exit_code == 0, done.stderr
-    assert "<svg" in Path("report.html").read_text()
+    page = Path("report.html").read_text()
+    assert "<svg" in page
+    assert "Equal to the QANN" in page
     assert sorted(p.name for p in Path().iterdir()) == ["a.spikezip", "certificate.json", "record.json", "report.html"]
 
 
