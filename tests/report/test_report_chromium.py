@@ -127,6 +127,20 @@ def test_it_is_legible_and_copies(pages, width, theme):
     assert out["hand"] == out["csv"]
 
 
+def test_several_runs_with_long_names_are_legible_on_a_phone(tmp_path, make_record):
+    names = [f"trajectory for t=2 (8 epochs), {n} levels, even:2, and more of it" for n in (3, 4)]
+    page = write_report([make_record(steps=8, layers=3, name=name) for name in names], tmp_path / "report.html")
+    text = re.sub(r"<meta http-equiv=.*?>", "", page.read_text(encoding="utf-8"))
+    (tmp_path / "probed.html").write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME % (400, "light"), encoding="utf-8")
+    done = browse(tmp_path, f"file://{tmp_path / 'frame.html'}", "--dump-dom", "--window-size=1400,900")
+    found = re.search(r'data-probe="([^"]*)"', done.stdout)
+    assert found, done.stderr
+    out = json.loads(html.unescape(found[1]))
+    assert out["scroll"] <= 400
+    assert out["small"] == out["outside"] == out["overlap"] == []
+
+
 def test_it_prints(pages):
     target = pages / "report.pdf"
     browse(pages, f"file://{pages / 'report.html'}?theme=dark", f"--print-to-pdf={target}")
