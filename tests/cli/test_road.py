@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from spikezip.cli.run import show_energy
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, model_file) -> Path:
@@ -149,6 +151,15 @@ def test_the_demo_keeps_its_promises(spikezip):
     assert certificate["equal"]
     assert certificate["images"] == record["data"]["images"] == 359
     assert "PET" in done.stdout
+
+
+def test_energies_are_printed_in_readable_units_and_what_is_missing_is_named(capsys):
+    model = {"name": "a chip", "snn_pj": [1.0, 4.1e9], "qann_pj": None}
+    energy = {"images": 4, "models": [model], "uncounted": ["softmax: exp"]}
+    show_energy({"energy": energy, "synops": [1.0, 69.0]})
+    said = capsys.readouterr().out
+    assert "4.1 mJ" in said
+    assert "69 synaptic operations an image. Not counted: softmax: exp." in " ".join(said.split())
 
 
 def test_run_prices_what_was_counted_with_a_model_of_ones_own(spikezip, model_file, trained):

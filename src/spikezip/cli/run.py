@@ -130,6 +130,9 @@ def read_model(text: str) -> EnergyModel:
 
 def show_energy(record: dict[str, Any]) -> None:
     """Print what an image costs under each model, beside the integer QANN with the same bits."""
+    from spikezip.report.tables import energy as shown
+    from spikezip.report.tables import plain
+
     energy = record.get("energy")
     if not energy:
         return
@@ -138,17 +141,17 @@ def show_energy(record: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "model" else "right")
     for model in energy["models"]:
         snn, qann = model["snn_pj"][-1], model["qann_pj"]
-        cells = [f"{snn / 1e6:,.3g} µJ", f"{qann / 1e6:,.3g} µJ" if qann else "–", f"{snn / qann:.3g}" if qann else "–"]
-        table.add_row(model["name"], *cells)
+        table.add_row(model["name"], shown(snn), shown(qann), plain(snn / qann if qann else None))
     screen.stdout.print(table)
-    missing = f" Not counted: {'; '.join(energy['uncounted'])}." if energy["uncounted"] else ""
+    said = f"{record['synops'][-1]:,.0f} synaptic operations an image."
     first = energy["models"][0]
     if first["qann_pj"]:
         ratio = first["snn_pj"][-1] / first["qann_pj"]
-        screen.say(
+        said = (
             f"The SNN takes [bold]{ratio:.3g} times[/] the energy of the integer QANN with the same bits "
-            f"({first['name']}), {record['synops'][-1]:,.0f} synaptic operations an image.{missing}"
+            f"({first['name']}), {said}"
         )
+    screen.say(said + (f" Not counted: {'; '.join(energy['uncounted'])}." if energy["uncounted"] else ""))
 
 
 def exit_rule(text: str, snn: SNN, source: ImageData, steps: int, split: str) -> EarlyExit:
