@@ -16,7 +16,11 @@ import pytest
 
 from spikezip.errors import BundleError, OutputError
 from spikezip.report import write_report
+from spikezip.report.figures import Drawing, Run
+from spikezip.report.figures.cost import energy_ratio
 from spikezip.report.page import BUDGET
+from spikezip.report.record import parse_record
+from spikezip.report.style import house_style
 
 SHARED = ["accuracy", "agreement", "early-exit", "pareto-synops", "pareto-energy-1", "pareto-energy-2"]
 OWN = [
@@ -247,6 +251,17 @@ def test_a_figure_as_high_as_two_stands_beside_two(tmp_path, make_record):
     record["raster"]["layers"] = [layer | {"name": f"{layer['name']}.{i}"} for i in range(3) for layer in few]
     page = write_report([record], tmp_path / "r.html").read_text(encoding="utf-8")
     assert re.findall(r'<figure class="plate tall" id="(.*?)">', page) == ["raster"]
+
+
+def test_the_line_of_equal_energy_is_in_sight(make_record):
+    record = small(make_record)
+    model = record["energy"]["models"][0]
+    model["snn_pj"] = [0.1 * model["qann_pj"] * t / 8 for t in range(1, 9)]
+    record["energy"]["models"] = [model]
+    with house_style():
+        (drawing,) = energy_ratio([Run(parse_record(record, "a record"), "a", "a")])
+    assert isinstance(drawing, Drawing)
+    assert drawing.figure.axes[0].get_ylim()[1] > 1
 
 
 def test_names_of_runs_stay_apart_in_a_legend(tmp_path, make_record):

@@ -90,6 +90,10 @@ def _pareto(
         where="post",
         color=colour("ink"),
         linewidth=1.2,
+        marker="o",  # a front may be a single point
+        markersize=7,
+        markeredgewidth=0.8,
+        fillstyle="none",
         label="Pareto front",
         zorder=1,
     )
@@ -119,7 +123,10 @@ def _pareto(
     axes.grid(axis="x")
     percent_axis(axes, gain_text)
     legend_below(figure, 2 if alone else 1)
-    caption = "Each point is a step t; cost is everything spent up to t, per image. The front joins what nothing beats."
+    caption = (
+        "Each point is a step t; cost is everything spent up to t, per image. The front joins the steps that no other"
+        " step shown beats; a QANN may."
+    )
     if anchors and not alone:
         caption += " Stars are the runs' QANNs, crosses their ANNs."
     missing = [run.title for run in runs if run.slug not in costs]
@@ -219,7 +226,7 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(1.0, *most))
     axes.axhline(1, color=colour("ink"), linewidth=1, linestyle=(0, (6, 3)))
     axes.set_ylabel("energy / energy of the QANN")
     axes.grid(axis="y")
