@@ -155,6 +155,31 @@ def energy(result: dict[str, Any]) -> str:
     )
 
 
+def finetuned(result: dict[str, Any]) -> str:
+    """The wirings after the same fine-tuning, beside what they are without any."""
+    bare = {run["name"]: run for run in json.loads((RESULTS / "energy-resnet20.json").read_text())["runs"]}
+    head = ["wiring", "QANN (%), training-free", "QANN (%)", *(f"t={t} (%)" for t in (4, 8, 16)), "T_eq max", "equal"]
+    head += ["SynOps (10⁶), training-free", "SynOps (10⁶)"]
+    priced = [row["model"] for row in result["runs"][0]["energy"] if row["ratio"]]
+    rows, ratios = [], []
+    for run in result["runs"]:
+        accuracy = [run["qann"], *(run["accuracy"][t - 1] for t in (4, 8, 16))]
+        equal = f"{'yes' if run['equal'] else 'no'}, {run['certified_images']:,} images"
+        before = bare[run["name"]]
+        cells = [f"{100 * value:.1f}" for value in (before["qann"], *accuracy)]
+        synops = [_million(r["synops"][-1], 1) for r in (before, run)]
+        rows.append([run["name"], *cells, str(run["t_eq"]["max"]), equal, *synops])
+        ratios.append([run["name"], *(f"{row['ratio'][-1]:.2f}" for row in run["energy"] if row["ratio"])])
+    first, given = result["runs"][0], result["finetune"]
+    told = (
+        f"{given['images']:,} training images each ({given['steps']} steps of {given['batch']}), AdamW at"
+        f" {given['rate']:g}, the ANN as teacher; accuracy on {first['accuracy_images']:,} test images, operations"
+        f" counted on {first['images']}:\n\n"
+    )
+    spent = "\nEnergy of the settled run, SNN / QANN:\n\n" + table(["wiring", *priced], ratios)
+    return told + table(head, rows) + spent + provenance(result)
+
+
 def _million(number: float, digits: int = 2) -> str:
     return f"{number / 1e6:.{digits}f}"
 
@@ -281,6 +306,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
     "energy-resnet20": energy,
+    "energy-resnet20-finetuned": finetuned,
     "mutation": mutation,
     "early-exit": early_exit,
     "neurons": neurons,

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from spikezip.cli.run import show_energy
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, model_file) -> Path:
@@ -37,13 +39,15 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     assert done.exit_code == 0, done.stderr
     assert "Next: spikezip run a.spikezip" in done.stdout
 
-    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24")
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24", "--verify")
     assert done.exit_code == 0, done.stderr
+    assert "equal: 0 codes differ on 359 images" in done.stdout
     record = json.loads(Path("record.json").read_text())
     assert record["data"] == {"name": "digits", "split": "test", "images": 359}
     assert len(record["accuracy"]["snn"]) == 24
     assert record["accuracy"]["snn"][-1] == record["accuracy"]["qann"] > 0.9
     assert record["settled"]["outcome"] == "SETTLED"
+    assert record["certificate"]["equal"]
     assert f"QANN {100 * record['accuracy']['qann']:.2f} %" in done.stdout
     assert "SETTLED" in done.stdout
 
@@ -57,7 +61,9 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
 
     done = spikezip("report", "record.json")
     assert done.exit_code == 0, done.stderr
-    assert "<svg" in Path("report.html").read_text()
+    page = Path("report.html").read_text()
+    assert "<svg" in page
+    assert "Equal to the QANN" in page
     assert sorted(p.name for p in Path().iterdir()) == ["a.spikezip", "certificate.json", "record.json", "report.html"]
 
 
@@ -145,6 +151,15 @@ def test_the_demo_keeps_its_promises(spikezip):
     assert certificate["equal"]
     assert certificate["images"] == record["data"]["images"] == 359
     assert "PET" in done.stdout
+
+
+def test_energies_are_printed_in_readable_units_and_what_is_missing_is_named(capsys):
+    model = {"name": "a chip", "snn_pj": [1.0, 4.1e9], "qann_pj": None}
+    energy = {"images": 4, "models": [model], "uncounted": ["softmax: exp"]}
+    show_energy({"energy": energy, "synops": [1.0, 69.0]})
+    said = capsys.readouterr().out
+    assert "4.1 mJ" in said
+    assert "69 synaptic operations an image. Not counted: softmax: exp." in " ".join(said.split())
 
 
 def test_run_prices_what_was_counted_with_a_model_of_ones_own(spikezip, model_file, trained):

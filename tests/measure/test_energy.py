@@ -188,6 +188,13 @@ def test_an_integer_network_tells_its_arithmetic_and_the_thresholds_it_divided_o
     assert scale != 1
 
 
+def test_two_models_of_one_name_are_refused():
+    snn = spiking(Copies(1, nn.Conv2d(1, 2, 3)), (1, 5, 5))
+    model = EnergyModel.named("lemaire-2022")
+    with pytest.raises(InputError, match="Two energy models are named 'lemaire-2022'"):
+        spikezip.measure(snn, torch.rand(2, 1, 5, 5), energy_models=[model, model])
+
+
 def test_ratios_stand_in_the_record(counts):
     found = energy_record(counts, [EnergyModel.named(n) for n in ("horowitz-45nm-int8", "loihi-2018")])
     assert list(found["ratio"]) == ["horowitz-45nm-int8"]

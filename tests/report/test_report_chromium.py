@@ -11,6 +11,8 @@ import json
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ET
+from urllib.parse import unquote
 
 import pytest
 
@@ -68,6 +70,8 @@ PROBE = """<script>addEventListener("load", async () => {
   const dialog = document.getElementById("by-hand");
   out.hand = dialog.open ? dialog.querySelector("textarea").value : null;
   dialog.close();
+  HTMLAnchorElement.prototype.click = function () { out.file = [this.download, this.href]; };
+  await press("[id$=firing-rate] button[data-file=svg]");
   parent.postMessage(JSON.stringify(out), "*");
 });</script>"""
 # A window of Chromium is 500 pixels wide at least, a frame in it as narrow as one likes.
@@ -125,6 +129,26 @@ def test_it_is_legible_and_copies(pages, width, theme):
     assert out["status"] == "Copied as CSV: Accuracy against time"
     assert out["old"] == out["csv"]
     assert out["hand"] == out["csv"]
+    name, link = out["file"]
+    assert name == "firing-rate.svg"
+    svg = unquote(link.partition(",")[2])
+    assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "only-light" in svg
+    assert not re.search(r"only-dark|var\(", svg)  # as printed, in either theme
+
+
+def test_several_runs_with_long_names_are_legible_on_a_phone(tmp_path, make_record):
+    names = [f"trajectory for t=2 (8 epochs), {n} levels, even:2, and more of it" for n in (3, 4)]
+    page = write_report([make_record(steps=8, layers=3, name=name) for name in names], tmp_path / "report.html")
+    text = re.sub(r"<meta http-equiv=.*?>", "", page.read_text(encoding="utf-8"))
+    (tmp_path / "probed.html").write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME % (400, "light"), encoding="utf-8")
+    done = browse(tmp_path, f"file://{tmp_path / 'frame.html'}", "--dump-dom", "--window-size=1400,900")
+    found = re.search(r'data-probe="([^"]*)"', done.stdout)
+    assert found, done.stderr
+    out = json.loads(html.unescape(found[1]))
+    assert out["scroll"] <= 400
+    assert out["small"] == out["outside"] == out["overlap"] == []
 
 
 def test_it_prints(pages):

@@ -16,7 +16,11 @@ import pytest
 
 from spikezip.errors import BundleError, OutputError
 from spikezip.report import write_report
+from spikezip.report.figures import Drawing, Run
+from spikezip.report.figures.cost import energy_ratio
 from spikezip.report.page import BUDGET
+from spikezip.report.record import parse_record
+from spikezip.report.style import house_style
 
 SHARED = ["accuracy", "agreement", "early-exit", "pareto-synops", "pareto-energy-1", "pareto-energy-2"]
 OWN = [
@@ -237,6 +241,34 @@ def test_what_was_not_measured_is_left_out_with_the_reason(tmp_path):
         "early exit was not measured",
     ):
         assert why in page.text
+    for how in ("run the network again: spikezip run BUNDLE --data DATA", "--early-exit margin:0.6", "--verify"):
+        assert how in page.text
+
+
+def test_a_figure_as_high_as_two_stands_beside_two(tmp_path, make_record):
+    record = make_record(steps=8, layers=3) | {"weights": []}
+    few = record["raster"]["layers"]
+    record["raster"]["layers"] = [layer | {"name": f"{layer['name']}.{i}"} for i in range(3) for layer in few]
+    page = write_report([record], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall(r'<figure class="plate tall" id="(.*?)">', page) == ["raster"]
+
+
+def test_the_line_of_equal_energy_is_in_sight(make_record):
+    record = small(make_record)
+    model = record["energy"]["models"][0]
+    model["snn_pj"] = [0.1 * model["qann_pj"] * t / 8 for t in range(1, 9)]
+    record["energy"]["models"] = [model]
+    with house_style():
+        (drawing,) = energy_ratio([Run(parse_record(record, "a record"), "a", "a")])
+    assert isinstance(drawing, Drawing)
+    assert drawing.figure.axes[0].get_ylim()[1] > 1
+
+
+def test_names_of_runs_stay_apart_in_a_legend(tmp_path, make_record):
+    names = [f"trajectory for t=2 (8 epochs), {n} levels, even:2" for n in (3, 4)]
+    page = write_report([small(make_record, name=name) for name in names], tmp_path / "r.html")
+    for name in names:
+        assert len(re.findall(f"<text[^>]*>{re.escape(name)}", page.read_text(encoding="utf-8"))) >= 4
 
 
 def test_without_labels_cost_is_held_against_agreement(tmp_path, make_record):
@@ -279,6 +311,17 @@ def test_too_many_runs_leave_figures_out_and_say_so(tmp_path, make_record, monke
     assert "report on this run alone to see it" in page.text
     assert "Layers of resnet20" in page.text
     assert BUDGET < 5_000_000
+
+
+def test_tables_count_as_well_as_figures(tmp_path, make_record, monkeypatch):
+    monkeypatch.setattr(sys.modules["spikezip.report.page"], "BUDGET", 700_000)
+    runs = [small(make_record, name=name) for name in "ab"]
+    for run in runs:
+        rows = [{"name": f"layer{i}", "mismatches": 0, "codes_checked": 1000} for i in range(1500)]
+        run["certificate"]["layers"] = rows
+    page = write_report(runs, tmp_path / "r.html")
+    assert "left out to keep this page small" in page.read_text(encoding="utf-8")
+    assert page.stat().st_size < 740_000
 
 
 HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(2)> {{ 7*7 }} $x_ --> ]]> 层 #0072b2\x00\x1b'

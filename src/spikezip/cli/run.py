@@ -11,6 +11,7 @@ from rich.table import Table
 
 from spikezip.cli import options, screen
 from spikezip.cli.target import output_file
+from spikezip.cli.verify import show as show_certificate
 from spikezip.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ def command(
             "(docs/energy.md). May be given several times; the first gives the headline.",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Keep a certificate in the record: all codes compared with the QANN's."),
+    ] = False,
     out: Annotated[Path, typer.Option("--out", help="The record to write, for spikezip report.")] = Path("record.json"),
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
@@ -73,7 +78,7 @@ def command(
 
     [bold]Examples[/]
       spikezip run resnet20.spikezip --data cifar10 --steps 32 --out record.json
-      spikezip run resnet20.spikezip --data cifar10 --limit 500 --engine reference --overwrite
+      spikezip run resnet20.spikezip --data cifar10 --limit 500 --verify --overwrite
       spikezip run resnet20.spikezip --data cifar10 --early-exit margin:0.6 --early-exit settled
       spikezip run resnet20.spikezip --data cifar10 --energy-model my-chip.yaml
     """
@@ -87,6 +92,10 @@ def command(
         source = open_for(snn, data, data_root)
         images, labels = source.tensors(split, limit)
         rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
+        certificate = None
+        if verify:
+            with screen.counting(len(images), "verifying") as done:
+                certificate = spikezip.verify(snn, images, on_batch=done)
         with screen.counting(len(images), "running") as done:
             record = spikezip.measure(
                 snn,
@@ -96,6 +105,7 @@ def command(
                 engine=Engine(engine.value),
                 batch=batch,
                 data=source.name,
+                certificate=certificate,
                 on_batch=done,
                 early_exit=rules,
                 energy=energy_images > 0,
@@ -105,6 +115,8 @@ def command(
         record.save(draft)
         found = json.loads(draft.read_text())
     show(found)
+    if found["certificate"]:
+        show_certificate(found["certificate"])
     show_energy(found)
     screen.say(f"[bold]{out}[/] holds the record. Next: spikezip report {out} --out report.html")
 
@@ -118,6 +130,9 @@ def read_model(text: str) -> EnergyModel:
 
 def show_energy(record: dict[str, Any]) -> None:
     """Print what an image costs under each model, beside the integer QANN with the same bits."""
+    from spikezip.report.tables import energy as shown
+    from spikezip.report.tables import plain
+
     energy = record.get("energy")
     if not energy:
         return
@@ -126,17 +141,17 @@ def show_energy(record: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "model" else "right")
     for model in energy["models"]:
         snn, qann = model["snn_pj"][-1], model["qann_pj"]
-        cells = [f"{snn / 1e6:,.3g} µJ", f"{qann / 1e6:,.3g} µJ" if qann else "–", f"{snn / qann:.3g}" if qann else "–"]
-        table.add_row(model["name"], *cells)
+        table.add_row(model["name"], shown(snn), shown(qann), plain(snn / qann if qann else None))
     screen.stdout.print(table)
-    missing = f" Not counted: {'; '.join(energy['uncounted'])}." if energy["uncounted"] else ""
+    said = f"{record['synops'][-1]:,.0f} synaptic operations an image."
     first = energy["models"][0]
     if first["qann_pj"]:
         ratio = first["snn_pj"][-1] / first["qann_pj"]
-        screen.say(
+        said = (
             f"The SNN takes [bold]{ratio:.3g} times[/] the energy of the integer QANN with the same bits "
-            f"({first['name']}), {record['synops'][-1]:,.0f} synaptic operations an image.{missing}"
+            f"({first['name']}), {said}"
         )
+    screen.say(said + (f" Not counted: {'; '.join(energy['uncounted'])}." if energy["uncounted"] else ""))
 
 
 def exit_rule(text: str, snn: SNN, source: ImageData, steps: int, split: str) -> EarlyExit:

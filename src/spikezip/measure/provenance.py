@@ -45,10 +45,11 @@ def commit() -> str | None:
 
 def provenance(seed: int | None) -> dict[str, Any]:
     """Time, command line, seed, versions and commit, as a record keeps them."""
-    command = shlex.join([Path(sys.argv[0]).name, *map(_shown, sys.argv[1:])]) if sys.argv and sys.argv[0] else "python"
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
+    called = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": shlex.join([*called, *map(_shown, sys.argv[1:])]),
         "seed": seed,
         "versions": versions(),
         "commit": commit(),

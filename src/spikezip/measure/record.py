@@ -101,12 +101,16 @@ def measure(
         The :class:`Record`.
 
     Raises:
-        InputError: the images do not fit the network, or labels the images.
+        InputError: the images do not fit the network, or labels the images; or two energy models have one name.
     """
     inputs = check_inputs(snn, images)
     count = inputs[0].shape[0]
     if labels is not None and tuple(labels.shape) != (count,):
         raise InputError(f"labels have shape {tuple(labels.shape)}; {count} images need [{count}].")
+    if energy_models is None:
+        energy_models = [EnergyModel.named(model) for model in DEFAULT_MODELS]
+    if again := [m.name for i, m in enumerate(energy_models) if m.name in {n.name for n in energy_models[:i]}]:
+        raise InputError(f"Two energy models are named {again[0]!r}, so figures would be mixed up. Rename one.")
     steps = steps or int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
     tally = _Tally(snn, steps, distances, early_exit)
     for start in range(0, count, batch):
@@ -116,8 +120,6 @@ def measure(
         if on_batch:
             on_batch(piece[0].shape[0])
     counts = count_operations(snn, inputs, steps, limit=energy_images) if energy else None
-    if energy_models is None:
-        energy_models = [EnergyModel.named(model) for model in DEFAULT_MODELS]
     return Record(
         {
             "format": "spikezip.record/1",

@@ -18,10 +18,13 @@ from spikezip.errors import OutputError
 from spikezip.report import run_tables, summary
 from spikezip.report.figures import ACROSS_RUNS, OF_A_RUN, Absent, Drawing, Run
 from spikezip.report.record import load_record, parse_record
+from spikezip.report.schema import Record
 from spikezip.report.style import PALETTE, file_pdf, file_svg, house_style, inline_svg, theme_css
 from spikezip.report.tables import Table
 
 _SUBSCRIPT = re.compile(r"\bT_(eq|off)\b")
+TALL = 1.25  # height of a figure, in widths, from which on it takes two rows
+CELL = 30  # bytes of HTML around a cell of a table
 BUDGET = 4_500_000  # bytes; the page is to stay under 5 MB, to be mailed and opened on a phone
 
 
@@ -35,6 +38,7 @@ class Plate:
     svg: str
     data: Table
     pdf: str
+    tall: bool  #: as high as two others, beside which it stands
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Group:
     tables: Sequence[Table] = ()
     uncounted: Sequence[str] = ()
     said: str | None = None
+
+    @property
+    def how(self) -> list[str]:
+        """How to have what is absent, each way once."""
+        return list(dict.fromkeys(item.how for item in self.absent if item.how))
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,8 @@ def _plate(drawing: Drawing, slug: str) -> Plate:
     anchor = f"{slug}-{drawing.name}" if slug else drawing.name
     svg = inline_svg(drawing.figure, anchor, f"{drawing.title}. {drawing.caption}")
     pdf = base64.b64encode(file_pdf(drawing.figure)).decode()
-    return Plate(anchor, drawing.title, drawing.caption, svg, drawing.data, pdf)
+    tall = drawing.figure.get_figheight() > TALL * drawing.figure.get_figwidth()
+    return Plate(anchor, drawing.title, drawing.caption, svg, drawing.data, pdf, tall)
 
 
 def _group(title: str, drawings: Sequence[Drawing | Absent], slug: str) -> Group:
@@ -140,7 +150,27 @@ def _group(title: str, drawings: Sequence[Drawing | Absent], slug: str) -> Group
 
 
 def _weight(group: Group) -> int:
-    return sum(len(p.svg.encode()) + len(p.pdf) + 2 * len(p.data.csv().encode()) for p in group.plates)
+    """About how many bytes of the page a group takes."""
+    plates = sum(len(p.svg.encode()) + len(p.pdf) + 2 * len(p.data.csv().encode()) for p in group.plates)
+    cells = sum(len(table.columns) * (len(table.rows) + 1) for table in group.tables)
+    texts = sum(2 * len(table.csv().encode()) + len(table.latex().encode()) for table in group.tables)
+    return plates + texts + CELL * cells
+
+
+def _tabled(record: Record) -> list[Group]:
+    """The groups of tables alone; that of the energy's goes below its figures."""
+    ratios, exact = run_tables.ratio_table(record), run_tables.exactness_tables(record)
+    uncounted = record.energy.uncounted if record.energy else ()
+    tables = [*([ratios] if ratios else ()), *run_tables.energy_tables(record)]
+    groups = [Group("Energy", tables=tables, uncounted=uncounted, said=summary.energy_sentence(record))]
+    if audited := run_tables.audit_tables(record):
+        groups.append(Group("Is it spike-driven?", tables=audited, said=summary.audit_sentence(record)))
+    return [
+        *groups,
+        Group("Layer by layer", tables=run_tables.layer_tables(record), said=run_tables.layer_sentence(record)),
+        Group("Certificate", tables=run_tables.certificate_tables(record)),
+        Group("Number formats", tables=exact, said=summary.exactness_sentence(record)),
+    ]
 
 
 def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence[Any]) -> str:
@@ -148,33 +178,23 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
     from markupsafe import Markup, escape
 
     curves = _group("Accuracy, agreement and cost", shared, "")
-    spent = _weight(curves)
+    tabled = [_tabled(run.record) for run in runs]
+    spent = _weight(curves) + sum(_weight(group) for groups in tabled for group in groups)
     sections = []
-    for run, titled in zip(runs, own, strict=True):
-        groups = []
+    for run, titled, (energy, *others) in zip(runs, own, tabled, strict=True):
+        record, groups = run.record, []
         for title, drawings in titled:
             group = _group(title, drawings, run.slug if len(runs) > 1 else "")
-            if spent + _weight(group) > BUDGET:
+            weight = _weight(group)
+            if spent + weight > BUDGET:
                 why = "left out to keep this page small: report on this run alone to see it"
                 group = Group(title, absent=[*(Absent(plate.title, why) for plate in group.plates), *group.absent])
-            spent += _weight(group)
-            if title == "Energy":
-                uncounted = run.record.energy.uncounted if run.record.energy else ()
-                ratios = run_tables.ratio_table(run.record)
-                tables = [*([ratios] if ratios else ()), *run_tables.energy_tables(run.record)]
-                said = summary.energy_sentence(run.record)
-                group = replace(group, tables=tables, uncounted=uncounted, said=said)
+            else:
+                spent += weight
+            if title == energy.title:
+                group = replace(energy, plates=group.plates, absent=group.absent)
             groups.append(group)
-        record = run.record
-        audited = run_tables.audit_tables(record)
-        if audited:
-            groups.append(Group("Is it spike-driven?", tables=audited, said=summary.audit_sentence(record)))
-        exact = run_tables.exactness_tables(record)
-        groups += [
-            Group("Layer by layer", tables=run_tables.layer_tables(record), said=run_tables.layer_sentence(record)),
-            Group("Certificate", tables=run_tables.certificate_tables(record)),
-            Group("Number formats", tables=exact, said=summary.exactness_sentence(record)),
-        ]
+        groups += others
         sections.append(
             Section(
                 run,

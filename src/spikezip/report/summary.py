@@ -46,7 +46,7 @@ def verdict(record: Record) -> Verdict:
             "unverified",
             "Not verified",
             f"No certificate was made, so whether this SNN computes what its QANN computes is not known.{told}"
-            " Run verify(snn, images) to find out.",
+            " To have one here: spikezip run ... --verify, or measure(..., certificate=verify(snn, images)).",
         )
     checked = f"on {_count(proof.images, 'image')}{f' with the {proof.engine} engine' if proof.engine else ''}"
     if not proof.equal:

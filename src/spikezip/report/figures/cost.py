@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from spikezip.report.figures.drawing import (
+    COUNTING,
+    LEGEND,
     Absent,
     Drawing,
     Run,
@@ -78,7 +80,7 @@ def _pareto(
             [100 * g for _, g in points],
             **{**look, "linewidth": 0.9},
             markersize=4,
-            label="SNN, a point a step" if alone else label(run.title, 36),
+            label="SNN, a point a step" if alone else label(run.title, LEGEND),
         )
         rows += [(run.title, "snn", t, c, g) for t, (c, g) in enumerate(points, start=1)]
     front = pareto_front(every)
@@ -88,6 +90,10 @@ def _pareto(
         where="post",
         color=colour("ink"),
         linewidth=1.2,
+        marker="o",  # a front may be a single point
+        markersize=7,
+        markeredgewidth=0.8,
+        fillstyle="none",
         label="Pareto front",
         zorder=1,
     )
@@ -116,13 +122,16 @@ def _pareto(
     axes.set_xlabel(text)
     axes.grid(axis="x")
     percent_axis(axes, gain_text)
-    legend_below(figure, 2)
-    caption = "Each point is a step t; cost is everything spent up to t, per image. The front joins what nothing beats."
+    legend_below(figure, 2 if alone else 1)
+    caption = (
+        "Each point is a step t; cost is everything spent up to t, per image. The front joins the steps that no other"
+        " step shown beats; a QANN may."
+    )
     if anchors and not alone:
         caption += " Stars are the runs' QANNs, crosses their ANNs."
     missing = [run.title for run in runs if run.slug not in costs]
     if missing:
-        caption += f" Not measured for: {', '.join(missing)}."
+        caption += f" Not measured for: {'; '.join(missing)}."
     table = Table.of(title, ["run", "network", "t", column, gain], rows)
     return [Drawing(name, title, caption, table, figure)]
 
@@ -132,7 +141,7 @@ def pareto_synops(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     title = "Accuracy against SynOps"
     costs = {run.slug: run.record.synops for run in runs if run.record.synops}
     if not costs:
-        return [Absent(title, "synaptic operations were not counted")]
+        return [Absent(title, "synaptic operations were not counted", COUNTING)]
     most = max(max(values) for values in costs.values())
     unit, prefix = next(((u, p) for u, p in ((1e9, "10⁹ "), (1e6, "10⁶ "), (1e3, "10³ ")) if most >= u), (1.0, ""))
     return _pareto(
@@ -147,7 +156,7 @@ def pareto_energy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
         dict.fromkeys(m.name for run in runs if run.record.energy for m in run.record.energy.models if m.snn_pj)
     )
     if not models:
-        return [Absent(title, "energy was not measured")]
+        return [Absent(title, "energy was not measured", COUNTING)]
     drawings: list[Drawing | Absent] = []
     for number, model_name in enumerate(models, start=1):
         costs: dict[str, Sequence[float]] = {}
@@ -208,7 +217,7 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
             ratio,
             **{**series_style(i), "marker": "o"},
             markersize=3,
-            label=f"{label(said, 32)}: {ratio[-1]:.3g} at the end",
+            label=f"{label(said, LEGEND - 8)}: {ratio[-1]:.3g} at the end",
         )
         rows += [(run.title, model.name, t, r) for t, r in zip(steps_of(ratio), ratio, strict=True)]
     step_axis(axes, max(len(model.snn_pj) for _, _, model, _ in lines))
@@ -217,7 +226,7 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(1.0, *most))
     axes.axhline(1, color=colour("ink"), linewidth=1, linestyle=(0, (6, 3)))
     axes.set_ylabel("energy / energy of the QANN")
     axes.grid(axis="y")
@@ -249,7 +258,7 @@ def audit_bars(run: Run) -> Sequence[Drawing | Absent]:
     audit = run.record.audit
     rows = [r for r in (audit.rows if audit else ()) if r.acs is not None]
     if not audit or not rows:
-        return [Absent(title, "the operations were not audited")]
+        return [Absent(title, "the operations were not audited", COUNTING)]
     most = max(max((r.acs or 0) + (r.macs or 0), r.as_macs or 0, r.synapses) for r in rows)
     unit, power = next(((u, p) for u, p in ((1e9, "10⁹"), (1e6, "10⁶"), (1e3, "10³")) if most >= u), (1.0, "count"))
     figure = new_figure(rows_height(len(rows)))
@@ -284,7 +293,7 @@ def energy_by_layer(run: Run) -> Sequence[Drawing | Absent]:
     title = "Energy by layer"
     layers = [x for x in (run.record.energy.layers if run.record.energy else ()) if x.snn_pj is not None]
     if not layers:
-        return [Absent(title, "energy was not measured by layer")]
+        return [Absent(title, "energy was not measured by layer", COUNTING)]
     layers, rest = _greatest(layers, 36)
     most = max(max(x.snn_pj or 0, x.qann_pj or 0) for x in layers)
     unit, symbol = energy_unit(most)

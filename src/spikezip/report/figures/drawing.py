@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEGEND = 48  # characters of a run's name in a legend of one column
+COUNTING = (
+    "For SynOps, energy and the audit, run the network again: spikezip run BUNDLE --data DATA, or"
+    " spikezip.measure(snn, images)."
+)
+EXITING = "For early exit, run it with spikezip run ... --early-exit margin:0.6, or early_exit=[Margin(0.6)]."
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,10 +52,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Absent:
-    """A figure that the record holds no data for, and why."""
+    """A figure that the record holds no data for, why, and how to have it."""
 
     title: str
     why: str
+    how: str = ""
 
 
 def steps_of(values: Sequence[Any]) -> range:
@@ -79,7 +87,7 @@ def mark_steps(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
     last, row = -1.0, 0
     for step, name in sorted(marks):
         place = (step - left) / (right - left)
-        row = 1 - row if last >= 0 and place - last < 0.35 else 0
+        row = 1 - row if last >= 0 and place - last < 0.12 else 0
         last = place
         axes.axvline(step, color=colour("muted"), linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
         align = "left" if place < 0.12 else "right" if place > 0.88 else "center"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spikezip.report.figures.drawing import Absent, Drawing, Run, legend_below, percent_axis
+from spikezip.report.figures.drawing import EXITING, LEGEND, Absent, Drawing, Run, legend_below, percent_axis
 from spikezip.report.schema import ExitPoint
 from spikezip.report.style import colour, label, new_figure, series_style
 from spikezip.report.tables import Cell, Table
@@ -21,7 +21,7 @@ def early_exit(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     title = "Early exit"
     shown = [(i, run, curves) for i, run in enumerate(runs) if (curves := _curves(run))]
     if not shown:
-        return [Absent(title, "early exit was not measured")]
+        return [Absent(title, "early exit was not measured", EXITING)]
     alone = len(runs) == 1
     figure = new_figure(330 if alone else 310 + 12 * len(shown))
     axes = figure.add_subplot()
@@ -39,7 +39,7 @@ def early_exit(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
         rows += [(run.title, "fixed", None, t, share) for t, share in enumerate(fixed[:last], start=1)]
         chief = next((rule for rule, (curve, _) in curves.items() if curve), next(iter(curves)))
         for number, (rule, (curve, asked)) in enumerate(curves.items()):
-            name = rule if alone else label(f"{run.title}: {rule}", 40)
+            name = rule if alone else label(f"{run.title}: {rule}", LEGEND)
             if alone or rule == chief:  # of several runs, the first rule of each that has a curve
                 _draw(axes, curve, asked, series_style(number if alone else i), name)
             rows += [(run.title, rule, p.threshold, p.mean_step, p.accuracy) for p in [*curve, *asked]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spikezip.report.figures.drawing import (
+    LEGEND,
     Absent,
     Drawing,
     Run,
@@ -34,7 +35,7 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
         assert result.snn is not None
         look = series_style(i)
         steps = steps_of(result.snn)
-        name = "SNN" if alone else label(run.title, 30)
+        name = "SNN" if alone else label(run.title, LEGEND)
         last = 100 * result.snn[-1]
         axes.plot(
             steps, [100 * a for a in result.snn], **{**look, "marker": "o"}, markersize=3, label=f"{name} {last:.2f} %"
@@ -74,7 +75,7 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     data = Table.of(title, columns, rows)
     left_out = [run.title for run in runs if not (run.record.accuracy and run.record.accuracy.snn)]
     if left_out:
-        caption += f" Without labels, so without a line: {', '.join(left_out)}."
+        caption += f" Without labels, so without a line: {'; '.join(left_out)}."
     return [Drawing("accuracy", title, caption, data, figure)]
 
 
@@ -119,7 +120,7 @@ def agreement(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
             [100 * a for a in shares],
             **{**series_style(i), "marker": "o"},
             markersize=3,
-            label=f"{'SNN = QANN' if alone else label(run.title, 30)} {percent(shares[-1])}",
+            label=f"{'SNN = QANN' if alone else label(run.title, LEGEND)} {percent(shares[-1])}",
         )
         rows += [(run.title, t, a) for t, a in zip(steps, shares, strict=True)]
     step_axis(axes, max(len(shares) for _, _, shares in shown))

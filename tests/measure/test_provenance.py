@@ -1,0 +1,22 @@
+"""What a record says of the command that made it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from spikezip.measure.provenance import provenance
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("/usr/local/bin/spikezip", "spikezip run a.spikezip"),
+        ("/venv/lib/spikezip/__main__.py", "python -m spikezip run a.spikezip"),
+        ("", "python run a.spikezip"),
+    ],
+)
+def test_the_command_can_be_given_again_and_names_no_folder_of_the_machine(monkeypatch, program, said):
+    monkeypatch.setattr(sys, "argv", [program, "run", "/home/someone/a.spikezip"])
+    assert provenance(0)["command"] == said
