@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/cpu.py rivals     # the sweep beside other packages' ways
     OMP_NUM_THREADS=1 python benchmarks/cpu.py sweep      # the sweep over all axes
+    OMP_NUM_THREADS=1 python benchmarks/cpu.py others     # a transformer to its end; a machine without compiler
 
-Each writes experiments/results/speed-NAME.json, and one figure per network beside it.
+Each writes experiments/results/speed-NAME.json, and (but for ``others``) one figure per network beside it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from typing import Any
 
 from spikezip import bench
 from spikezip.measure.provenance import provenance
-from spikezip.models import resnet18, vgg16
+from spikezip.models import resnet18, resolve, vgg16
 from spikezip.report.figures.speed import speed
 from spikezip.report.style import file_png, file_svg, house_style
 
-NETWORKS = {"resnet18": resnet18, "vgg16": vgg16}
+VIT = "vit_small_patch16_224"
+NETWORKS = {
+    "resnet18": resnet18,
+    "vgg16": vgg16,
+    VIT: lambda width: resolve(f"timm:{VIT}").module,  # width is not varied
+}
 RIVALS = ("sweep", "plain loop", "spikingjelly step", "spikingjelly multi-step")
 
 
@@ -33,12 +39,15 @@ class Part:
     axes: bench.Axes
     effort: bench.Effort
     weight_bits: int | None = 8
+    shape: tuple[int, ...] = (3, 32, 32)
 
+
+TO_THE_END = 64  #: steps that every image settles in
 
 SUITES: dict[str, tuple[Part, ...]] = {
     "rivals": (
-        Part("resnet18", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=5, slow_rounds=2)),
-        Part("vgg16", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=5, slow_rounds=2)),
+        Part("resnet18", bench.Axes((8, 16, 32)), bench.Effort(RIVALS, rounds=3)),
+        Part("vgg16", bench.Axes((8, 16, 32)), bench.Effort(RIVALS, rounds=3)),
     ),
     "sweep": (
         Part(
@@ -48,6 +57,15 @@ SUITES: dict[str, tuple[Part, ...]] = {
         ),
         Part("vgg16", bench.Axes((8, 16, 32, 64), (8, 16)), bench.Effort(("sweep",), rounds=3)),
         Part("resnet18", bench.Axes((32,)), bench.Effort(("sweep",), rounds=3), weight_bits=None),
+    ),
+    "others": (
+        Part(
+            VIT,
+            bench.Axes((TO_THE_END,), batch=(4, 1), active=(None,)),
+            bench.Effort(("sweep",), rounds=5),
+            shape=(3, 224, 224),
+        ),
+        Part("resnet18", bench.Axes((8, 16, 32)), bench.Effort(("sweep", "torch alone"), rounds=3, slow_rounds=3)),
     ),
 }
 
@@ -63,7 +81,7 @@ def measure(part: Part, seed: int) -> dict[str, Any]:
             what = ", ".join(f"{k} {setting[k]}" for k in ("levels", "batch", "width", "active"))
             print(f"{part.network} {what}, T {row['steps']}, {row['engine']}: {row['ann_forwards']}", flush=True)
 
-    run = functools.partial(bench.benchmark, part.network, build, (3, 32, 32), part.axes, part.effort)
+    run = functools.partial(bench.benchmark, part.network, build, part.shape, part.axes, part.effort)
     return run(weight_bits=part.weight_bits, seed=seed, on_setting=tell)
 
 
@@ -80,7 +98,7 @@ def main() -> None:
         whole["versions"] |= runs[-1]["versions"]
         # After each network: a long run may be cut short.
         (chosen.out / f"speed-{chosen.suite}.json").write_text(json.dumps(whole, indent=1) + "\n")
-        if part.weight_bits:
+        if part.weight_bits and chosen.suite != "others":
             with house_style():
                 figure = speed(runs[-1])
                 for kind, data in (("svg", file_svg(figure)), ("png", file_png(figure))):

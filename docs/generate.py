@@ -223,6 +223,18 @@ def sweeps(result: dict[str, Any]) -> str:
     return table([*head, "peak MiB, SNN / ANN"], rows) + provenance(result)
 
 
+def others(result: dict[str, Any]) -> str:
+    """A transformer to its end, and the sweep in torch alone, in ANN forwards."""
+    rows = []
+    for run in result["runs"]:
+        for setting in run["settings"]:
+            for row in setting["rows"]:
+                ends = min(row["steps"], setting["settled_at"][1])
+                each = f"{row['ann_forwards'] / ends:.2f}"
+                rows.append([run["model"], str(setting["batch"]), row["engine"], str(ends), _times(row), each])
+    return table(["network", "batch", "way", "steps run", "ANN forwards", "a step"], rows) + provenance(result)
+
+
 def mutation(result: dict[str, Any]) -> str:
     """How many small changes of the code the tests notice, and those that they do not."""
     rows, left = [], []
@@ -312,6 +324,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "neurons": neurons,
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
+    "speed-others": others,
 }
 
 if __name__ == "__main__":

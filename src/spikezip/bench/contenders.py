@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spikezip.bench.cases import Case
 from spikezip.bench.loops import Layer, LayerLoop, StepLoop
+from spikezip.kernels import torch_alone
 from spikezip.run.reference import reference
 from spikezip.run.sweep import sweep
 from spikezip.spike import STBIF
@@ -51,11 +52,20 @@ def _jelly_node(neuron: STBIF, mode: str) -> Layer:
     return node.eval()
 
 
+def _torch_alone(case: Case, steps: int) -> Tensor:
+    with torch_alone():
+        return sweep(case.snn, (case.images,), steps).logits
+
+
 CONTENDERS: dict[str, Contender] = {
     "sweep": Contender(
         lambda c, steps: sweep(c.snn, (c.images,), steps).logits,
         "this library's default: layer by layer, on what changes",
         fast=True,
+    ),
+    "torch alone": Contender(
+        _torch_alone,
+        "the same sweep as on a machine without a compiler and without dot products of bytes",
     ),
     "reference": Contender(
         lambda c, steps: reference(c.snn, (c.images,), steps).logits,

@@ -1,5 +1,6 @@
 """Neurons and synapses on rows of time steps; nothing above knows which implementation ran."""
 
+from spikezip.kernels.alone import torch_alone
 from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
 from spikezip.kernels.scan import Scan, scan
@@ -17,6 +18,7 @@ __all__ = [
     "pack",
     "scan",
     "threads",
+    "torch_alone",
     "tracers",
     "union",
 ]

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spikezip.kernels.alone import is_alone
 from spikezip.kernels.rows import Rows
 from spikezip.levels import Levels
 
@@ -57,6 +58,8 @@ class Found:
 def suits(terms: list[Rows], start: Tensor | None) -> bool:
     """Whether these rows can be scanned natively, and are worth it."""
     rows = [t.rows for t in terms]
+    if is_alone():
+        return False
     if any(r.device.type != "cpu" or r.dtype not in _TYPES or r.shape[1:] != rows[0].shape[1:] for r in rows):
         return False
     if any(t.dtype not in (torch.float32, torch.float64) for t in terms):

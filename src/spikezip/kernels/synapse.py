@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from spikezip.graph import network, ops
+from spikezip.kernels.alone import is_alone
 from spikezip.kernels.precision import TF32_WHOLE, tf32
 from spikezip.kernels.rows import Rows
 from spikezip.quantize.grid import per_channel
@@ -53,6 +54,8 @@ class Synapse:
         if self.reach * codes.top >= _EXACT:
             return False
         on_cpu = codes.rows.device.type == "cpu"
+        if on_cpu and is_alone():
+            return False
         return _trusted(128 if codes.top <= 128 else 255) if on_cpu else codes.top < TF32_WHOLE
 
     def __call__(self, codes: Rows, *, bias: bool = True) -> Rows:
