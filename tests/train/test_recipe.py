@@ -101,6 +101,15 @@ def test_all_that_is_said_arrives():
     assert isinstance(check_recipe(LEAST).plan().objective.execution, Folded)  # type: ignore[union-attr]
 
 
+def test_yamls_no_is_the_precision_no(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: a\nstage: qat\nmodel: spikezip:digits\ndata: digits\nprecision: no\n")
+    assert read_recipe(path).precision is Precision.NO
+    path.write_text(path.read_text().replace("precision: no", "precision: yes"))
+    with pytest.raises(RecipeError, match=r"precision: .*given: True"):
+        read_recipe(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from torch import nn
 
 from spikezip.errors import RecipeError, SpikezipError
@@ -209,6 +209,11 @@ class Recipe(_Part):
     log_every: Count = 10
     out: str | None = None
     tensorboard: bool = False
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, given: Any) -> Any:
+        return "no" if given is False else given  # YAML reads a bare no as false
 
     @model_validator(mode="after")
     def _fits_its_stage(self) -> Recipe:
