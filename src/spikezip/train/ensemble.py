@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
 from spikezip.graph.network import Spec
-from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq
+from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
 from spikezip.train.paths import Main, Path, Reading, magnitude
 
@@ -104,41 +104,14 @@ class PathsQuantizer(nn.Module):
     def forward(self, drive: Tensor) -> Tensor:
         paths = len(self.readings)
         parted = drive.unflatten(self.batch_dim, (paths, drive.shape[self.batch_dim] // paths))
+        gains = [gradient_scale(drive, magnitude(r.levels), self.batch_dim) for r in self.readings]
+        columns = (self.scale * self.factors, self.lowest, self.highest, self.factors.new_tensor(gains))
         shape = (paths,) + (1,) * (parted.dim() - 1 - self.batch_dim)
-        gains = [r.factor * gradient_scale(drive, magnitude(r.levels), self.batch_dim) for r in self.readings]
-        out = _PathsLSQ.apply(
-            parted, self.scale, self.factors.view(shape), self.lowest.view(shape), self.highest.view(shape), gains
-        )
+        out = LSQ.apply(parted, *(column.view(shape) for column in columns))
         return out.flatten(self.batch_dim, self.batch_dim + 1)  # type: ignore[union-attr]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{r.factor:.4g}s*[{r.levels.lowest}..{r.levels.highest}]" for r in self.readings)
-
-
-class _PathsLSQ(torch.autograd.Function):
-    """LSQ for all paths at once: ``dL/ds = sum_p factor_p g_p sum(grad * d(s_p q_p)/d s_p)``, ``s_p = factor_p s``."""
-
-    @staticmethod
-    def forward(ctx, drive, scale, factors, lowest, highest, gains):  # type: ignore[override]
-        scales = scale * factors
-        out = (drive / scales).add_(0.5).floor_().clamp_(lowest, highest).mul_(scales)
-        # Only the drive is kept, which exists anyway; the ratio and codes are computed again in the backward pass.
-        ctx.save_for_backward(drive, scales, lowest, highest)
-        ctx.gains = gains
-        return out.to(drive.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        drive, scales, lowest, highest = ctx.saved_tensors
-        ratio = drive / scales
-        codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
-        inside = (ratio > lowest) & (ratio < highest)
-        slope = codes.sub_(ratio.mul_(inside)).mul_(grad)
-        dim = drive.dim() - scales.dim()
-        others = [d for d in range(drive.dim()) if d != dim]
-        per_path = slope.sum(others, dtype=scales.dtype)
-        grad_scale = (per_path * torch.tensor(ctx.gains, dtype=scales.dtype, device=scales.device)).sum()
-        return grad * inside, grad_scale, None, None, None, None
 
 
 class PathQuantizer(nn.Module):
