@@ -14,6 +14,7 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer, lsq
 from spikezip.spike.encoding import Constant, Even, Pulse
+from spikezip.train import random_precision, unroll
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
 from spikezip.train.paths import Capped, Main, Rescaled, paths_for
 
@@ -285,13 +286,81 @@ def test_several_outputs():
         assert codes[1].max().item() == pytest.approx(0.2)
 
 
+class Normed(nn.Module):
+    """Two live BatchNorms, one of them behind a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), Quantizer(UNSIGNED, 0.3)
+        self.conv2, self.bn2, self.relu2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), Quantizer(UNSIGNED, 0.3)
+        self.head = nn.Linear(4 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        return self.head(self.relu2(self.bn2(self.conv2(x) + x)).flatten(1))
+
+
+def normed() -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    return traced(Normed()).double()
+
+
+def statistics(network: nn.Module) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in network.state_dict().items() if "running" in n}
+
+
+def test_live_batch_norm_has_statistics_of_each_paths_own_samples():
+    images = torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    found = {}
+    for execution in (Folded(), InTurn()):
+        network = normed()
+        start = statistics(network)
+        paths = ensemble(network, PATHS, execution).train()
+        assert {id(p) for p in paths.parameters()} == {id(p) for p in network.parameters()}, "no weight of their own"
+        for _ in range(2):
+            logits = paths(images)
+        (logits * torch.arange(4.0)[:, None, None]).sum().backward()
+        gradients = [p.grad for p in network.parameters()]
+        means = [t for n, t in paths.state_dict().items() if "bn2" in n and n.endswith("running_mean")]
+        assert len(means) == 4
+        assert all(not torch.equal(a, b) for a, b in itertools.combinations(means, 2)), "one statistic a path"
+        found[type(execution)] = (logits.detach(), gradients, statistics(network))
+        assert all(not torch.equal(t, start[n]) for n, t in statistics(network).items())
+        paths.eval()
+        settled = paths(images)
+        assert not torch.allclose(settled, logits.detach()), "evaluation takes the running statistics"
+        torch.testing.assert_close(settled[0], network.eval()(images), rtol=0, atol=1e-12)
+    for folded, in_turn in zip(*found.values(), strict=True):
+        torch.testing.assert_close(folded, in_turn, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("execution", [Folded(), InTurn()])
+def test_each_paths_statistics_are_those_it_has_alone(execution: Folded | InTurn):
+    images = torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    together = ensemble(normed(), PATHS, execution).train()
+    together(images)
+    answers = together.eval()(images)
+    for index, path in enumerate(PATHS, start=1):
+        alone = ensemble(normed(), [path], execution).train()
+        alone(images)
+        torch.testing.assert_close(alone.eval()(images)[1], answers[index], rtol=0, atol=1e-12)
+    main = normed().train()
+    main(images)
+    torch.testing.assert_close(main.eval()(images), answers[0], rtol=0, atol=1e-12)
+
+
 def test_what_pet_refuses():
     with pytest.raises(StageError, match=r"Sequential.*quantize\(\)"):
         ensemble(nn.Sequential(nn.Linear(2, 2)), [Capped(1)])  # type: ignore[arg-type]
     with pytest.raises(StageError, match="no quantizer"):
         ensemble(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))), [Capped(1)])
+    live = traced(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Quantizer(UNSIGNED)))
     with pytest.raises(StageError, match=r"'1' is a live BatchNorm.*morph\(\)"):
-        ensemble(traced(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Quantizer(UNSIGNED))), [Capped(1)])
+        ensemble(live, [Capped(1)], InTurn(recompute=True))
+    with pytest.raises(StageError, match=r"'1' is a live BatchNorm"):
+        unroll(live, 2)
+    with pytest.raises(StageError, match=r"'1' is a live BatchNorm"):
+        random_precision(live, (1, 2))
     assert chain()(torch.zeros(2, 6)).shape == (2, 3)
 
 

@@ -11,6 +11,7 @@ from spikezip.errors import StageError
 from spikezip.graph import network, ops
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
+from spikezip.morph.fold import refuse_live
 from spikezip.quantize.place import Carriers, needs_neuron
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Encoding, Pulse
@@ -104,6 +105,7 @@ def spike(
 
 def check_qann(qann: fx.GraphModule) -> None:
     """The contract of a QANN: raise StageError naming the node that breaks it and the call that mends it."""
+    refuse_live(qann, "spike")
     found = False
     for node, quantizer in network.modules_of(qann, Quantizer):
         found = True

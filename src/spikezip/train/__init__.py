@@ -1,7 +1,7 @@
 """Training: the loop, the losses, and paths-ensemble training (PET)."""
 
 from spikezip.train.batches import Data, TensorBatches
-from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
+from spikezip.train.ensemble import Folded, InTurn, PathsBatchNorm, PathsQuantizer, ensemble
 from spikezip.train.loop import Training, finetune, train
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT, Objective
@@ -33,6 +33,7 @@ __all__ = [
     "Objective",
     "PETLoss",
     "Path",
+    "PathsBatchNorm",
     "PathsQuantizer",
     "Plan",
     "Precision",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
 from spikezip.graph.network import Spec
+from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
 from spikezip.train.paths import Main, Path, Reading, magnitude
@@ -38,7 +40,8 @@ def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | In
     """The network that computes the main path and every sub-path of ``qann`` with one set of parameters.
 
     Args:
-        qann: a graph with quantizers, without live BatchNorm.
+        qann: a graph with quantizers. A live BatchNorm is its own in each path: weight and bias are shared, running
+            statistics are not, and the main path's are those of ``qann``.
         paths: the sub-paths; the main path is put before them.
         execution: in one batch, or in turn. Same results, to rounding.
 
@@ -47,25 +50,30 @@ def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | In
         main path first. Its parameters **are** those of ``qann``: training it trains ``qann``.
 
     Raises:
-        StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm, or mixes the batch into other dimensions.
+        StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm whose passes are to be computed twice, or
+            mixes the batch into other dimensions.
 
-    Source: SpikeZIP (ICLR 2025 submission), paths-ensemble training; slimmable networks, Yu et al., ICLR 2019. Departs:
-    BatchNorm is folded before, so that all paths (as all time steps of the SNN) share one affine map.
+    Source: SpikeZIP (ICLR 2025 submission), paths-ensemble training; slimmable networks with switchable BatchNorm, Yu
+    et al., ICLR 2019. Departs: ``morph`` folds BatchNorm before unless it is asked not to, so that all paths (as all
+    time steps of the SNN) share one affine map.
     """
     every = (Main(), *paths)
-    check_shared(qann, folded=isinstance(execution, Folded))
+    recompute = isinstance(execution, InTurn) and execution.recompute
+    check_shared(qann, folded=isinstance(execution, Folded), live=not recompute)
     if isinstance(execution, Folded):
-        return in_one_batch(
-            qann,
-            [1.0] * len(every),
-            lambda quantizer, dim: PathsQuantizer(quantizer.scale, [p.reading(quantizer.levels) for p in every], dim),
-        )
+
+        def read(module: Any, dim: int) -> nn.Module:
+            if isinstance(module, LiveBatchNorm):
+                return PathsBatchNorm(module, len(every), dim)
+            return PathsQuantizer(module.scale, [p.reading(module.levels) for p in every], dim)
+
+        return in_one_batch(qann, [1.0] * len(every), read)
     members: dict[str, nn.Module] = {}
     graph = fx.Graph()
     inputs = [graph.placeholder(str(n.target)) for n in qann.graph.nodes if n.op == "placeholder"]
     answers = []
     for index, path in enumerate(every):
-        member = _with_quantizers(qann, path)
+        member = _member(qann, path)
         members[f"path{index}"] = _Recomputed(member) if execution.recompute else member
         answers.append(graph.call_module(f"path{index}", tuple(inputs)))
     graph.output(graph.call_function(_stack, (answers,)))
@@ -127,6 +135,37 @@ class PathQuantizer(nn.Module):
         return lsq(drive, self.scale * self.reading.factor, self.reading.levels, self.batch_dim)
 
 
+class PathsBatchNorm(nn.Module):
+    """A live BatchNorm in each of ``P`` paths; the batch holds path after path.
+
+    Args:
+        norm: the QANN's own module; the main path's.
+        paths: ``P``.
+        batch_dim: the dimension that holds the ``P * B`` samples.
+
+    Shape: ``[P*B, ...]`` to the same. Weight and bias are those of ``norm`` in all paths; each sub-path has running
+    statistics of its own, and in training each path is normalised by the statistics of its own samples.
+
+    Source: switchable BatchNorm, Yu et al., "Slimmable Neural Networks", ICLR 2019. Departs: there weight and bias are
+    private too.
+    """
+
+    def __init__(self, norm: LiveBatchNorm, paths: int, batch_dim: int = 0):
+        super().__init__()
+        self.norms = nn.ModuleList([norm, *(_with_own_statistics(norm) for _ in range(paths - 1))])
+        self.batch_dim = batch_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.chunk(len(self.norms), self.batch_dim)
+        return torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], self.batch_dim)
+
+
+def _with_own_statistics(norm: LiveBatchNorm) -> LiveBatchNorm:
+    own = copy.deepcopy(norm)
+    own.weight, own.bias = norm.weight, norm.bias
+    return own
+
+
 class _Recomputed(nn.Module):
     def __init__(self, member: nn.Module):
         super().__init__()
@@ -136,17 +175,19 @@ class _Recomputed(nn.Module):
         return torch.utils.checkpoint.checkpoint(self.member, *inputs, use_reentrant=False)
 
 
-def _with_quantizers(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
+def _member(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
     graph, kept = copy_of(qann)
+    for name, module in kept.items():
+        if isinstance(module, LiveBatchNorm) and not isinstance(path, Main):
+            kept[name] = _with_own_statistics(module)
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer):
-            quantizer = kept[str(node.target)]
+        if node.op == "call_module" and isinstance(quantizer := kept[str(node.target)], Quantizer):
             kept[str(node.target)] = PathQuantizer(quantizer.scale, path.reading(quantizer.levels), batch_dim_of(node))
     return fx.GraphModule(kept, graph)
 
 
-def check_shared(qann: fx.GraphModule, *, folded: bool) -> None:
-    """Refuse a network whose paths, or steps, cannot share parameters and (``folded``) a batch."""
+def check_shared(qann: fx.GraphModule, *, folded: bool, live: bool = False) -> None:
+    """Refuse a network whose paths, or steps, cannot share weights, (``folded``) a batch, (not ``live``) BatchNorm."""
     if not isinstance(qann, fx.GraphModule):
         raise StageError(
             f"This training takes a QANN's graph, but was given a {type(qann).__name__}. Call quantize() before it."
@@ -154,10 +195,10 @@ def check_shared(qann: fx.GraphModule, *, folded: bool) -> None:
     if not any(isinstance(m, Quantizer) for m in qann.modules()):
         raise StageError("This network has no quantizer, so it has no paths. Call quantize() before.")
     for name, module in qann.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, LiveBatchNorm) and not live:
             raise StageError(
-                f"{name!r} is a live BatchNorm: its statistics would mix the paths. "
-                "Call morph(), which folds it, before."
+                f"{name!r} is a live BatchNorm, whose statistics would mix what this training computes. Call morph() "
+                "without batch_norm=LIVE, or use PET, each path once (Folded() or InTurn())."
             )
     for node in qann.graph.nodes:
         spec = node.meta.get("spec")

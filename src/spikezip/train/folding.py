@@ -10,18 +10,20 @@ from torch import Tensor, fx, nn
 
 from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
+from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.quantizer import Quantizer
 
 
 def in_one_batch(
-    qann: fx.GraphModule, shares: Sequence[float], read: Callable[[Quantizer, int], nn.Module]
+    qann: fx.GraphModule, shares: Sequence[float], read: Callable[[Any, int], nn.Module]
 ) -> fx.GraphModule:
     """The network on ``P`` readings of its input at once, one call per operation.
 
     Args:
         qann: a graph with quantizers, whose batch is merged into no other dimension.
         shares: for each reading, the share of its input and of its biases that it is given.
-        read: what reads a quantizer's ``P*B`` drives in its place, told the dimension of the samples.
+        read: what takes the ``P*B`` values of a quantizer, or a live BatchNorm, in its place; told the dimension of the
+            samples.
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[P, B, ...]`` with the parameters of ``qann`` itself.
@@ -32,8 +34,8 @@ def in_one_batch(
             with graph.inserting_after(node):
                 released = graph.call_function(_released, (node, shares))
             node.replace_all_uses_with(released, delete_user_cb=lambda user, new=released: user is not new)
-        elif node.op == "call_module" and isinstance(quantizer := kept[str(node.target)], Quantizer):
-            kept[str(node.target)] = read(quantizer, batch_dim_of(node))
+        elif node.op == "call_module" and isinstance(module := kept[str(node.target)], Quantizer | LiveBatchNorm):
+            kept[str(node.target)] = read(module, batch_dim_of(node))
         elif node.op == "output":
             with graph.inserting_before(node):
                 node.args = (

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import DataError, RecipeError, StageError
 from spikezip.graph import network as graph_network
+from spikezip.morph.fold import fold_batch_norm
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.train import checkpoint as files
 from spikezip.train.average import Average
@@ -85,7 +86,7 @@ def train(
 
     Returns:
         The trained copy, in evaluation mode, where the network was (CPU or GPU), and the history. With ``plan.ema``,
-        the averaged weights.
+        the averaged weights. A QANN's live BatchNorm is folded, so that ``spike`` can take it.
 
     Raises:
         RecipeError: the plan does not fit, or the loss is no longer finite.
@@ -169,6 +170,7 @@ class _Run:
         tensors |= {f"optimizer/{n}": t for n, t in files.optimizer_tensors(self.bare_optimizer, self.student).items()}
         if self.average is not None:
             tensors |= {f"average/{n}": t for n, t in self.average.tensors.items()}
+        tensors |= {f"objective/{n}": t for n, t in self._beside().items()}
         scaler = self.accelerator.scaler
         facts = {
             "epoch": self.epoch,
@@ -180,9 +182,19 @@ class _Run:
         }
         return Checkpoint(tensors, facts)
 
+    def _beside(self) -> dict[str, Tensor]:
+        """What the objective has beside the network (statistics of sub-paths), without what never changes."""
+        known = {t.data_ptr() for t in self.student.state_dict().values()}
+        state = self.plain.state_dict()
+        return {n: t for n, t in state.items() if t.data_ptr() not in known and not n.startswith("teacher.")}
+
+    @torch.no_grad()
     def restore(self, start: Checkpoint) -> None:
         start.check(describe(self.plan), self.student)
         self.student.load_state_dict(start.part("network"))
+        beside = self._beside()
+        for name, tensor in start.part("objective").items():
+            beside[name].copy_(tensor)
         files.restore_optimizer(self.bare_optimizer, self.student, start.part("optimizer"))
         if self.average is not None:
             self.average.restore(start.part("average"), steps=start.facts["epoch"] * self.steps + start.facts["step"])
@@ -195,11 +207,13 @@ class _Run:
     def result(self, device: torch.device) -> nn.Module:
         if self.average is not None:
             self.average.put()
-        result = _laid_out(self.student.to(device), torch.contiguous_format).eval()
+        result = _laid_out(self.student.to("cpu"), torch.contiguous_format).eval()
         result.zero_grad()
         if isinstance(result, fx.GraphModule) and _is_captured(result):
+            if graph_network.info(result).stage is graph_network.Stage.QANN:
+                fold_batch_norm(result)
             graph_network.remark(result, fine_tuning=type(self.plan.objective).__name__.lower())
-        return result
+        return result.to(device)
 
     # -- training ------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from spikezip.errors import RecipeError, SpikezipError
 from spikezip.levels import Levels
-from spikezip.morph.choices import Activation, Pooling, Residual
+from spikezip.morph.choices import Activation, BatchNorm, Pooling, Residual
 from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
@@ -148,6 +148,7 @@ class MorphPart(_Part):
     pooling: Pooling = Pooling.KEEP
     activation: Activation = Activation.KEEP
     residual: Residual = Residual.VANILLA
+    batch_norm: BatchNorm = BatchNorm.FOLDED
 
 
 class Recipe(_Part):
@@ -240,6 +241,10 @@ class Recipe(_Part):
             raise ValueError(f"stage {self.stage.value} has no use for {', '.join(given)}; remove them or change stage")
         if self.stage is Stage.TRAJECTORY and self.steps is None:
             raise ValueError("stage trajectory needs 'steps': the loss's weight at each time step, such as [0, 1]")
+        if self.morph.batch_norm is BatchNorm.LIVE and self.stage in (Stage.TRAJECTORY, Stage.SPEQ):
+            raise ValueError(f"stage {self.stage.value} cannot keep BatchNorm live; remove morph.batch_norm")
+        if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
+            raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
         of_pet = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
         if of_pet and self.stage is not Stage.PET:
             raise ValueError(f"stage {self.stage.value} has no use for loss.{of_pet[0]}; remove it or use stage: pet")
