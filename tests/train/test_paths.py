@@ -16,7 +16,7 @@ from spikezip.quantize.quantizer import Quantizer, lsq
 from spikezip.spike.encoding import Constant, Even, Pulse
 from spikezip.train import random_precision, unroll
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
-from spikezip.train.paths import Capped, Main, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
 
 UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
 
@@ -180,7 +180,7 @@ def path_codes(network, image: Tensor, path: Capped | Rescaled) -> dict[str, Ten
 
             def keep(module, inputs, output, name=name, reading=reading):
                 drive = inputs[0][len(inputs[0]) // 2 :]
-                found[name] = reading.levels.codes(drive, module.scale * reading.factor)
+                found[name] = reading.levels.codes(drive, module.quantizers[1].scale * reading.factor)
 
             module.register_forward_hook(keep)
     paths(image)
@@ -235,10 +235,11 @@ def test_folded_and_in_turn_agree(execution: InTurn):
 def test_scale_gradient_of_all_paths_is_the_published_formula_summed():
     torch.manual_seed(0)
     readings = [path.reading(SIGNED) for path in (Main(), Capped(2), Rescaled(3))]
-    scale = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    quantizer = Quantizer(SIGNED).double()
+    quantizer.scale.data.fill_(0.3)
     drive = (torch.randn(3 * 4, 10, dtype=torch.float64)).requires_grad_()
     grad = torch.randn(3 * 4, 10, dtype=torch.float64)
-    PathsQuantizer(scale, readings)(drive).backward(grad)
+    PathsQuantizer([quantizer] * 3, readings)(drive).backward(grad)
     to_scale, to_drive = 0.0, []
     for r, g, d in zip(readings, grad.split(4), drive.split(4), strict=True):
         part, slope = published(
@@ -247,9 +248,26 @@ def test_scale_gradient_of_all_paths_is_the_published_formula_summed():
         to_drive += part
         to_scale += r.factor * slope  # the chain rule through s_p = factor * s
     assert drive.grad is not None
-    assert scale.grad is not None
+    assert quantizer.scale.grad is not None
     assert drive.grad.flatten().tolist() == to_drive
-    assert float(scale.grad) == pytest.approx(to_scale, rel=1e-12)
+    assert float(quantizer.scale.grad) == pytest.approx(to_scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("execution", [Folded(), InTurn(), InTurn(recompute=True)])
+def test_free_scales_start_where_shared_ones_are_and_have_gradients_of_their_own(execution: Folded | InTurn):
+    network, image = residual(dtype=torch.float64), torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    free = ensemble(network, PATHS, execution, PathScale.FREE)
+    logits = free(image)
+    torch.testing.assert_close(logits, ensemble(network, PATHS, execution)(image), rtol=0, atol=1e-12)
+    shared = {id(p) for p in network.parameters()}
+    own = [p for p in free.parameters() if id(p) not in shared]
+    assert len(own) == 3 * len(PATHS), "one a quantizer and sub-path"
+    logits[2].sum().backward()
+    assert [p.grad is not None and bool(p.grad != 0) for p in own].count(True) == 3, "the second path's, and no other"
+    for name in ("relu1", "mix", "relu2"):
+        quantizer = network.get_submodule(name)
+        assert isinstance(quantizer, Quantizer)
+        assert quantizer.scale.grad is None or float(quantizer.scale.grad) == 0, "the main path's have no part in it"
 
 
 def test_main_path_is_the_network_and_parameters_are_shared():
@@ -365,9 +383,11 @@ def test_what_pet_refuses():
 
 
 def test_bfloat16_drives_keep_their_type():
-    scale = nn.Parameter(torch.tensor(0.25))
-    out = PathsQuantizer(scale, [Main().reading(UNSIGNED), Capped(1).reading(UNSIGNED)])(torch.randn(4, 3).bfloat16())
+    quantizer = Quantizer(UNSIGNED, 0.25)
+    out = PathsQuantizer([quantizer] * 2, [Main().reading(UNSIGNED), Capped(1).reading(UNSIGNED)])(
+        torch.randn(4, 3).bfloat16()
+    )
     assert out.dtype == torch.bfloat16
     out.sum().backward()
-    assert scale.grad is not None
-    assert scale.grad.dtype == torch.float32
+    assert quantizer.scale.grad is not None
+    assert quantizer.scale.grad.dtype == torch.float32

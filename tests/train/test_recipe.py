@@ -21,6 +21,7 @@ from spikezip.train import (
     Folded,
     InTurn,
     MainLabels,
+    PathScale,
     PETLoss,
     Precision,
     Rescaled,
@@ -77,6 +78,7 @@ def test_all_that_is_said_arrives():
             **LEAST,
             "paths": [{"capped": 3}, {"rescaled": 2, "release": 5}],
             "execution": "recompute",
+            "scale": "free",
             "loss": {
                 "alpha": 0.5, "beta": 0.25, "sub_labels": "main", "temperature": 3, "smoothing": 0.1,
                 "distil": {"weight": 2},
@@ -92,6 +94,7 @@ def test_all_that_is_said_arrives():
     assert plan.objective.paths == (Capped(3), Rescaled(2, 5))
     assert plan.objective.execution == InTurn(recompute=True)
     assert plan.objective.teacher is teacher
+    assert plan.objective.scale is PathScale.FREE
     assert plan.objective.criterion == PETLoss(0.5, 0.25, MainLabels(3), 0.1, Distil(2, 1))
     assert plan.optimizer == SGD(0.3, 0.8, 0, 2, True)
     assert (plan.precision, plan.ema, plan.clip, plan.batch) == (Precision.BF16, 0.99, 2, 6)
@@ -131,6 +134,7 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"paths": [{"rescaled": 8, "release": 4}]}, r"release ends before the step"),
         ({"optimizer": {}}, r"optimizer: give one of 'sgd: \{\.\.\.\}' and 'adamw"),
         ({"stage": "ann", "levels": 8}, r"stage ann has no use for levels"),
+        ({"stage": "qat", "scale": "free"}, r"stage qat has no use for scale"),
         ({"stage": "speq", "morph": {"batch_norm": "live"}}, r"stage speq cannot keep BatchNorm live"),
         ({"execution": "recompute", "morph": {"batch_norm": "live"}}, r"use execution: folded or in-turn"),
         ({"morph": {"batch_norm": "private"}}, r"morph\.batch_norm: input should be 'folded' or 'live'"),

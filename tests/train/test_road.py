@@ -27,6 +27,7 @@ from spikezip.train import (
     EpochDone,
     Folded,
     InTurn,
+    PathScale,
     Plan,
     Rescaled,
     TensorBatches,
@@ -139,11 +140,12 @@ def test_live_batch_norm_trains_and_is_folded_at_the_end(execution: Folded | InT
     assert trained.state_dict().keys() == folded.state_dict().keys(), "other stages can start from it"
 
 
-def test_killed_with_live_statistics_and_resumed_gives_the_same_bits(tmp_path: Path):
+def test_killed_with_private_state_and_resumed_gives_the_same_bits(tmp_path: Path):
     images, _ = next(residual_data().batches("train", 64))
     torch.manual_seed(0)
     live = quantize(morph(capture(Convolutional(), images[:2]), Morph(batch_norm=BatchNorm.LIVE)), 8, images)
-    plan = Plan(PET((Capped(1), Capped(2))), epochs=4, batch=20, optimizer=AdamW(0.005))
+    objective = PET((Capped(1), Capped(2)), scale=PathScale.FREE)
+    plan = Plan(objective, epochs=4, batch=20, optimizer=AdamW(0.005), clip=1.0)
 
     def stop(event: object) -> None:
         if isinstance(event, EpochDone) and event.epoch == 3:
@@ -157,4 +159,20 @@ def test_killed_with_live_statistics_and_resumed_gives_the_same_bits(tmp_path: P
     assert resumed.history[-1].validation == whole.history[-1].validation
     first, second = (read(tmp_path / run / "checkpoint.safetensors").tensors for run in ("cut", "whole"))
     assert sum(n.startswith("objective/") and "running_mean" in n for n in first) == 4, "two paths, two BatchNorms"
+    scales = [n for n in first if n.startswith("optimizer/exp_avg/objective/") and n.endswith(".scale")]
+    assert len(scales) == 4, "two paths, two quantizers"
     assert all(torch.equal(t, second[n]) for n, t in first.items())
+
+
+def test_free_scales_are_trained_and_dropped():
+    network, data = qann(Convolutional), residual_data(400, 100)
+    answers = {}
+    for scale in PathScale:
+        plan = Plan(PET((Rescaled(2), Rescaled(4)), scale=scale), epochs=3, batch=20, optimizer=AdamW(0.005))
+        trained = train(network, data, plan).network
+        assert trained.state_dict().keys() == network.state_dict().keys()
+        answers[scale] = [float(m.scale.detach()) for m in trained.modules() if isinstance(m, Quantizer)]
+    assert answers[PathScale.SHARED] != answers[PathScale.FREE]
+    module = PET((Rescaled(2),), scale=PathScale.FREE).module(network)
+    groups = Plan(optimizer=AdamW(0.005, scale_rate=0.5)).groups(network, module)
+    assert [(len(g["params"]), g["lr"]) for g in groups][-1] == (4, 0.0025), "all scales have the scales' rate"

@@ -5,7 +5,7 @@ from spikezip.train.ensemble import Folded, InTurn, PathsBatchNorm, PathsQuantiz
 from spikezip.train.loop import Training, finetune, train
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT, Objective
-from spikezip.train.paths import Capped, Main, Path, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, Path, PathScale, Rescaled, paths_for
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
 from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
@@ -33,6 +33,7 @@ __all__ = [
     "Objective",
     "PETLoss",
     "Path",
+    "PathScale",
     "PathsBatchNorm",
     "PathsQuantizer",
     "Plan",

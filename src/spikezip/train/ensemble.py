@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.utils.checkpoint
@@ -16,7 +16,7 @@ from spikezip.graph.network import Spec
 from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
-from spikezip.train.paths import Main, Path, Reading, magnitude
+from spikezip.train.paths import Main, Path, PathScale, Reading, magnitude
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,24 @@ class InTurn:
     recompute: bool = False
 
 
-def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | InTurn = Folded()) -> fx.GraphModule:
-    """The network that computes the main path and every sub-path of ``qann`` with one set of parameters.
+def ensemble(
+    qann: fx.GraphModule,
+    paths: Sequence[Path],
+    execution: Folded | InTurn = Folded(),
+    scale: PathScale = PathScale.SHARED,
+) -> fx.GraphModule:
+    """The network that computes the main path and every sub-path of ``qann`` with one set of weights.
 
     Args:
         qann: a graph with quantizers. A live BatchNorm is its own in each path: weight and bias are shared, running
             statistics are not, and the main path's are those of ``qann``.
         paths: the sub-paths; the main path is put before them.
         execution: in one batch, or in turn. Same results, to rounding.
+        scale: whether sub-paths share the main path's scales.
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[P, B, ...]`` (each output, if there are several), ``P = 1 + len(paths)``,
-        main path first. Its parameters **are** those of ``qann``: training it trains ``qann``.
+        main path first. Its parameters **are** those of ``qann``, besides free scales: training it trains ``qann``.
 
     Raises:
         StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm whose passes are to be computed twice, or
@@ -65,7 +71,7 @@ def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | In
         def read(module: Any, dim: int) -> nn.Module:
             if isinstance(module, LiveBatchNorm):
                 return PathsBatchNorm(module, len(every), dim)
-            return PathsQuantizer(module.scale, [p.reading(module.levels) for p in every], dim)
+            return PathsQuantizer(*zip(*(_read_by(module, path, scale) for path in every), strict=True), dim)
 
         return in_one_batch(qann, [1.0] * len(every), read)
     members: dict[str, nn.Module] = {}
@@ -73,7 +79,7 @@ def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | In
     inputs = [graph.placeholder(str(n.target)) for n in qann.graph.nodes if n.op == "placeholder"]
     answers = []
     for index, path in enumerate(every):
-        member = _member(qann, path)
+        member = _member(qann, path, scale)
         members[f"path{index}"] = _Recomputed(member) if execution.recompute else member
         answers.append(graph.call_module(f"path{index}", tuple(inputs)))
     graph.output(graph.call_function(_stack, (answers,)))
@@ -84,8 +90,8 @@ class PathsQuantizer(nn.Module):
     """A quantizer read by ``P`` paths at once; the batch holds path after path.
 
     Args:
-        scale: the QANN's own scale parameter, shared.
-        readings: how each path reads it.
+        quantizers: whose scale each path reads: the QANN's own, or one of the path's.
+        readings: how.
         batch_dim: the dimension that holds the ``P * B`` samples.
 
     Shape: ``[P*B, ...]`` to the same.
@@ -95,9 +101,9 @@ class PathsQuantizer(nn.Module):
     lowest: Tensor
     highest: Tensor
 
-    def __init__(self, scale: nn.Parameter, readings: Sequence[Reading], batch_dim: int = 0):
+    def __init__(self, quantizers: Sequence[Quantizer], readings: Sequence[Reading], batch_dim: int = 0):
         super().__init__()
-        self.scale = scale
+        self.quantizers = nn.ModuleList(quantizers)
         self.readings = tuple(readings)
         self.batch_dim = batch_dim
         columns = {
@@ -105,6 +111,7 @@ class PathsQuantizer(nn.Module):
             "lowest": [r.levels.lowest for r in readings],
             "highest": [r.levels.highest for r in readings],
         }
+        scale = quantizers[0].scale
         for name, values in columns.items():
             tensor = torch.tensor(values, dtype=scale.dtype, device=scale.device)
             self.register_buffer(name, tensor, persistent=False)
@@ -113,7 +120,8 @@ class PathsQuantizer(nn.Module):
         paths = len(self.readings)
         parted = drive.unflatten(self.batch_dim, (paths, drive.shape[self.batch_dim] // paths))
         gains = [gradient_scale(drive, magnitude(r.levels), self.batch_dim) for r in self.readings]
-        columns = (self.scale * self.factors, self.lowest, self.highest, self.factors.new_tensor(gains))
+        scales = torch.stack([cast(Quantizer, quantizer).scale for quantizer in self.quantizers])
+        columns = (scales * self.factors, self.lowest, self.highest, self.factors.new_tensor(gains))
         shape = (paths,) + (1,) * (parted.dim() - 1 - self.batch_dim)
         out = LSQ.apply(parted, *(column.view(shape) for column in columns))
         return out.flatten(self.batch_dim, self.batch_dim + 1)  # type: ignore[union-attr]
@@ -125,14 +133,24 @@ class PathsQuantizer(nn.Module):
 class PathQuantizer(nn.Module):
     """A quantizer read by one path: :func:`lsq` with scale ``factor * s`` and the path's levels."""
 
-    def __init__(self, scale: nn.Parameter, reading: Reading, batch_dim: int = 0):
+    def __init__(self, quantizer: Quantizer, reading: Reading, batch_dim: int = 0):
         super().__init__()
-        self.scale = scale
+        self.quantizer = quantizer
         self.reading = reading
         self.batch_dim = batch_dim
 
     def forward(self, drive: Tensor) -> Tensor:
-        return lsq(drive, self.scale * self.reading.factor, self.reading.levels, self.batch_dim)
+        return lsq(drive, self.quantizer.scale * self.reading.factor, self.reading.levels, self.batch_dim)
+
+
+def _read_by(quantizer: Quantizer, path: Path, scale: PathScale) -> tuple[Quantizer, Reading]:
+    reading = path.reading(quantizer.levels)
+    if scale is PathScale.SHARED or isinstance(path, Main):
+        return quantizer, reading
+    own = copy.deepcopy(quantizer)
+    own.levels = reading.levels
+    own.scale.data.mul_(reading.factor)
+    return own, Reading(1.0, reading.levels)
 
 
 class PathsBatchNorm(nn.Module):
@@ -175,14 +193,14 @@ class _Recomputed(nn.Module):
         return torch.utils.checkpoint.checkpoint(self.member, *inputs, use_reentrant=False)
 
 
-def _member(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
+def _member(qann: fx.GraphModule, path: Path, scale: PathScale) -> fx.GraphModule:
     graph, kept = copy_of(qann)
     for name, module in kept.items():
         if isinstance(module, LiveBatchNorm) and not isinstance(path, Main):
             kept[name] = _with_own_statistics(module)
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(quantizer := kept[str(node.target)], Quantizer):
-            kept[str(node.target)] = PathQuantizer(quantizer.scale, path.reading(quantizer.levels), batch_dim_of(node))
+            kept[str(node.target)] = PathQuantizer(*_read_by(quantizer, path, scale), batch_dim_of(node))
     return fx.GraphModule(kept, graph)
 
 

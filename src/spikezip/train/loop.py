@@ -25,7 +25,7 @@ from spikezip.train.average import Average
 from spikezip.train.batches import Data, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
-from spikezip.train.plan import Plan, Precision, describe
+from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone
 from spikezip.train.sums import Sums
 
@@ -143,10 +143,14 @@ class _Run:
         self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         self.module = accelerator.prepare_model(_Box(self.plain))
-        self.bare_optimizer = plan.optimizer.build(plan.groups(self.student))
+        self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self.average = Average(self.student, plan.ema) if plan.ema is not None else None
-        self.scales = [m.scale for m in self.student.modules() if isinstance(m, Quantizer) and m.scale.requires_grad]
+        self.scales = scales_of(self.student, self.plain)
+        own = {id(p) for p in self.student.parameters()}
+        self.parameters = dict(self.student.named_parameters()) | {
+            f"objective/{n}": p for n, p in self.plain.named_parameters() if p.requires_grad and id(p) not in own
+        }
         self.history: list[EpochDone] = []
         self.sums = Sums(accelerator)
         self.epoch = self.step = 0
@@ -167,7 +171,9 @@ class _Run:
 
     def checkpoint(self) -> Checkpoint:
         tensors = {f"network/{n}": t for n, t in self.student.state_dict().items()}
-        tensors |= {f"optimizer/{n}": t for n, t in files.optimizer_tensors(self.bare_optimizer, self.student).items()}
+        tensors |= {
+            f"optimizer/{n}": t for n, t in files.optimizer_tensors(self.bare_optimizer, self.parameters).items()
+        }
         if self.average is not None:
             tensors |= {f"average/{n}": t for n, t in self.average.tensors.items()}
         tensors |= {f"objective/{n}": t for n, t in self._beside().items()}
@@ -183,7 +189,7 @@ class _Run:
         return Checkpoint(tensors, facts)
 
     def _beside(self) -> dict[str, Tensor]:
-        """What the objective has beside the network (statistics of sub-paths), without what never changes."""
+        """What the objective has beside the network (statistics, scales), without what never changes."""
         known = {t.data_ptr() for t in self.student.state_dict().values()}
         state = self.plain.state_dict()
         return {n: t for n, t in state.items() if t.data_ptr() not in known and not n.startswith("teacher.")}
@@ -195,7 +201,7 @@ class _Run:
         beside = self._beside()
         for name, tensor in start.part("objective").items():
             beside[name].copy_(tensor)
-        files.restore_optimizer(self.bare_optimizer, self.student, start.part("optimizer"))
+        files.restore_optimizer(self.bare_optimizer, self.parameters, start.part("optimizer"))
         if self.average is not None:
             self.average.restore(start.part("average"), steps=start.facts["epoch"] * self.steps + start.facts["step"])
         if self.accelerator.scaler is not None:
@@ -269,7 +275,7 @@ class _Run:
                 self.sums.add(loss, numbers, len(labels))
                 accelerator.backward(loss * weight)
         if plan.clip is not None:
-            accelerator.clip_grad_norm_(self.student.parameters(), plan.clip)
+            accelerator.clip_grad_norm_(list(self.parameters.values()), plan.clip)
         before = [scale.detach() / 2 for scale in self.scales]
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -95,6 +96,13 @@ class Rescaled:
 
     def __str__(self) -> str:
         return f"rescaled{self.steps}"
+
+
+class PathScale(enum.Enum):
+    """Whose scales a sub-path reads."""
+
+    SHARED = "shared"  #: the QANN's, times the path's factor: what the SNN holds at its first steps
+    FREE = "free"  #: its own, which start there, are trained beside the network, and are dropped at the end
 
 
 Path: TypeAlias = Main | Capped | Rescaled

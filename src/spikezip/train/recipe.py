@@ -18,7 +18,7 @@ from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
-from spikezip.train.paths import Capped, Rescaled, paths_for
+from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.speq import SPEQ
@@ -165,6 +165,7 @@ class Recipe(_Part):
         calibration: images that the scales are found from.
         encoding: ``pulse`` or ``even:N``, with which the SNN will run.
         paths: the sub-paths; by default those that follow from the encoding.
+        scale: ``shared``, or ``free`` for scales of each sub-path's own while training lasts.
         execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
         steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
         settled: the weight of the QANN's own answer beside them.
@@ -185,6 +186,7 @@ class Recipe(_Part):
     calibration: Count = 512
     encoding: str = "pulse"
     paths: list[PathPart] | None = None
+    scale: PathScale = PathScale.SHARED
     execution: Literal["folded", "in-turn", "recompute"] = "folded"
     steps: list[Weight] | None = None
     settled: Weight = 0.0
@@ -224,6 +226,7 @@ class Recipe(_Part):
                 "calibration",
                 "encoding",
                 "paths",
+                "scale",
                 "execution",
                 "morph",
                 "steps",
@@ -231,10 +234,10 @@ class Recipe(_Part):
                 "start",
                 "speq",
             },
-            Stage.QAT: {"paths", "execution", "steps", "settled", "speq"},
+            Stage.QAT: {"paths", "scale", "execution", "steps", "settled", "speq"},
             Stage.PET: {"steps", "settled", "speq"},
-            Stage.SPEQ: {"paths", "execution", "steps", "settled"},
-            Stage.TRAJECTORY: {"paths", "execution", "speq"},
+            Stage.SPEQ: {"paths", "scale", "execution", "steps", "settled"},
+            Stage.TRAJECTORY: {"paths", "scale", "execution", "speq"},
         }[self.stage]
         given = sorted(unused & self.model_fields_set)
         if given:
@@ -282,7 +285,7 @@ class Recipe(_Part):
             }[loss.sub_labels]
             execution = {"folded": Folded(), "in-turn": InTurn(), "recompute": InTurn(recompute=True)}[self.execution]
             criterion = PETLoss(loss.alpha, loss.beta, sub_labels, loss.smoothing, distil)
-            objective = PET(self._sub_paths(), criterion, execution, teacher)
+            objective = PET(self._sub_paths(), criterion, execution, teacher, self.scale)
         elif self.stage is Stage.TRAJECTORY:
             criterion = CrossEntropy(loss.smoothing, distil)
             weights = tuple(self.steps or ())
