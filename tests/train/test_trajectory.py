@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_nets import residual
 
-from spikezip import Levels, Morph, capture, morph, quantize, spike
+from spikezip import Levels, Morph, capture, morph, quantize, spike, to_integer, verify
 from spikezip.errors import RecipeError, StageError
+from spikezip.export.bundle import load_snn, save_bundle
+from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
-from spikezip.spike.encoding import Encoding, Even, Pulse
-from spikezip.train import AdamW, Plan, TensorBatches, Tracker, Trajectory, finetune, train, unroll
+from spikezip.spike.encoding import Encoding, Even, Pulse, Shares
+from spikezip.train import AdamW, BiasShares, Plan, TensorBatches, Tracker, Trajectory, finetune, train, unroll
 from spikezip.train.recipe import check_recipe
 
 
@@ -124,6 +127,52 @@ def test_the_loss_is_the_weighted_mean():
     assert numbers["accuracy"] == numbers["accuracy/t2"]
 
 
+def test_learned_bias_shares_are_what_the_snn_uses(tmp_path: Path):
+    torch.manual_seed(5)
+    x = torch.rand(120, 1, 8, 8)
+    data = TensorBatches(x, (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long())
+    qann = quantize(morph(capture(Convolutional().eval(), x[:2])), Levels(0, 3), x)
+    objective = Trajectory((1, 0, 1), Even(3), settled=1.0, learn_bias_shares=True)
+    plan = Plan(objective, epochs=3, batch=20, optimizer=AdamW(rate=0.02), validation_split=None)
+    trained = finetune(qann, data, plan)
+    snn = spike(trained, Even(3))
+    schedule = snn.bias_encoding
+    assert isinstance(schedule, Shares)
+    assert len(schedule.reached) == 3
+    assert abs(schedule.share(1, 3) - 1 / 3) > 0.02, "the shares have been trained"
+    assert spike(trained, Even(3), bias_encoding=Even(3)).bias_encoding == Even(3), "what is asked for is done"
+    with torch.no_grad():
+        unrolled = unroll(trained, 3, Even(3), bias_shares=BiasShares(schedule, 3, settled=True))(x)
+        even = unroll(trained, 3, Even(3))(x)
+    steps = reference(snn, (x,), 3, stop=False).outputs[0]
+    torch.testing.assert_close(unrolled[:3], steps, rtol=0, atol=1e-6)
+    assert not torch.allclose(unrolled[0], even[0], atol=1e-4), "another schedule gives other answers"
+    torch.testing.assert_close(unrolled[3], even[3])
+    whole = spike(to_integer(trained), Even(2))  # an even release of two is dyadic, as the shares are
+    assert whole.bias_encoding == schedule
+    assert load_snn(save_bundle(whole, tmp_path / "snn.spikezip")).bias_encoding == schedule
+    certificate = verify(whole, x[:30])
+    assert certificate.equal
+    runs = [execute(whole, x[:30], 6, engine=engine) for engine in Engine]
+    assert all(torch.equal(run.outputs[0], runs[0].outputs[0]) for run in runs[1:]), "to the bit, at every step"
+    again = finetune(trained, data, Plan(Trajectory((1, 1)), batch=20, validation_split=None))
+    assert spike(again).bias_encoding == Pulse(), "another training forgets them"
+
+
+def test_bias_shares_hold_what_can_be_held_exactly():
+    shares = BiasShares(Even(3), 4, settled=True)
+    assert shares.encoding() == Shares((85, 171, 256, 256))
+    shares.reached.data = torch.tensor([-0.5, 1.7, 0.25])
+    assert shares.encoding() == Shares((0, 256, 64, 256))
+    given = shares()
+    assert given.tolist() == [0.0, 1.0, 0.25, 1.0, 1.0]
+    (given * torch.arange(1.0, 6.0)).sum().backward()
+    assert shares.reached.grad is not None
+    assert shares.reached.grad.tolist() == [1.0, 2.0, 3.0], "rounding and clip pass the gradient on"
+    with pytest.raises(RecipeError, match="2 steps or more"):
+        Trajectory((1,), learn_bias_shares=True).module(residual())
+
+
 def test_what_is_refused():
     with pytest.raises(RecipeError, match=r"weights=\(\)"):
         Trajectory(())
@@ -136,6 +185,9 @@ def test_what_is_refused():
     recipe = {"name": "a", "stage": "trajectory", "model": "spikezip:digits", "data": "digits"}
     with pytest.raises(RecipeError, match="needs 'steps'"):
         check_recipe(recipe)
-    plan = check_recipe({**recipe, "steps": [0, 1], "encoding": "even:2", "settled": 0.5}).plan()
+    plan = check_recipe(
+        {**recipe, "steps": [0, 1], "encoding": "even:2", "settled": 0.5, "bias_shares": "learned"}
+    ).plan()
     assert isinstance(plan.objective, Trajectory)
     assert (plan.objective.weights, plan.objective.encoding, plan.objective.settled) == ((0, 1), Even(2), 0.5)
+    assert plan.objective.learn_bias_shares

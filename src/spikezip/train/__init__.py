@@ -9,7 +9,7 @@ from spikezip.train.paths import Capped, Main, Path, PathScale, Rescaled, paths_
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
 from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
-from spikezip.train.trajectory import Tracker, Trajectory, unroll
+from spikezip.train.trajectory import BiasShares, Tracker, Trajectory, unroll
 
 __all__ = [
     "PET",
@@ -17,6 +17,7 @@ __all__ = [
     "SGD",
     "SPEQ",
     "AdamW",
+    "BiasShares",
     "Capped",
     "CosineLabels",
     "CrossEntropy",

@@ -20,6 +20,7 @@ from spikezip.errors import DataError, RecipeError, StageError
 from spikezip.graph import network as graph_network
 from spikezip.morph.fold import fold_batch_norm
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.spike.encoding import encoding_text
 from spikezip.train import checkpoint as files
 from spikezip.train.average import Average
 from spikezip.train.batches import Data, stream
@@ -28,6 +29,7 @@ from spikezip.train.folder import Folder
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone
 from spikezip.train.sums import Sums
+from spikezip.train.trajectory import BiasShares
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -218,7 +220,9 @@ class _Run:
         if isinstance(result, fx.GraphModule) and _is_captured(result):
             if graph_network.info(result).stage is graph_network.Stage.QANN:
                 fold_batch_norm(result)
-            graph_network.remark(result, fine_tuning=type(self.plan.objective).__name__.lower())
+            shares = [encoding_text(m.encoding()) for m in self.plain.modules() if isinstance(m, BiasShares)]
+            kind = type(self.plan.objective).__name__.lower()
+            graph_network.remark(result, fine_tuning=kind, bias_shares=shares[0] if shares else None)
         return result.to(device)
 
     # -- training ------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def paths_for(encoding: Encoding, levels: Levels) -> tuple[Path, ...]:
         release, those before its end.
 
     Raises:
-        RecipeError: the encoding's release has no fixed length.
+        RecipeError: the encoding is another.
 
     >>> [str(p) for p in paths_for(Pulse(), Levels(0, 7))], [str(p) for p in paths_for(Even(7), Levels(0, 7))]
     (['capped1', 'capped2', 'capped4'], ['rescaled2', 'rescaled4'])
@@ -131,8 +131,8 @@ def paths_for(encoding: Encoding, levels: Levels) -> tuple[Path, ...]:
         case Even(release):
             return tuple(Rescaled(steps, release) for steps in (2, 4, 8) if steps < release)
     raise RecipeError(
-        f"There are no default paths for {encoding!r}: its release lasts as long as the run. Train for Even(N) with "
-        "the N steps it will run, or give the paths."
+        f"There are no default paths for {encoding!r}: only a pulse and an even release of N steps have some. "
+        "Train for Even(N) with the N steps it will run, or give the paths."
     )
 
 

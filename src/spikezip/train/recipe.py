@@ -168,6 +168,7 @@ class Recipe(_Part):
         scale: ``shared``, or ``free`` for scales of each sub-path's own while training lasts.
         execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
         steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
+        bias_shares: ``encoding``, or ``learned``: when biases arrive is trained too (trajectory alone).
         settled: the weight of the QANN's own answer beside them.
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
         start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
@@ -189,6 +190,7 @@ class Recipe(_Part):
     scale: PathScale = PathScale.SHARED
     execution: Literal["folded", "in-turn", "recompute"] = "folded"
     steps: list[Weight] | None = None
+    bias_shares: Literal["encoding", "learned"] = "encoding"
     settled: Weight = 0.0
     speq: SPEQPart = SPEQPart()
     start: str | None = None
@@ -220,24 +222,18 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _fits_its_stage(self) -> Recipe:
+        of_pet, of_trajectory, of_speq = (
+            {"paths", "scale", "execution"},
+            {"steps", "settled", "bias_shares"},
+            {"speq"},
+        )
+        of_qann = {"levels", "calibration", "encoding", "morph", "start"}
         unused = {
-            Stage.ANN: {
-                "levels",
-                "calibration",
-                "encoding",
-                "paths",
-                "scale",
-                "execution",
-                "morph",
-                "steps",
-                "settled",
-                "start",
-                "speq",
-            },
-            Stage.QAT: {"paths", "scale", "execution", "steps", "settled", "speq"},
-            Stage.PET: {"steps", "settled", "speq"},
-            Stage.SPEQ: {"paths", "scale", "execution", "steps", "settled"},
-            Stage.TRAJECTORY: {"paths", "scale", "execution", "speq"},
+            Stage.ANN: of_qann | of_pet | of_trajectory | of_speq,
+            Stage.QAT: of_pet | of_trajectory | of_speq,
+            Stage.PET: of_trajectory | of_speq,
+            Stage.SPEQ: of_pet | of_trajectory,
+            Stage.TRAJECTORY: of_pet | of_speq,
         }[self.stage]
         given = sorted(unused & self.model_fields_set)
         if given:
@@ -248,9 +244,9 @@ class Recipe(_Part):
             raise ValueError(f"stage {self.stage.value} cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
             raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
-        of_pet = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
-        if of_pet and self.stage is not Stage.PET:
-            raise ValueError(f"stage {self.stage.value} has no use for loss.{of_pet[0]}; remove it or use stage: pet")
+        in_loss = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
+        if in_loss and self.stage is not Stage.PET:
+            raise ValueError(f"stage {self.stage.value} has no use for loss.{in_loss[0]}; remove it or use stage: pet")
         if self.stage is Stage.SPEQ and self.loss.distil is not None:
             raise ValueError("stage speq has no use for loss.distil: the network is its own teacher; remove it")
         self._sub_paths()
@@ -289,7 +285,8 @@ class Recipe(_Part):
         elif self.stage is Stage.TRAJECTORY:
             criterion = CrossEntropy(loss.smoothing, distil)
             weights = tuple(self.steps or ())
-            objective = Trajectory(weights, parse_encoding(self.encoding), self.settled, criterion, teacher)
+            encoding, learned = parse_encoding(self.encoding), self.bias_shares == "learned"
+            objective = Trajectory(weights, encoding, self.settled, criterion, teacher, learned)
         elif self.stage is Stage.SPEQ:
             part = self.speq
             soft = {"cosine": CosineLabels, "kl": TeacherLabels}[part.divergence](part.temperature)

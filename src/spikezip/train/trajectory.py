@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import gradient_scale
-from spikezip.spike.encoding import Encoding, Pulse
+from spikezip.spike.encoding import Encoding, Pulse, Shares
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch
 from spikezip.train.fused import fused
@@ -18,7 +19,14 @@ from spikezip.train.loss import CrossEntropy, Numbers, accuracy
 from spikezip.train.objective import answers, beside, check_logits
 
 
-def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, settled: bool = True) -> fx.GraphModule:
+def unroll(
+    qann: fx.GraphModule,
+    steps: int,
+    encoding: Encoding = Pulse(),
+    *,
+    settled: bool = True,
+    bias_shares: BiasShares | None = None,
+) -> fx.GraphModule:
     """The network whose outputs are those of the SNN at steps 1 to ``steps``, and of the QANN it settles on.
 
     As an SNN's values at step t are functions of what has accumulated by step t, all steps go through each operation
@@ -29,6 +37,7 @@ def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, se
         steps: ``T``, how many steps.
         encoding: how the input, and the biases, are released.
         settled: whether the QANN's own answer follows the steps.
+        bias_shares: learned shares of the biases, for as many steps.
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[T + 1, B, ...]`` (``[T, ...]`` without ``settled``), the first step first.
@@ -42,9 +51,50 @@ def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, se
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
     shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
-    return in_one_batch(
-        qann, shares, lambda quantizer, dim: Tracker(quantizer.scale, quantizer.levels, steps, settled, dim)
-    )
+
+    def read(quantizer: Any, dim: int) -> nn.Module:
+        return Tracker(quantizer.scale, quantizer.levels, steps, settled, dim)
+
+    return in_one_batch(qann, shares, read, bias_shares)
+
+
+class BiasShares(nn.Module):
+    """The shares of the biases that have arrived by each of ``T`` steps, learned.
+
+    ::
+
+        c_t = round(256 clip(c_t, 0, 1)) / 256   for t < T,        c_T = 1
+
+    Rounding and clip pass the gradient on unchanged, so that what is trained is what :class:`~spikezip.spike.Shares`
+    holds exactly. A share may fall from one step to the next: the theorem asks only that all has arrived by a finite
+    step (C3).
+
+    Args:
+        encoding: where the shares start.
+        steps: ``T``.
+        settled: whether the QANN's own values follow the steps; their share is 1.
+    """
+
+    def __init__(self, encoding: Encoding, steps: int, settled: bool):
+        super().__init__()
+        if steps < 2:
+            raise RecipeError("Learned bias shares need 2 steps or more: by the last step all of a bias has arrived.")
+        self.reached = nn.Parameter(torch.tensor([encoding.share(t, steps) for t in range(1, steps)]))
+        self.settled = settled
+
+    def forward(self) -> Tensor:
+        used = (self._parts() / _WHOLE) + (self.reached - self.reached.detach())
+        return torch.cat([used, used.new_ones(1 + self.settled)])
+
+    def encoding(self) -> Shares:
+        """The schedule as an SNN takes it."""
+        return Shares((*(int(parts) for parts in self._parts().tolist()), _WHOLE))
+
+    def _parts(self) -> Tensor:
+        return (self.reached.detach().clamp(0, 1) * _WHOLE).round()
+
+
+_WHOLE = 256
 
 
 class Tracker(nn.Module):
@@ -147,6 +197,8 @@ class Trajectory:
         settled: ``w_settled``; 0 leaves the QANN's own answer out of training (and of its cost).
         criterion: the loss of each answer.
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
+        learn_bias_shares: learn when biases arrive (:class:`BiasShares`); ``spike`` then releases them so, unless it
+            is told otherwise.
 
     Source: spikezip. Unrolling through time with straight-through gradients is surrogate-gradient training (Neftci et
     al., 2019); here the neuron is the converted one, so that what was trained is what settles on the QANN.
@@ -157,6 +209,7 @@ class Trajectory:
     settled: float = 0.0
     criterion: CrossEntropy = field(default_factory=CrossEntropy)
     teacher: nn.Module | None = None
+    learn_bias_shares: bool = False
 
     def __post_init__(self):
         if not self.weights or any(not 0 <= w < float("inf") for w in (*self.weights, self.settled)):
@@ -166,7 +219,9 @@ class Trajectory:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The unrolled network, beside the teacher if there is one."""
-        unrolled = unroll(network, len(self.weights), self.encoding, settled=self.settled > 0)  # type: ignore[arg-type]
+        steps, settled = len(self.weights), self.settled > 0
+        shares = BiasShares(self.encoding, steps, settled) if self.learn_bias_shares else None
+        unrolled = unroll(network, steps, self.encoding, settled=settled, bias_shares=shares)  # type: ignore[arg-type]
         return beside(unrolled, self.teacher, self.criterion.needs_teacher)
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
