@@ -9,13 +9,14 @@ from spikezip.train.paths import Capped, Main, Path, PathScale, Rescaled, paths_
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
 from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
-from spikezip.train.trajectory import BiasShares, Tracker, Trajectory, unroll
+from spikezip.train.trajectory import Activity, BiasShares, Penalty, Tracker, Trajectory, unroll
 
 __all__ = [
     "PET",
     "QAT",
     "SGD",
     "SPEQ",
+    "Activity",
     "AdamW",
     "BiasShares",
     "Capped",
@@ -37,6 +38,7 @@ __all__ = [
     "PathScale",
     "PathsBatchNorm",
     "PathsQuantizer",
+    "Penalty",
     "Plan",
     "Precision",
     "ProgressBar",

@@ -22,7 +22,7 @@ from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.speq import SPEQ
-from spikezip.train.trajectory import Trajectory
+from spikezip.train.trajectory import Penalty, Trajectory
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -151,6 +151,13 @@ class MorphPart(_Part):
     batch_norm: BatchNorm = BatchNorm.FOLDED
 
 
+class PenaltyPart(_Part):
+    """What a trajectory's loss charges for (see :class:`Penalty`)."""
+
+    spikes: Weight = 0.0
+    settling: Weight = 0.0
+
+
 class Recipe(_Part):
     """All of a training. What :class:`Plan` and the parts explain has the same name here.
 
@@ -170,6 +177,7 @@ class Recipe(_Part):
         steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
         bias_shares: ``encoding``, or ``learned``: when biases arrive is trained too (trajectory alone).
         settled: the weight of the QANN's own answer beside them.
+        penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
         start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`.
@@ -192,6 +200,7 @@ class Recipe(_Part):
     steps: list[Weight] | None = None
     bias_shares: Literal["encoding", "learned"] = "encoding"
     settled: Weight = 0.0
+    penalty: PenaltyPart = PenaltyPart()
     speq: SPEQPart = SPEQPart()
     start: str | None = None
     loss: LossPart = LossPart()
@@ -224,7 +233,7 @@ class Recipe(_Part):
     def _fits_its_stage(self) -> Recipe:
         of_pet, of_trajectory, of_speq = (
             {"paths", "scale", "execution"},
-            {"steps", "settled", "bias_shares"},
+            {"steps", "settled", "bias_shares", "penalty"},
             {"speq"},
         )
         of_qann = {"levels", "calibration", "encoding", "morph", "start"}
@@ -286,7 +295,8 @@ class Recipe(_Part):
             criterion = CrossEntropy(loss.smoothing, distil)
             weights = tuple(self.steps or ())
             encoding, learned = parse_encoding(self.encoding), self.bias_shares == "learned"
-            objective = Trajectory(weights, encoding, self.settled, criterion, teacher, learned)
+            penalty = Penalty(self.penalty.spikes, self.penalty.settling)
+            objective = Trajectory(weights, encoding, self.settled, criterion, teacher, learned, penalty)
         elif self.stage is Stage.SPEQ:
             part = self.speq
             soft = {"cosine": CosineLabels, "kl": TeacherLabels}[part.divergence](part.temperature)
@@ -333,6 +343,7 @@ _PARTS: dict[tuple[str, ...], type[_Part]] = {
     ("loss",): LossPart,
     ("loss", "distil"): DistilPart,
     ("speq",): SPEQPart,
+    ("penalty",): PenaltyPart,
     ("optimizer",): OptimizerPart,
     ("optimizer", "sgd"): SGDPart,
     ("optimizer", "adamw"): AdamWPart,
