@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,28 @@ def test_variants_differ_in_paths_and_residuals_alone(data: str, p: str):
     assert all(other == rest[0] for other in rest)
     assert found["p"].loss == found["pr"].loss
     assert found["p"].loss.smoothing == found["n"].loss.smoothing == found["r"].loss.smoothing
+
+
+@pytest.mark.parametrize("equal", ["passes", "images"])
+def test_every_variant_of_the_ablation_is_a_recipe_of_the_same_budget(equal: str):
+    path = EXAMPLES[0].parents[1] / "ablation.py"
+    place = importlib.util.spec_from_file_location("ablation", path)
+    assert place and place.loader
+    ablation = importlib.util.module_from_spec(place)
+    place.loader.exec_module(ablation)
+    settings = {
+        "network": "spikezip:digits", "data": "digits", "levels": 8, "encoding": "even:8", "epochs": 2, "batch": 32,
+        "rate": 1e-3, "images": 9600, "equal": equal,
+    }  # fmt: skip
+    variants = ablation.variants(8)
+    recipes = {name: ablation.recipe_of(name, lines, settings, 3) for name, lines in variants.items()}
+    assert {recipe.stage for recipe in recipes.values()} == set(Stage) - {Stage.ANN}
+    for name, recipe in recipes.items():
+        plan = recipe.plan()
+        images = plan.train_images or 0
+        assert (plan.seed, plan.validation_split) == (3, None)
+        assert images * (ablation.passes(recipe) if equal == "passes" else 1) == 9600, name
+    assert [ablation.passes(r) for r in recipes.values()][:5] == [1, 3, 1, 3, 2]
 
 
 def test_defaults_follow_from_the_encoding():

@@ -176,3 +176,27 @@ def test_free_scales_are_trained_and_dropped():
     module = PET((Rescaled(2),), scale=PathScale.FREE).module(network)
     groups = Plan(optimizer=AdamW(0.005, scale_rate=0.5)).groups(network, module)
     assert [(len(g["params"]), g["lr"]) for g in groups][-1] == (4, 0.0025), "all scales have the scales' rate"
+
+
+def test_rerouted_with_live_batch_norm_the_neurons_sit_where_they_do_without():
+    class Projected(Convolutional):
+        def __init__(self):
+            super().__init__()
+            self.between, self.short, self.norm = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.bn1(self.conv1(x)))
+            x = torch.relu(self.bn2(self.conv2(torch.relu(self.between(x)))) + self.norm(self.short(x)))
+            return self.head(torch.max_pool2d(x, 2).flatten(1))
+
+    torch.manual_seed(0)
+    images, _ = next(residual_data().batches("train", 64))
+    model = Projected()
+    model(images)
+    ann, found = capture(model, images[:2]), []
+    for batch_norm in BatchNorm:
+        qann = quantize(morph(ann, Morph(residual=Residual.RCR, batch_norm=batch_norm)), 8, images)
+        found.append((qann, [m.levels for _, m in graph_network.modules_of(qann, Quantizer)]))
+    assert found[0][1] == found[1][1]
+    assert found[0][1].count(Levels(-4, 3)) == 1, "the shortcut's own"
+    torch.testing.assert_close(found[0][0](images), found[1][0](images), rtol=0, atol=1e-5)

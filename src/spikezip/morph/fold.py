@@ -167,6 +167,7 @@ def _affine(norm: fx.Node) -> tuple[Tensor, Tensor]:
     """``factor`` and ``shift`` per channel, in float64."""
     if norm.op == "call_module":
         module = norm.graph.owning_module.get_submodule(str(norm.target))  # type: ignore[union-attr]
+        assert isinstance(module, LiveBatchNorm)
         gamma, beta, mean, var = module.weight, module.bias, module.running_mean, module.running_var
         training, eps = False, module.eps
     else:

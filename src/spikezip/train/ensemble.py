@@ -71,7 +71,8 @@ def ensemble(
         def read(module: Any, dim: int) -> nn.Module:
             if isinstance(module, LiveBatchNorm):
                 return PathsBatchNorm(module, len(every), dim)
-            return PathsQuantizer(*zip(*(_read_by(module, path, scale) for path in every), strict=True), dim)
+            quantizers, readings = zip(*(_read_by(module, path, scale) for path in every), strict=True)
+            return PathsQuantizer(quantizers, readings, dim)
 
         return in_one_batch(qann, [1.0] * len(every), read)
     members: dict[str, nn.Module] = {}

@@ -222,7 +222,9 @@ class _Run:
                 fold_batch_norm(result)
             shares = [encoding_text(m.encoding()) for m in self.plain.modules() if isinstance(m, BiasShares)]
             kind = type(self.plan.objective).__name__.lower()
-            graph_network.remark(result, fine_tuning=kind, bias_shares=shares[0] if shares else None)
+            graph_network.remark(result, fine_tuning=kind)
+            if shares or graph_network.note(result, "bias_shares"):
+                graph_network.remark(result, bias_shares=shares[0] if shares else None)
         return result.to(device)
 
     # -- training ------------------------------------------------------------------------------------------------------
