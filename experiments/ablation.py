@@ -6,8 +6,9 @@
 Every cell (a variant and a seed) starts from the same ANN, is quantized to ``--levels`` levels, fine-tuned, given 8-bit
 weights, and run with even release on the test split. The budget is ``--epochs`` times ``--images`` images through the
 network: a variant that sends an image through it ``k`` times a step (paths, time steps) trains on ``1/k`` as many
-(``--equal images`` gives all of them as many images instead). Nothing was chosen on the test split: no variant has a
-setting that others have not. Each finished cell is kept in experiments/results/ablation-DATASET.json and not run again.
+(``--equal images`` gives all of them as many images instead). No variant's settings were searched for; the penalty's
+weight was raised once from 1e-4, after a run of one seed. Each
+finished cell is kept in experiments/results/ablation-DATASET.json and not run again.
 """
 
 from __future__ import annotations
