@@ -313,6 +313,32 @@ def neurons(result: dict[str, Any]) -> str:
     return "\n".join(parts) + provenance(result)
 
 
+def ablation(result: dict[str, Any]) -> str:
+    """What each part of fine-tuning adds, mean and standard deviation over seeds."""
+    said, variants = result["settings"], result["variants"]
+
+    def shown(figure: dict[str, Any], times: float = 100.0) -> str:
+        spread = figure["std"]
+        return f"{times * figure['mean']:.2f}" + (f" ± {times * spread:.2f}" if spread is not None else "")
+
+    steps = [key for key in next(iter(variants.values())) if key[0] == "t" and key[1:].isdigit()]
+    rows = []
+    for name, row in variants.items():
+        accuracy = [shown(row[key]) for key in (*steps, "settled", "qann")]
+        rows.append(
+            [name, *accuracy, shown(row["t_eq"], 1), shown(row["synops"], 1e-3), "yes" if row["equal"] else "**no**"]
+        )
+    head = ["variant", *(f"t={key[1:]}" for key in steps), "settled", "QANN", "T_eq", "SynOps (10³)", "equal"]
+    counted = "images through the network" if said["equal"] == "passes" else "images"
+    seeds = max(row["seeds"] for row in variants.values())
+    told = (
+        f"{said['network']} on {said['data']}, {said['levels']} levels, {said['encoding']}, 8-bit weights; budget "
+        f"{said['epochs']} epochs of {said['images']:,} {counted}, AdamW {said['rate']:g}, batch {said['batch']}; "
+        f"mean ± standard deviation over {seeds} seeds, accuracy in percent:\n\n"
+    )
+    return told + table(head, rows) + provenance(result)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "zoo": zoo,
     "trajectory-probes": probes,
@@ -322,6 +348,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "mutation": mutation,
     "early-exit": early_exit,
     "neurons": neurons,
+    "ablation-digits": ablation,
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
     "speed-others": others,

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = ["quickstart.md", "road.md", "pet.md", "early-exit.md", "why-st-bif.md", "troubleshooting.md"]
+PAGES = [
+    "quickstart.md",
+    "road.md",
+    "pet.md",
+    "trajectory.md",
+    "early-exit.md",
+    "why-st-bif.md",
+    "troubleshooting.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -248,6 +248,7 @@ HEADER: list[Mutation] = [
     ("input is a number", _set("inputs/0", 3), "input 0 is not an object"),
     ("encoding unknown", _set("encoding", "poisson"), "its encoding is 'poisson'"),
     ("encoding missing", _set("encoding", None), "its encoding is 'None'"),
+    ("encoding that never completes", _set("bias_encoding", "shares:1/3"), "which never completes"),
     ("encoding without length", _set("bias_encoding", "even:0"), "its encoding is 'even:0'"),
     ("encoding endless", _set("encoding", "even:" + "9" * 6000), "its encoding is 'even:999"),
     ("encoding in strange digits", _set("encoding", "even:²"), "its encoding"),

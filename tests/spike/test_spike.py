@@ -12,7 +12,7 @@ from spikezip.errors import StageError
 from spikezip.graph import Stage, capture, info, network
 from spikezip.levels import Levels
 from spikezip.quantize import Quantizer, quantize
-from spikezip.spike import STBIF, Constant, Even, Pulse, check_qann, encoding_text, parse_encoding, spike
+from spikezip.spike import STBIF, Constant, Even, Pulse, Shares, check_qann, encoding_text, parse_encoding, spike
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_ties_go_up_as_in_the_quantizer():
 # -- encodings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", [Pulse(), Even(1), Even(3), Even(7), Constant()])
+@pytest.mark.parametrize("encoding", [Pulse(), Even(1), Even(3), Even(7), Constant(), Shares((1, 3, 4))])
 @pytest.mark.parametrize("steps", [7, 12, 49])
 def test_shares_grow_to_exactly_one_and_stay(encoding, steps):
     shares = [encoding.share(t, steps) for t in range(1, steps + 5)]
@@ -137,17 +137,40 @@ def test_shares_grow_to_exactly_one_and_stay(encoding, steps):
     assert all(s < 1.0 for s in shares[: t_off - 1])
 
 
-@pytest.mark.parametrize("encoding", [Pulse(), Even(1), Even(8), Constant()])
+@pytest.mark.parametrize("encoding", [Pulse(), Even(1), Even(8), Constant(), Shares((3, 0, 4)), Shares((1,))])
 def test_encodings_as_text(encoding):
     assert parse_encoding(encoding_text(encoding)) == encoding
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Pulse", "even", "even:", "even:0", "even:-1", "even:2.5", "pulse:3", "constant:1"]
+    "text",
+    [
+        "",
+        "Pulse",
+        "even",
+        "even:",
+        "even:0",
+        "even:-1",
+        "even:2.5",
+        "pulse:3",
+        "constant:1",
+        "shares:",
+        "shares:1/-1/4",
+    ],
 )
 def test_text_that_is_no_encoding(text):
     with pytest.raises(StageError, match=r"There is no encoding .*even:8"):
         parse_encoding(text)
+
+
+def test_shares_may_fall_but_must_complete():
+    falls = Shares((3, 1, 4, 4))
+    assert [falls.share(t, 9) for t in range(1, 7)] == [0.75, 0.25, 1.0, 1.0, 1.0, 1.0]
+    assert falls.t_off(9) == 3
+    assert Shares((4, 2, 4)).t_off(9) == 3, "what is taken back has not arrived"
+    for wrong in ((), (1, 3), (5, 4), (-1, 4), (0,), (True, 2), (1, 1 << 13)):
+        with pytest.raises(StageError, match="none above the last, which is a power of two"):
+            Shares(wrong)
 
 
 @pytest.mark.parametrize("release", [0, -1, 2.5])

@@ -14,8 +14,9 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer, lsq
 from spikezip.spike.encoding import Constant, Even, Pulse
+from spikezip.train import random_precision, unroll
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
-from spikezip.train.paths import Capped, Main, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
 
 UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
 
@@ -179,7 +180,7 @@ def path_codes(network, image: Tensor, path: Capped | Rescaled) -> dict[str, Ten
 
             def keep(module, inputs, output, name=name, reading=reading):
                 drive = inputs[0][len(inputs[0]) // 2 :]
-                found[name] = reading.levels.codes(drive, module.scale * reading.factor)
+                found[name] = reading.levels.codes(drive, module.quantizers[1].scale * reading.factor)
 
             module.register_forward_hook(keep)
     paths(image)
@@ -234,10 +235,11 @@ def test_folded_and_in_turn_agree(execution: InTurn):
 def test_scale_gradient_of_all_paths_is_the_published_formula_summed():
     torch.manual_seed(0)
     readings = [path.reading(SIGNED) for path in (Main(), Capped(2), Rescaled(3))]
-    scale = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    quantizer = Quantizer(SIGNED).double()
+    quantizer.scale.data.fill_(0.3)
     drive = (torch.randn(3 * 4, 10, dtype=torch.float64)).requires_grad_()
     grad = torch.randn(3 * 4, 10, dtype=torch.float64)
-    PathsQuantizer(scale, readings)(drive).backward(grad)
+    PathsQuantizer([quantizer] * 3, readings)(drive).backward(grad)
     to_scale, to_drive = 0.0, []
     for r, g, d in zip(readings, grad.split(4), drive.split(4), strict=True):
         part, slope = published(
@@ -246,9 +248,26 @@ def test_scale_gradient_of_all_paths_is_the_published_formula_summed():
         to_drive += part
         to_scale += r.factor * slope  # the chain rule through s_p = factor * s
     assert drive.grad is not None
-    assert scale.grad is not None
+    assert quantizer.scale.grad is not None
     assert drive.grad.flatten().tolist() == to_drive
-    assert float(scale.grad) == pytest.approx(to_scale, rel=1e-12)
+    assert float(quantizer.scale.grad) == pytest.approx(to_scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("execution", [Folded(), InTurn(), InTurn(recompute=True)])
+def test_free_scales_start_where_shared_ones_are_and_have_gradients_of_their_own(execution: Folded | InTurn):
+    network, image = residual(dtype=torch.float64), torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    free = ensemble(network, PATHS, execution, PathScale.FREE)
+    logits = free(image)
+    torch.testing.assert_close(logits, ensemble(network, PATHS, execution)(image), rtol=0, atol=1e-12)
+    shared = {id(p) for p in network.parameters()}
+    own = [p for p in free.parameters() if id(p) not in shared]
+    assert len(own) == 3 * len(PATHS), "one a quantizer and sub-path"
+    logits[2].sum().backward()
+    assert [p.grad is not None and bool(p.grad != 0) for p in own].count(True) == 3, "the second path's, and no other"
+    for name in ("relu1", "mix", "relu2"):
+        quantizer = network.get_submodule(name)
+        assert isinstance(quantizer, Quantizer)
+        assert quantizer.scale.grad is None or float(quantizer.scale.grad) == 0, "the main path's have no part in it"
 
 
 def test_main_path_is_the_network_and_parameters_are_shared():
@@ -285,20 +304,90 @@ def test_several_outputs():
         assert codes[1].max().item() == pytest.approx(0.2)
 
 
+class Normed(nn.Module):
+    """Two live BatchNorms, one of them behind a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), Quantizer(UNSIGNED, 0.3)
+        self.conv2, self.bn2, self.relu2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), Quantizer(UNSIGNED, 0.3)
+        self.head = nn.Linear(4 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        return self.head(self.relu2(self.bn2(self.conv2(x) + x)).flatten(1))
+
+
+def normed() -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    return traced(Normed()).double()
+
+
+def statistics(network: nn.Module) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in network.state_dict().items() if "running" in n}
+
+
+def test_live_batch_norm_has_statistics_of_each_paths_own_samples():
+    images = torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    found = {}
+    for execution in (Folded(), InTurn()):
+        network = normed()
+        start = statistics(network)
+        paths = ensemble(network, PATHS, execution).train()
+        assert {id(p) for p in paths.parameters()} == {id(p) for p in network.parameters()}, "no weight of their own"
+        for _ in range(2):
+            logits = paths(images)
+        (logits * torch.arange(4.0)[:, None, None]).sum().backward()
+        gradients = [p.grad for p in network.parameters()]
+        means = [t for n, t in paths.state_dict().items() if "bn2" in n and n.endswith("running_mean")]
+        assert len(means) == 4
+        assert all(not torch.equal(a, b) for a, b in itertools.combinations(means, 2)), "one statistic a path"
+        found[type(execution)] = (logits.detach(), gradients, statistics(network))
+        assert all(not torch.equal(t, start[n]) for n, t in statistics(network).items())
+        paths.eval()
+        settled = paths(images)
+        assert not torch.allclose(settled, logits.detach()), "evaluation takes the running statistics"
+        torch.testing.assert_close(settled[0], network.eval()(images), rtol=0, atol=1e-12)
+    for folded, in_turn in zip(*found.values(), strict=True):
+        torch.testing.assert_close(folded, in_turn, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("execution", [Folded(), InTurn()])
+def test_each_paths_statistics_are_those_it_has_alone(execution: Folded | InTurn):
+    images = torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    together = ensemble(normed(), PATHS, execution).train()
+    together(images)
+    answers = together.eval()(images)
+    for index, path in enumerate(PATHS, start=1):
+        alone = ensemble(normed(), [path], execution).train()
+        alone(images)
+        torch.testing.assert_close(alone.eval()(images)[1], answers[index], rtol=0, atol=1e-12)
+    main = normed().train()
+    main(images)
+    torch.testing.assert_close(main.eval()(images), answers[0], rtol=0, atol=1e-12)
+
+
 def test_what_pet_refuses():
     with pytest.raises(StageError, match=r"Sequential.*quantize\(\)"):
         ensemble(nn.Sequential(nn.Linear(2, 2)), [Capped(1)])  # type: ignore[arg-type]
     with pytest.raises(StageError, match="no quantizer"):
         ensemble(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))), [Capped(1)])
+    live = traced(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Quantizer(UNSIGNED)))
     with pytest.raises(StageError, match=r"'1' is a live BatchNorm.*morph\(\)"):
-        ensemble(traced(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Quantizer(UNSIGNED))), [Capped(1)])
+        ensemble(live, [Capped(1)], InTurn(recompute=True))
+    with pytest.raises(StageError, match=r"'1' is a live BatchNorm"):
+        unroll(live, 2)
+    with pytest.raises(StageError, match=r"'1' is a live BatchNorm"):
+        random_precision(live, (1, 2))
     assert chain()(torch.zeros(2, 6)).shape == (2, 3)
 
 
 def test_bfloat16_drives_keep_their_type():
-    scale = nn.Parameter(torch.tensor(0.25))
-    out = PathsQuantizer(scale, [Main().reading(UNSIGNED), Capped(1).reading(UNSIGNED)])(torch.randn(4, 3).bfloat16())
+    quantizer = Quantizer(UNSIGNED, 0.25)
+    out = PathsQuantizer([quantizer] * 2, [Main().reading(UNSIGNED), Capped(1).reading(UNSIGNED)])(
+        torch.randn(4, 3).bfloat16()
+    )
     assert out.dtype == torch.bfloat16
     out.sum().backward()
-    assert scale.grad is not None
-    assert scale.grad.dtype == torch.float32
+    assert quantizer.scale.grad is not None
+    assert quantizer.scale.grad.dtype == torch.float32

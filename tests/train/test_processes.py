@@ -50,7 +50,8 @@ def main(out: str) -> None:
 def launch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     # Without MPI, `accelerate launch --cpu` starts one process only; on GPUs it starts this launcher of torch's.
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment["ACCELERATE_USE_CPU"] = "true"
     return subprocess.run(
         [*launcher, __file__, *arguments], env=environment, capture_output=True, text=True, timeout=300

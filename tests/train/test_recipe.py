@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from spikezip.train import (
     Folded,
     InTurn,
     MainLabels,
+    PathScale,
     PETLoss,
     Precision,
     Rescaled,
@@ -60,6 +62,28 @@ def test_variants_differ_in_paths_and_residuals_alone(data: str, p: str):
     assert found["p"].loss.smoothing == found["n"].loss.smoothing == found["r"].loss.smoothing
 
 
+@pytest.mark.parametrize("equal", ["passes", "images"])
+def test_every_variant_of_the_ablation_is_a_recipe_of_the_same_budget(equal: str):
+    path = EXAMPLES[0].parents[1] / "ablation.py"
+    place = importlib.util.spec_from_file_location("ablation", path)
+    assert place and place.loader
+    ablation = importlib.util.module_from_spec(place)
+    place.loader.exec_module(ablation)
+    settings = {
+        "network": "spikezip:digits", "data": "digits", "levels": 8, "encoding": "even:8", "epochs": 2, "batch": 32,
+        "rate": 1e-3, "images": 9600, "equal": equal,
+    }  # fmt: skip
+    variants = ablation.variants(8)
+    recipes = {name: ablation.recipe_of(name, lines, settings, 3) for name, lines in variants.items()}
+    assert {recipe.stage for recipe in recipes.values()} == set(Stage) - {Stage.ANN}
+    for name, recipe in recipes.items():
+        plan = recipe.plan()
+        images = plan.train_images or 0
+        assert (plan.seed, plan.validation_split) == (3, None)
+        assert images * (ablation.passes(recipe) if equal == "passes" else 1) == 9600, name
+    assert [ablation.passes(r) for r in recipes.values()][:5] == [1, 3, 1, 3, 2]
+
+
 def test_defaults_follow_from_the_encoding():
     pulse = check_recipe(LEAST).plan().objective
     assert isinstance(pulse, PET)
@@ -77,6 +101,7 @@ def test_all_that_is_said_arrives():
             **LEAST,
             "paths": [{"capped": 3}, {"rescaled": 2, "release": 5}],
             "execution": "recompute",
+            "scale": "free",
             "loss": {
                 "alpha": 0.5, "beta": 0.25, "sub_labels": "main", "temperature": 3, "smoothing": 0.1,
                 "distil": {"weight": 2},
@@ -92,6 +117,7 @@ def test_all_that_is_said_arrives():
     assert plan.objective.paths == (Capped(3), Rescaled(2, 5))
     assert plan.objective.execution == InTurn(recompute=True)
     assert plan.objective.teacher is teacher
+    assert plan.objective.scale is PathScale.FREE
     assert plan.objective.criterion == PETLoss(0.5, 0.25, MainLabels(3), 0.1, Distil(2, 1))
     assert plan.optimizer == SGD(0.3, 0.8, 0, 2, True)
     assert (plan.precision, plan.ema, plan.clip, plan.batch) == (Precision.BF16, 0.99, 2, 6)
@@ -99,6 +125,15 @@ def test_all_that_is_said_arrives():
     adamw = check_recipe({**LEAST, "stage": "qat", "optimizer": {"adamw": {"rate": 0.1}}}).plan()
     assert adamw.optimizer == AdamW(rate=0.1)
     assert isinstance(check_recipe(LEAST).plan().objective.execution, Folded)  # type: ignore[union-attr]
+
+
+def test_yamls_no_is_the_precision_no(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: a\nstage: qat\nmodel: spikezip:digits\ndata: digits\nprecision: no\n")
+    assert read_recipe(path).precision is Precision.NO
+    path.write_text(path.read_text().replace("precision: no", "precision: yes"))
+    with pytest.raises(RecipeError, match=r"precision: .*given: True"):
+        read_recipe(path)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +157,10 @@ def test_all_that_is_said_arrives():
         ({"paths": [{"rescaled": 8, "release": 4}]}, r"release ends before the step"),
         ({"optimizer": {}}, r"optimizer: give one of 'sgd: \{\.\.\.\}' and 'adamw"),
         ({"stage": "ann", "levels": 8}, r"stage ann has no use for levels"),
+        ({"stage": "qat", "scale": "free"}, r"stage qat has no use for scale"),
+        ({"stage": "speq", "morph": {"batch_norm": "live"}}, r"stage speq cannot keep BatchNorm live"),
+        ({"execution": "recompute", "morph": {"batch_norm": "live"}}, r"use execution: folded or in-turn"),
+        ({"morph": {"batch_norm": "private"}}, r"morph\.batch_norm: input should be 'folded' or 'live'"),
         ({"stage": "qat", "loss": {"alpha": 2}}, r"no use for loss\.alpha"),
         ({"model": None}, r"model: input should be a valid string"),
     ],

@@ -48,7 +48,8 @@ train(chain(), small_data(), resumable_plan(), out=out, on_event=killed_between 
 @pytest.mark.parametrize("how", ["between", "while-writing"])
 def test_killed_and_resumed_gives_the_same_bits(how: str, tmp_path: Path):
     out = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     child = subprocess.run(
         [sys.executable, "-c", CHILD, how, str(out)], env=environment, capture_output=True, text=True, timeout=120
     )

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from training_nets import residual_data
+from training_nets import residual_data, same
 
+from spikezip.errors import StageError
 from spikezip.graph import network as graph_network
 from spikezip.graph.capture import capture
 from spikezip.graph.network import Stage
 from spikezip.levels import Levels
-from spikezip.morph import Morph, morph
-from spikezip.quantize import Quantizer, quantize
-from spikezip.spike.encoding import Even
+from spikezip.measure import verify
+from spikezip.morph import BatchNorm, Morph, Residual, morph
+from spikezip.quantize import Quantizer, quantize, to_integer
+from spikezip.spike import Even, spike
 from spikezip.train import (
     PET,
     QAT,
     AdamW,
     Capped,
+    EpochDone,
     Folded,
     InTurn,
+    PathScale,
     Plan,
     Rescaled,
     TensorBatches,
@@ -30,6 +35,7 @@ from spikezip.train import (
     paths_for,
     train,
 )
+from spikezip.train.checkpoint import read
 
 
 class Convolutional(nn.Module):
@@ -106,3 +112,91 @@ def test_a_qann_trains_and_stays_one(kind: type[nn.Module], objective: QAT | PET
         n for n, m in network.named_modules() if isinstance(m, Quantizer)
     ]
     assert all(node.meta.get("spec") is not None for node, _ in graph_network.modules_of(trained, Quantizer))
+
+
+@pytest.mark.parametrize("execution", [Folded(), InTurn()], ids=["folded", "in-turn"])
+@pytest.mark.parametrize("residual", [Residual.VANILLA, Residual.RCR], ids=str)
+def test_live_batch_norm_trains_and_is_folded_at_the_end(execution: Folded | InTurn, residual: Residual):
+    torch.manual_seed(0)
+    data = residual_data(400, 100)
+    images, _ = next(data.batches("train", 300))
+    ann, choice = capture(Convolutional(), images[:2]), Morph(residual=residual, batch_norm=BatchNorm.LIVE)
+    live = quantize(morph(ann, choice), Levels.unsigned(8), images)
+    for verb, call in (("spike", spike), ("to_integer", to_integer)):
+        with pytest.raises(StageError, match=rf"'bn1' \(BatchNorm2d\) is a live BatchNorm.*{verb}\(\).*finetune"):
+            call(live)
+    plan = Plan(PET((Capped(1), Capped(2)), execution=execution), epochs=5, batch=20, optimizer=AdamW(0.005))
+    done = train(live, data, plan)
+    assert done.history[-1].validation["accuracy"] > 0.7
+    trained = done.network
+    assert isinstance(trained, fx.GraphModule)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in trained.modules())
+    assert verify(spike(trained, Even(3)), images[:40]).equal
+    # The main path's running statistics are what is folded: the QANN that training validated is the QANN that is left.
+    held_out, labels = next(data.batches("val", 100))
+    accuracy = float((trained(held_out).argmax(-1) == labels).float().mean())
+    assert accuracy == pytest.approx(done.history[-1].validation["accuracy"], abs=0.011)
+    folded = quantize(morph(ann, Morph(residual=residual)), Levels.unsigned(8), images)
+    assert trained.state_dict().keys() == folded.state_dict().keys(), "other stages can start from it"
+
+
+def test_killed_with_private_state_and_resumed_gives_the_same_bits(tmp_path: Path):
+    images, _ = next(residual_data().batches("train", 64))
+    torch.manual_seed(0)
+    live = quantize(morph(capture(Convolutional(), images[:2]), Morph(batch_norm=BatchNorm.LIVE)), 8, images)
+    objective = PET((Capped(1), Capped(2)), scale=PathScale.FREE)
+    plan = Plan(objective, epochs=4, batch=20, optimizer=AdamW(0.005), clip=1.0)
+
+    def stop(event: object) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(live, residual_data(), plan, out=tmp_path / "cut", on_event=stop)
+    resumed = train(live, residual_data(), plan, out=tmp_path / "cut", resume=True)
+    whole = train(live, residual_data(), plan, out=tmp_path / "whole")
+    assert same(resumed.network, whole.network)
+    assert resumed.history[-1].validation == whole.history[-1].validation
+    first, second = (read(tmp_path / run / "checkpoint.safetensors").tensors for run in ("cut", "whole"))
+    assert sum(n.startswith("objective/") and "running_mean" in n for n in first) == 4, "two paths, two BatchNorms"
+    scales = [n for n in first if n.startswith("optimizer/exp_avg/objective/") and n.endswith(".scale")]
+    assert len(scales) == 4, "two paths, two quantizers"
+    assert all(torch.equal(t, second[n]) for n, t in first.items())
+
+
+def test_free_scales_are_trained_and_dropped():
+    network, data = qann(Convolutional), residual_data(400, 100)
+    answers = {}
+    for scale in PathScale:
+        plan = Plan(PET((Rescaled(2), Rescaled(4)), scale=scale), epochs=3, batch=20, optimizer=AdamW(0.005))
+        trained = train(network, data, plan).network
+        assert trained.state_dict().keys() == network.state_dict().keys()
+        answers[scale] = [float(m.scale.detach()) for m in trained.modules() if isinstance(m, Quantizer)]
+    assert answers[PathScale.SHARED] != answers[PathScale.FREE]
+    module = PET((Rescaled(2),), scale=PathScale.FREE).module(network)
+    groups = Plan(optimizer=AdamW(0.005, scale_rate=0.5)).groups(network, module)
+    assert [(len(g["params"]), g["lr"]) for g in groups][-1] == (4, 0.0025), "all scales have the scales' rate"
+
+
+def test_rerouted_with_live_batch_norm_the_neurons_sit_where_they_do_without():
+    class Projected(Convolutional):
+        def __init__(self):
+            super().__init__()
+            self.between, self.short, self.norm = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.bn1(self.conv1(x)))
+            x = torch.relu(self.bn2(self.conv2(torch.relu(self.between(x)))) + self.norm(self.short(x)))
+            return self.head(torch.max_pool2d(x, 2).flatten(1))
+
+    torch.manual_seed(0)
+    images, _ = next(residual_data().batches("train", 64))
+    model = Projected()
+    model(images)
+    ann, found = capture(model, images[:2]), []
+    for batch_norm in BatchNorm:
+        qann = quantize(morph(ann, Morph(residual=Residual.RCR, batch_norm=batch_norm)), 8, images)
+        found.append((qann, [m.levels for _, m in graph_network.modules_of(qann, Quantizer)]))
+    assert found[0][1] == found[1][1]
+    assert found[0][1].count(Levels(-4, 3)) == 1, "the shortcut's own"
+    torch.testing.assert_close(found[0][0](images), found[1][0](images), rtol=0, atol=1e-5)

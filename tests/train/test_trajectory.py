@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_nets import residual
 
-from spikezip import Levels, Morph, capture, morph, quantize, spike
+from spikezip import Levels, Morph, capture, morph, quantize, spike, to_integer, verify
+from spikezip.data import open_data
 from spikezip.errors import RecipeError, StageError
+from spikezip.export.bundle import load_snn, save_bundle
+from spikezip.models import resolve
+from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
-from spikezip.spike.encoding import Encoding, Even, Pulse
-from spikezip.train import AdamW, Plan, TensorBatches, Tracker, Trajectory, finetune, train, unroll
+from spikezip.spike.encoding import Encoding, Even, Pulse, Shares
+from spikezip.train import (
+    Activity,
+    AdamW,
+    BiasShares,
+    Penalty,
+    Plan,
+    TensorBatches,
+    Tracker,
+    Trajectory,
+    finetune,
+    train,
+    unroll,
+)
 from spikezip.train.recipe import check_recipe
 
 
@@ -124,6 +141,116 @@ def test_the_loss_is_the_weighted_mean():
     assert numbers["accuracy"] == numbers["accuracy/t2"]
 
 
+def test_learned_bias_shares_are_what_the_snn_uses(tmp_path: Path):
+    torch.manual_seed(5)
+    x = torch.rand(120, 1, 8, 8)
+    data = TensorBatches(x, (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long())
+    qann = quantize(morph(capture(Convolutional().eval(), x[:2])), Levels(0, 3), x)
+    objective = Trajectory((1, 0, 1), Even(3), settled=1.0, learn_bias_shares=True)
+    plan = Plan(objective, epochs=3, batch=20, optimizer=AdamW(rate=0.02), validation_split=None)
+    trained = finetune(qann, data, plan)
+    snn = spike(trained, Even(3))
+    schedule = snn.bias_encoding
+    assert isinstance(schedule, Shares)
+    assert len(schedule.reached) == 3
+    assert abs(schedule.share(1, 3) - 1 / 3) > 0.02, "the shares have been trained"
+    assert spike(trained, Even(3), bias_encoding=Even(3)).bias_encoding == Even(3), "what is asked for is done"
+    with torch.no_grad():
+        unrolled = unroll(trained, 3, Even(3), bias_shares=BiasShares(schedule, 3, settled=True))(x)
+        even = unroll(trained, 3, Even(3))(x)
+    steps = reference(snn, (x,), 3, stop=False).outputs[0]
+    torch.testing.assert_close(unrolled[:3], steps, rtol=0, atol=1e-6)
+    assert not torch.allclose(unrolled[0], even[0], atol=1e-4), "another schedule gives other answers"
+    torch.testing.assert_close(unrolled[3], even[3])
+    whole = spike(to_integer(trained), Even(2))  # an even release of two is dyadic, as the shares are
+    assert whole.bias_encoding == schedule
+    assert load_snn(save_bundle(whole, tmp_path / "snn.spikezip")).bias_encoding == schedule
+    certificate = verify(whole, x[:30])
+    assert certificate.equal
+    runs = [execute(whole, x[:30], 6, engine=engine) for engine in Engine]
+    assert all(torch.equal(run.outputs[0], runs[0].outputs[0]) for run in runs[1:]), "to the bit, at every step"
+    again = finetune(trained, data, Plan(Trajectory((1, 1)), batch=20, validation_split=None))
+    assert spike(again).bias_encoding == Pulse(), "another training forgets them"
+
+
+def test_bias_shares_hold_what_can_be_held_exactly():
+    shares = BiasShares(Even(3), 4, settled=True)
+    assert shares.encoding() == Shares((85, 171, 256, 256))
+    shares.reached.data = torch.tensor([-0.5, 1.7, 0.25])
+    assert shares.encoding() == Shares((0, 256, 64, 256))
+    given = shares()
+    assert given.tolist() == [0.0, 1.0, 0.25, 1.0, 1.0]
+    (given * torch.arange(1.0, 6.0)).sum().backward()
+    assert shares.reached.grad is not None
+    assert shares.reached.grad.tolist() == [1.0, 2.0, 3.0], "rounding and clip pass the gradient on"
+    with pytest.raises(RecipeError, match="2 steps or more"):
+        Trajectory((1,), learn_bias_shares=True).module(residual())
+
+
+def test_activity_counts_the_spikes_of_the_snn():
+    torch.manual_seed(6)
+    x = torch.randn(5, 1, 8, 8)
+    qann = quantize(morph(capture(Convolutional().eval(), x)), Levels(0, 5), x)
+    run = execute(spike(qann, Even(2)), x, 60, stop=False, engine=Engine.REFERENCE)
+    with torch.no_grad():
+        logits, counted = unroll(qann, 3, Even(2), activity=True)(x)
+        rest = unroll(qann, 3, Even(2), settled=False, activity=True)(x)[1]
+        assert float(unroll(qann, 40, Even(2), activity=True)(x)[1][1]) == 0, "it has settled"
+    torch.testing.assert_close(logits, unroll(qann, 3, Even(2))(x))
+    spikes = sum(column[:3].sum() for column in run.spikes.values())
+    assert float(counted[0]) == pytest.approx(float(spikes), rel=1e-5)
+    early = reference(spike(qann, Even(2)), (x,), 3, stop=False)
+    left = sum((run.codes[name] - early.codes[name]).abs().sum() for name in run.codes)
+    assert float(counted[1]) == pytest.approx(float(left), rel=1e-5)
+    assert float(left) > 0
+    assert rest.tolist() == pytest.approx([float(counted[0]), 0.0])
+
+
+def test_gradients_of_activity_are_those_of_the_recurrence():
+    torch.manual_seed(7)
+    levels, steps = Levels(-2, 3), 4
+    drive = (torch.randn(steps + 1, 7, 11, dtype=torch.float64) * 2).requires_grad_()
+    scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+    codes = followed(drive, scale, levels, steps) / scale
+    moves = codes[:steps] - torch.cat([torch.zeros_like(codes[:1]), codes[: steps - 1]])
+    both = torch.stack([moves.abs().sum(), (codes[steps - 1] - codes[steps]).abs().sum()])
+    tracker = Tracker(scale, levels, steps, settled=True)
+    counted = Activity(tracker)(tracker(drive.flatten(0, 1)))
+    torch.testing.assert_close(counted, both)
+    towards = torch.tensor([1.0, 0.3], dtype=torch.float64)
+    wanted = torch.autograd.grad(both @ towards, (drive, scale))
+    given = torch.autograd.grad(counted @ towards, (drive, scale))
+    torch.testing.assert_close(given[0], wanted[0])
+    torch.testing.assert_close(given[1], wanted[1] * (11 * 3) ** -0.5)
+
+
+def test_a_penalty_lowers_spikes_and_what_is_left_to_settle():
+    torch.manual_seed(3)
+    data = open_data("digits")
+    images, _ = data.tensors("test")
+    source = resolve("spikezip:digits")
+    ann = train(source.module, data, Plan(epochs=3, batch=64, optimizer=AdamW(0.003))).network
+    qann = quantize(morph(capture(ann, source.example)), Levels(0, 4), data.calibration(128))
+    found = {}
+    for name, penalty in {
+        "none": Penalty(),
+        "spikes": Penalty(spikes=3e-3),
+        "settling": Penalty(settling=0.02),
+    }.items():
+        objective = Trajectory((0, 0, 1), Even(3), settled=1.0, penalty=penalty)
+        done = train(qann, data, Plan(objective, epochs=2, batch=64, optimizer=AdamW(0.002)))
+        run = execute(spike(done.network, Even(3)), images, engine=Engine.SWEEP)  # type: ignore[arg-type]
+        at_three = sum(float(column[:3].sum()) for column in run.spikes.values()) / len(images)
+        found[name] = at_three, float(run.settled_at.double().mean()), done.history[-1]
+    assert found["spikes"][0] < 0.8 * found["none"][0]
+    assert found["settling"][1] < found["none"][1] - 0.1
+    for name in found:
+        numbers, accuracy = found[name][2].numbers, found[name][2].validation["accuracy"]
+        assert accuracy > 0.85, name
+        assert (set(numbers) >= {"penalty", "spikes", "unsettled"}) == (name != "none"), "told as numbers of their own"
+    assert found["spikes"][2].numbers["penalty"] == pytest.approx(3e-3 * found["spikes"][2].numbers["spikes"], rel=1e-4)
+
+
 def test_what_is_refused():
     with pytest.raises(RecipeError, match=r"weights=\(\)"):
         Trajectory(())
@@ -136,6 +263,19 @@ def test_what_is_refused():
     recipe = {"name": "a", "stage": "trajectory", "model": "spikezip:digits", "data": "digits"}
     with pytest.raises(RecipeError, match="needs 'steps'"):
         check_recipe(recipe)
-    plan = check_recipe({**recipe, "steps": [0, 1], "encoding": "even:2", "settled": 0.5}).plan()
+    plan = check_recipe(
+        {
+            **recipe,
+            "steps": [0, 1],
+            "encoding": "even:2",
+            "settled": 0.5,
+            "bias_shares": "learned",
+            "penalty": {"settling": 0.5},
+        }
+    ).plan()
     assert isinstance(plan.objective, Trajectory)
     assert (plan.objective.weights, plan.objective.encoding, plan.objective.settled) == ((0, 1), Even(2), 0.5)
+    assert plan.objective.learn_bias_shares
+    assert plan.objective.penalty == Penalty(settling=0.5)
+    with pytest.raises(RecipeError, match="weight is 0 or more"):
+        Penalty(spikes=-1)

@@ -101,7 +101,7 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Mod
     from spikezip.models.weights import load_weights
     from spikezip.morph import Morph
 
-    choice = Morph(recipe.morph.pooling, recipe.morph.activation, recipe.morph.residual)
+    choice = Morph(**dict(recipe.morph))
     if recipe.weights is None and recipe.model.partition(":")[0] in ("spikezip", "timm", "torchvision"):
         screen.note(f"{recipe.model} starts from random weights: give 'weights:' to fine-tune a trained network.")
     with screen.working("capturing and calibrating"):

@@ -34,7 +34,7 @@ VERSION = 1
 _FORMAT = re.compile(r"spikezip\.bundle/([0-9]{1,9})")
 _LONGEST = 1 << 25  #: bytes of JSON
 _MOST_INPUTS = 64
-_ENCODING = re.compile(r"pulse|constant|even:[1-9][0-9]{0,5}")
+_ENCODING = re.compile(r"pulse|constant|even:[1-9][0-9]{0,5}|shares:(0|[1-9][0-9]{0,3})(/(0|[1-9][0-9]{0,3})){0,255}")
 _ADVICE = "Get the file anew from whoever made it, or convert the network again."
 _DOCUMENT = {
     "format": str, "spikezip": str, "stage": str, "training": bool, "inputs": list, "notes": list,
@@ -272,8 +272,11 @@ def _stage(document: dict[str, Any], modules: Mapping[str, nn.Module]) -> Stage:
 
 def _encoding(text: str | None) -> Encoding:
     if text is None or not _ENCODING.fullmatch(text):
-        raise BundleError(f"its encoding is {str(text)[:40]!r}; known: pulse, constant, even:N")
-    return parse_encoding(text)
+        raise BundleError(f"its encoding is {str(text)[:40]!r}; known: pulse, constant, even:N, shares:A/B")
+    try:
+        return parse_encoding(text)
+    except StageError:
+        raise BundleError(f"its encoding is {text[:40]!r}, which never completes") from None
 
 
 def _annotate(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> None:

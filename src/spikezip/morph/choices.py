@@ -32,6 +32,13 @@ class Residual(enum.Enum):
     MS = "ms"  #: MS-ResNet: identities carry the currents, not the spikes
 
 
+class BatchNorm(enum.Enum):
+    """What becomes of BatchNorm."""
+
+    FOLDED = "folded"  #: into the weights before it, at once: paths and time steps share one affine map
+    LIVE = "live"  #: kept for fine-tuning, with statistics of its own for each sub-path; folded when that is done
+
+
 @dataclass(frozen=True)
 class Morph:
     """The choices of :func:`morph`; the defaults keep the network's function."""
@@ -39,3 +46,4 @@ class Morph:
     pooling: Pooling = Pooling.KEEP
     activation: Activation = Activation.KEEP
     residual: Residual = Residual.VANILLA
+    batch_norm: BatchNorm = BatchNorm.FOLDED

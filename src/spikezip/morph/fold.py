@@ -1,4 +1,4 @@
-"""BatchNorm into the weights before it, so that all paths and all time steps share one affine map."""
+"""BatchNorm: into the weights before it, so that all paths and time steps share one affine map; or kept to train."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from spikezip.errors import StageError
 from spikezip.graph import network, ops
 
 _aten = torch.ops.aten
+_WITHOUT_TRAINING = _aten._native_batch_norm_legit_no_training.default
 _BATCH_NORMS = {
-    _aten._native_batch_norm_legit_no_training.default,
+    _WITHOUT_TRAINING,
     _aten.batch_norm.default,
     _aten.native_batch_norm.default,
     _aten.cudnn_batch_norm.default,
 }
 
 
+_MODULES = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+#: The class of all BatchNorm modules; in a captured graph these are the live ones.
+LiveBatchNorm = nn.modules.batchnorm._BatchNorm
+
+
 def fold_batch_norm(gm: fx.GraphModule) -> int:
-    """Fold every BatchNorm of a network, in place, and return how many there were.
+    """Fold every BatchNorm of a network, live ones too, in place, and return how many there were.
 
     After a convolution or linear layer whose result nobody else reads, with ``a = gamma / sqrt(var + eps)``::
 
@@ -34,9 +41,10 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
 
     Source: Jacob et al., CVPR 2018, section 3.2.
     """
+    live = {node for node, _ in network.modules_of(gm, LiveBatchNorm)}
     count = 0
     for node in list(gm.graph.nodes):
-        if node.op == "call_function" and node.target in _BATCH_NORMS:
+        if _is_function(node) or node in live:
             _fold(gm, node)
             count += 1
     if count:
@@ -45,19 +53,79 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
     return count
 
 
+def keep_batch_norm(gm: fx.GraphModule) -> int:
+    """Make every BatchNorm a module that training keeps live, in place, and return how many there were.
+
+    A graph is captured with the statistics as constants. As a module under its author's name it has its own copy of
+    them and of its weight and bias, and follows the data in training mode.
+
+    Raises:
+        StageError: a BatchNorm uses the statistics of the batch.
+    """
+    count = 0
+    for node in list(gm.graph.nodes):
+        if not _is_function(node):
+            continue
+        _affine(node)  # refuses what has no statistics
+        gamma, beta, mean, var = (network.constant(a) for a in node.args[1:5])
+        momentum, eps = node.args[-2:] if node.target is _WITHOUT_TRAINING else node.args[6:8]
+        assert mean is not None and var is not None
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        kind = _MODULES[len(network.spec(source).shape)]
+        module = kind(len(mean), float(eps), float(momentum) or None).to(mean.dtype).eval()  # type: ignore[arg-type]
+        values = {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": var}
+        for name, value in values.items():
+            if value is not None:
+                getattr(module, name).data.copy_(value.detach())
+            elif name in ("weight", "bias"):
+                getattr(module, name).requires_grad_(False)
+        name = _place_of(gm, node)
+        gm.set_submodule(name, module)
+        result = _result(gm, node)
+        with gm.graph.inserting_before(node):
+            new = gm.graph.call_module(name, (source,))
+        new.meta = {"origin": node.meta.get("origin", ""), "spec": network.spec(result)}
+        network.replace(result, new)
+        if node is not result:
+            gm.graph.erase_node(node)
+        count += 1
+    if count:
+        network.tidy(gm)
+        network.annotate(gm, anew=False)
+    return count
+
+
+def refuse_live(gm: fx.GraphModule, verb: str) -> None:
+    """Raise StageError naming the first live BatchNorm of a network."""
+    for node, _ in network.modules_of(gm, LiveBatchNorm):
+        raise StageError(
+            f"{network.describe(node)} is a live BatchNorm, and {verb}() takes a network without. Call finetune(), "
+            "which folds it when training is done, or morph(ann), which folds it at once."
+        )
+
+
+def _is_function(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in _BATCH_NORMS
+
+
+def _place_of(gm: fx.GraphModule, norm: fx.Node) -> str:
+    """The author's name for a BatchNorm, if nothing but its own tensors is stored there; else a free one."""
+    name = network.origin(norm)
+    own = {str(n.target) for n in norm.all_input_nodes if n.op == "get_attr"}
+    try:
+        holder = gm.get_submodule(name)
+    except AttributeError:
+        return network.free_name(gm, name)
+    held = {f"{name}.{tensor}" for tensor in holder.state_dict()}
+    return name if name and type(holder) is nn.Module and held <= own else network.free_name(gm, name)
+
+
 def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
     factor, shift = _affine(norm)
     source = norm.args[0]
     assert isinstance(source, fx.Node)
-    result = norm
-    readers = list(norm.users)
-    if all(u.target is operator.getitem for u in readers) and readers:
-        used = [u for u in readers if u.args[1] == 0]
-        for other in [u for u in readers if u.args[1] != 0]:
-            if other.users:
-                raise StageError(f"{network.describe(norm)} hands out its statistics; only its result can be used.")
-            gm.graph.erase_node(other)
-        result = used[0]
+    result = _result(gm, norm)
     weight_node = ops.weight_of(source) if source.op == "call_function" else None
     foldable = weight_node is not None and len(source.users) == 1 and _channels_match(source)
     with gm.graph.inserting_before(norm):
@@ -69,6 +137,18 @@ def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
     network.replace(result, new)
     if norm is not result:
         gm.graph.erase_node(norm)
+
+
+def _result(gm: fx.GraphModule, norm: fx.Node) -> fx.Node:
+    """The node that holds a BatchNorm's result: itself, or the one that picks it from its several answers."""
+    readers = list(norm.users)
+    if not readers or any(u.target is not operator.getitem for u in readers):
+        return norm
+    for other in [u for u in readers if u.args[1] != 0]:
+        if other.users:
+            raise StageError(f"{network.describe(norm)} hands out its statistics; only its result can be used.")
+        gm.graph.erase_node(other)
+    return next(u for u in readers if u.args[1] == 0)
 
 
 def _channels_match(layer: fx.Node) -> bool:
@@ -85,15 +165,21 @@ def _channels_match(layer: fx.Node) -> bool:
 
 def _affine(norm: fx.Node) -> tuple[Tensor, Tensor]:
     """``factor`` and ``shift`` per channel, in float64."""
-    gamma, beta, mean, var = (network.constant(a) for a in norm.args[1:5])
-    training = norm.target is not _aten._native_batch_norm_legit_no_training.default and bool(norm.args[5])
+    if norm.op == "call_module":
+        module = norm.graph.owning_module.get_submodule(str(norm.target))  # type: ignore[union-attr]
+        assert isinstance(module, LiveBatchNorm)
+        gamma, beta, mean, var = module.weight, module.bias, module.running_mean, module.running_var
+        training, eps = False, module.eps
+    else:
+        gamma, beta, mean, var = (network.constant(a) for a in norm.args[1:5])
+        training = norm.target is not _WITHOUT_TRAINING and bool(norm.args[5])
+        eps = norm.args[6 if norm.target is _WITHOUT_TRAINING else 7]
     if mean is None or var is None or training:
         raise StageError(
             f"{network.describe(norm)} normalises by the statistics of the batch (track_running_stats=False, or "
             "mode): one image would change another's answer. Give it running statistics."
         )
-    eps = float(norm.args[6] if norm.target is _aten._native_batch_norm_legit_no_training.default else norm.args[7])  # type: ignore[arg-type]
-    factor = torch.rsqrt(var.double() + eps)
+    factor = torch.rsqrt(var.double() + float(eps))  # type: ignore[arg-type]
     if gamma is not None:
         factor = factor * gamma.detach().double()
     shift = -mean.double() * factor

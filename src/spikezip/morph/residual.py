@@ -191,11 +191,11 @@ def _depth_above_fork(node: fx.Node, other: fx.Node) -> int:
 
 def _synaptic_depth(node: fx.Node) -> bool:
     """Whether a synaptic operation lies between this shortcut and the spikes it comes from."""
-    while node.op == "call_function":
-        kind = ops.kind(node)
+    while node.op in ("call_function", "call_module"):
+        kind = ops.kind(node) if node.op == "call_function" else None  # a live BatchNorm
         if kind is Kind.SYNAPTIC:
             return True
-        if kind not in _CARRY:
+        if kind is not None and kind not in _CARRY:
             return False
         node = ops.data_operands(node)[0]
     return False

@@ -12,9 +12,9 @@ from torch import fx
 from spikezip.graph import network, ops
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
-from spikezip.morph.choices import Activation, Morph, Pooling, Residual
+from spikezip.morph.choices import Activation, BatchNorm, Morph, Pooling, Residual
 from spikezip.morph.constants import fold_constants
-from spikezip.morph.fold import fold_batch_norm
+from spikezip.morph.fold import fold_batch_norm, keep_batch_norm
 from spikezip.morph.residual import add_spikes, inhibit_spikes, reroute_residuals, shortcut_membranes
 
 _aten = torch.ops.aten
@@ -178,8 +178,16 @@ RULES: tuple[Rule, ...] = (
         "paths and time steps then share one affine map",
         True,
         "Jacob et al., CVPR 2018; before PET: ours, see docs",
-        _always,
+        lambda choice: choice.batch_norm is BatchNorm.FOLDED,
         fold_batch_norm,
+    ),
+    Rule(
+        "live BatchNorm",
+        "each path of the ensemble can then have statistics of its own",
+        True,
+        "switchable BatchNorm, Yu et al., ICLR 2019",
+        lambda choice: choice.batch_norm is BatchNorm.LIVE,
+        keep_batch_norm,
     ),
     Rule(
         "spell attention",

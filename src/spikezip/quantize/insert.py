@@ -86,9 +86,9 @@ def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, s
     """Put quantizers into a graph, in place (see :func:`quantize`)."""
     returned = set(network.outputs(gm))
     for node in list(gm.graph.nodes):
-        if node.op != "call_function" or "spec" not in node.meta or ops.is_constant(node):
+        if "spec" not in node.meta or ops.is_constant(node):
             continue
-        kind = ops.kind(node)
+        kind = ops.kind(node) if node.op == "call_function" else None
         if kind is Kind.RECTIFIER and node not in returned:
             _insert(gm, node.args[0], list(node.users), unsigned, name=network.origin(node), place=node)
             gm.graph.erase_node(node)

@@ -14,6 +14,7 @@ from torch import fx
 from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Stage
+from spikezip.morph.fold import refuse_live
 from spikezip.quantize.averages import spell_averages
 from spikezip.quantize.exact import Exactness, choose_arithmetic
 from spikezip.quantize.grid import InputGrid
@@ -47,6 +48,7 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
         raise StageError("This network is an integer network already.")
     if not 2 <= weight_bits <= 16 or not 2 <= input_bits <= 16:
         raise StageError(f"weight_bits={weight_bits}, input_bits={input_bits}: each must lie in 2..16; 8 is usual.")
+    refuse_live(qann, "to_integer")
     for node, quantizer in network.modules_of(qann, Quantizer):
         if not bool(quantizer.calibrated):
             raise StageError(

@@ -10,28 +10,32 @@ from torch import Tensor, nn
 from spikezip.levels import Levels
 
 
-class _LSQ(torch.autograd.Function):
-    """``scale * clip(floor(u/scale + 1/2), lowest, highest)`` with LSQ's straight-through gradients."""
+class LSQ(torch.autograd.Function):
+    """``scale * clip(floor(u/scale + 1/2), lowest, highest)`` with LSQ's straight-through gradients.
+
+    Scales, limits and gains are numbers, or tensors that broadcast against the drive: one entry a path.
+    """
 
     @staticmethod
-    def forward(ctx, drive, scale, lowest, highest, grad_scale):  # type: ignore[override]
-        ratio = drive / scale
-        codes = torch.clamp(torch.floor(ratio + 0.5), lowest, highest)
-        ctx.save_for_backward(ratio, codes)
-        ctx.limits = lowest, highest
-        ctx.grad_scale = grad_scale
-        return codes * scale
+    def forward(ctx, drive, scale, lowest, highest, gain):  # type: ignore[override]
+        # Only the drive is kept, which exists anyway; the ratio and codes are computed again in the backward pass.
+        ctx.save_for_backward(drive, scale)
+        ctx.reading = lowest, highest, gain
+        return (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale).to(drive.dtype)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        ratio, codes = ctx.saved_tensors
-        lowest, highest = ctx.limits
+        drive, scale = ctx.saved_tensors
+        lowest, highest, gain = ctx.reading
+        ratio = drive / scale
+        codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
         inside = (ratio > lowest) & (ratio < highest)
-        grad_drive = grad * inside
         # d(scale * q)/d scale = q - u/scale inside, and q = the limit outside (LSQ, eq. 3).
-        grad_ratio = torch.where(inside, codes - ratio, codes)
-        grad_scale = (grad * grad_ratio).sum() * ctx.grad_scale
-        return grad_drive, grad_scale, None, None, None
+        slope = codes.sub_(ratio.mul_(inside)).mul_(grad)
+        own = drive.dim() - scale.dim()
+        others = [d for d in range(drive.dim()) if d < own or scale.shape[d - own] == 1]
+        per_scale = slope.sum(others, dtype=scale.dtype).reshape(scale.shape)
+        return grad * inside, per_scale * gain, None, None, None
 
 
 def gradient_scale(drive: Tensor, limit: int, batch_dim: int = 0) -> float:
@@ -73,8 +77,8 @@ def lsq(drive: Tensor, scale: Tensor, levels: Levels, batch_dim: int = 0) -> Ten
     (``floor(x + 1/2)``), as the neuron's comparison ``v >= theta`` does, not to even.
     """
     limit = max(levels.highest, -levels.lowest)
-    grad_scale = gradient_scale(drive, limit, batch_dim)
-    return _LSQ.apply(drive, scale, levels.lowest, levels.highest, grad_scale)  # type: ignore[return-value]
+    gain = gradient_scale(drive, limit, batch_dim)
+    return LSQ.apply(drive, scale, levels.lowest, levels.highest, gain)  # type: ignore[return-value]
 
 
 class Quantizer(nn.Module):

@@ -1,6 +1,6 @@
 """QANN -> SNN: the ST-BIF neuron, encodings of input and bias, the swap."""
 
-from spikezip.spike.encoding import Constant, Encoding, Even, Pulse, encoding_text, parse_encoding
+from spikezip.spike.encoding import Constant, Encoding, Even, Pulse, Shares, encoding_text, parse_encoding
 from spikezip.spike.neuron import STBIF, membrane_step
 from spikezip.spike.swap import SpikingNetwork, check_qann, spike
 
@@ -10,6 +10,7 @@ __all__ = [
     "Encoding",
     "Even",
     "Pulse",
+    "Shares",
     "SpikingNetwork",
     "check_qann",
     "encoding_text",

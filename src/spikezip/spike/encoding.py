@@ -81,8 +81,45 @@ class Constant:
         return steps
 
 
-def parse_encoding(text: str) -> Pulse | Even | Constant:
-    """``pulse``, ``even:8`` or ``constant`` as written on a command line or in a recipe.
+@dataclass(frozen=True)
+class Shares:
+    """Any schedule: by step ``t``, ``reached[t - 1] / reached[-1]`` of the signal has arrived; at the end, all of it.
+
+    Args:
+        reached: whole numbers of parts that have arrived by each step, none above the last, which is a power of two:
+            shares are then short binary fractions, and exact wherever biases are.
+
+    >>> [Shares((1, 3, 4)).share(t, 8) for t in (1, 2, 3, 4)]
+    [0.25, 0.75, 1.0, 1.0]
+    """
+
+    reached: tuple[int, ...]
+    name: ClassVar[str] = "shares"
+
+    def __post_init__(self):
+        parts = self.reached
+        whole = parts[-1] if parts else 0
+        if any(isinstance(p, bool) or not isinstance(p, int) or not 0 <= p <= whole for p in parts) or (
+            whole not in _WHOLES
+        ):
+            raise StageError(
+                f"Shares({parts}): give how many parts have arrived by each step, none above the last, which is a "
+                f"power of two up to {_WHOLES[-1]}, for example Shares((1, 3, 4))."
+            )
+
+    def share(self, t: int, steps: int) -> float:
+        return self.reached[min(t, len(self.reached)) - 1] / self.reached[-1]
+
+    def t_off(self, steps: int) -> int:
+        late = [t for t, parts in enumerate(self.reached, 1) if parts < self.reached[-1]]
+        return late[-1] + 1 if late else 1
+
+
+_WHOLES = tuple(2**bits for bits in range(13))
+
+
+def parse_encoding(text: str) -> Pulse | Even | Constant | Shares:
+    """``pulse``, ``even:8``, ``constant`` or ``shares:1/3/4`` as written on a command line or in a recipe.
 
     >>> parse_encoding("even:8")
     Even(release=8)
@@ -94,11 +131,19 @@ def parse_encoding(text: str) -> Pulse | Even | Constant:
         return Constant()
     if head == "even" and tail.isdigit() and int(tail) >= 1:
         return Even(int(tail))
+    if head == "shares" and all(part.isdigit() and len(part) < 6 for part in tail.split("/")):
+        return Shares(tuple(int(part) for part in tail.split("/")))
     raise StageError(
-        f"There is no encoding {text!r}. Use 'pulse', 'even:N' (N steps, for example even:8) or 'constant'."
+        f"There is no encoding {text!r}. Use 'pulse', 'even:N' (N steps, for example even:8), 'constant', or "
+        "'shares:A/B/...' (parts arrived by each step, for example shares:1/3/4)."
     )
 
 
 def encoding_text(encoding: Encoding) -> str:
     """The inverse of :func:`parse_encoding`."""
-    return f"even:{encoding.release}" if isinstance(encoding, Even) else encoding.name
+    match encoding:
+        case Even(release):
+            return f"even:{release}"
+        case Shares(reached):
+            return f"shares:{'/'.join(map(str, reached))}"
+    return encoding.name

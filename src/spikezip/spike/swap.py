@@ -11,9 +11,10 @@ from spikezip.errors import StageError
 from spikezip.graph import network, ops
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
+from spikezip.morph.fold import refuse_live
 from spikezip.quantize.place import Carriers, needs_neuron
 from spikezip.quantize.quantizer import Quantizer
-from spikezip.spike.encoding import Encoding, Pulse
+from spikezip.spike.encoding import Encoding, Pulse, parse_encoding
 from spikezip.spike.neuron import STBIF
 
 
@@ -82,7 +83,8 @@ def spike(
     Args:
         qann: a calibrated (and perhaps fine-tuned) QANN.
         encoding: how the input is released over time.
-        bias_encoding: how biases are; as the input if not given.
+        bias_encoding: how biases are; if not given, as was learned (:class:`~spikezip.train.Trajectory`), or as the
+            input.
         slew: levels a neuron may move per step (1: the paper's ternary spikes).
 
     Returns:
@@ -99,11 +101,13 @@ def spike(
         graph.set_submodule(str(node.target), STBIF(quantizer.levels, quantizer.scale, slew))
     network.remark(graph, stage=Stage.SNN)
     graph.eval().requires_grad_(False)
-    return SpikingNetwork(graph, encoding, bias_encoding or encoding)
+    learned = network.note(qann, "bias_shares")
+    return SpikingNetwork(graph, encoding, bias_encoding or (parse_encoding(learned) if learned else encoding))
 
 
 def check_qann(qann: fx.GraphModule) -> None:
     """The contract of a QANN: raise StageError naming the node that breaks it and the call that mends it."""
+    refuse_live(qann, "spike")
     found = False
     for node, quantizer in network.modules_of(qann, Quantizer):
         found = True

@@ -1,22 +1,24 @@
 """Training: the loop, the losses, and paths-ensemble training (PET)."""
 
 from spikezip.train.batches import Data, TensorBatches
-from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
+from spikezip.train.ensemble import Folded, InTurn, PathsBatchNorm, PathsQuantizer, ensemble
 from spikezip.train.loop import Training, finetune, train
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT, Objective
-from spikezip.train.paths import Capped, Main, Path, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, Path, PathScale, Rescaled, paths_for
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
 from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
-from spikezip.train.trajectory import Tracker, Trajectory, unroll
+from spikezip.train.trajectory import Activity, BiasShares, Penalty, Tracker, Trajectory, unroll
 
 __all__ = [
     "PET",
     "QAT",
     "SGD",
     "SPEQ",
+    "Activity",
     "AdamW",
+    "BiasShares",
     "Capped",
     "CosineLabels",
     "CrossEntropy",
@@ -33,7 +35,10 @@ __all__ = [
     "Objective",
     "PETLoss",
     "Path",
+    "PathScale",
+    "PathsBatchNorm",
     "PathsQuantizer",
+    "Penalty",
     "Plan",
     "Precision",
     "ProgressBar",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ class Checkpoint:
     """Everything training needs to go on as if it had not stopped.
 
     Attributes:
-        tensors: ``network/NAME``, ``average/NAME`` and ``optimizer/KEY/PARAMETER``, on the CPU.
+        tensors: ``network/NAME``, ``average/NAME``, ``objective/NAME`` (what training has beside the network) and
+            ``optimizer/KEY/PARAMETER``, on the CPU.
         facts: JSON data: where training is, sums of the epoch, history, the plan.
     """
 
@@ -55,9 +57,9 @@ class Checkpoint:
             )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The optimizer's state by the names of parameters."""
-    names = {id(p): name for name, p in network.named_parameters()}
+    names = {id(p): name for name, p in parameters.items()}
     return {
         f"{key}/{names[id(parameter)]}": value
         for parameter, state in optimizer.state.items()
@@ -66,9 +68,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: dict[str, Tensor]
+) -> None:
     """The inverse of :func:`optimizer_tensors`."""
-    parameters = dict(network.named_parameters())
     for name, tensor in tensors.items():
         key, _, parameter = name.partition("/")
         owner = parameters[parameter]

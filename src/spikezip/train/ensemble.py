@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.utils.checkpoint
@@ -12,9 +13,10 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
 from spikezip.graph.network import Spec
-from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq
+from spikezip.morph.fold import LiveBatchNorm
+from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
-from spikezip.train.paths import Main, Path, Reading, magnitude
+from spikezip.train.paths import Main, Path, PathScale, Reading, magnitude
 
 
 @dataclass(frozen=True)
@@ -34,38 +36,51 @@ class InTurn:
     recompute: bool = False
 
 
-def ensemble(qann: fx.GraphModule, paths: Sequence[Path], execution: Folded | InTurn = Folded()) -> fx.GraphModule:
-    """The network that computes the main path and every sub-path of ``qann`` with one set of parameters.
+def ensemble(
+    qann: fx.GraphModule,
+    paths: Sequence[Path],
+    execution: Folded | InTurn = Folded(),
+    scale: PathScale = PathScale.SHARED,
+) -> fx.GraphModule:
+    """The network that computes the main path and every sub-path of ``qann`` with one set of weights.
 
     Args:
-        qann: a graph with quantizers, without live BatchNorm.
+        qann: a graph with quantizers. A live BatchNorm is its own in each path: weight and bias are shared, running
+            statistics are not, and the main path's are those of ``qann``.
         paths: the sub-paths; the main path is put before them.
         execution: in one batch, or in turn. Same results, to rounding.
+        scale: whether sub-paths share the main path's scales.
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[P, B, ...]`` (each output, if there are several), ``P = 1 + len(paths)``,
-        main path first. Its parameters **are** those of ``qann``: training it trains ``qann``.
+        main path first. Its parameters **are** those of ``qann``, besides free scales: training it trains ``qann``.
 
     Raises:
-        StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm, or mixes the batch into other dimensions.
+        StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm whose passes are to be computed twice, or
+            mixes the batch into other dimensions.
 
-    Source: SpikeZIP (ICLR 2025 submission), paths-ensemble training; slimmable networks, Yu et al., ICLR 2019. Departs:
-    BatchNorm is folded before, so that all paths (as all time steps of the SNN) share one affine map.
+    Source: SpikeZIP (ICLR 2025 submission), paths-ensemble training; slimmable networks with switchable BatchNorm, Yu
+    et al., ICLR 2019. Departs: ``morph`` folds BatchNorm before unless it is asked not to, so that all paths (as all
+    time steps of the SNN) share one affine map.
     """
     every = (Main(), *paths)
-    check_shared(qann, folded=isinstance(execution, Folded))
+    recompute = isinstance(execution, InTurn) and execution.recompute
+    check_shared(qann, folded=isinstance(execution, Folded), live=not recompute)
     if isinstance(execution, Folded):
-        return in_one_batch(
-            qann,
-            [1.0] * len(every),
-            lambda quantizer, dim: PathsQuantizer(quantizer.scale, [p.reading(quantizer.levels) for p in every], dim),
-        )
+
+        def read(module: Any, dim: int) -> nn.Module:
+            if isinstance(module, LiveBatchNorm):
+                return PathsBatchNorm(module, len(every), dim)
+            quantizers, readings = zip(*(_read_by(module, path, scale) for path in every), strict=True)
+            return PathsQuantizer(quantizers, readings, dim)
+
+        return in_one_batch(qann, [1.0] * len(every), read)
     members: dict[str, nn.Module] = {}
     graph = fx.Graph()
     inputs = [graph.placeholder(str(n.target)) for n in qann.graph.nodes if n.op == "placeholder"]
     answers = []
     for index, path in enumerate(every):
-        member = _with_quantizers(qann, path)
+        member = _member(qann, path, scale)
         members[f"path{index}"] = _Recomputed(member) if execution.recompute else member
         answers.append(graph.call_module(f"path{index}", tuple(inputs)))
     graph.output(graph.call_function(_stack, (answers,)))
@@ -76,8 +91,8 @@ class PathsQuantizer(nn.Module):
     """A quantizer read by ``P`` paths at once; the batch holds path after path.
 
     Args:
-        scale: the QANN's own scale parameter, shared.
-        readings: how each path reads it.
+        quantizers: whose scale each path reads: the QANN's own, or one of the path's.
+        readings: how.
         batch_dim: the dimension that holds the ``P * B`` samples.
 
     Shape: ``[P*B, ...]`` to the same.
@@ -87,9 +102,9 @@ class PathsQuantizer(nn.Module):
     lowest: Tensor
     highest: Tensor
 
-    def __init__(self, scale: nn.Parameter, readings: Sequence[Reading], batch_dim: int = 0):
+    def __init__(self, quantizers: Sequence[Quantizer], readings: Sequence[Reading], batch_dim: int = 0):
         super().__init__()
-        self.scale = scale
+        self.quantizers = nn.ModuleList(quantizers)
         self.readings = tuple(readings)
         self.batch_dim = batch_dim
         columns = {
@@ -97,6 +112,7 @@ class PathsQuantizer(nn.Module):
             "lowest": [r.levels.lowest for r in readings],
             "highest": [r.levels.highest for r in readings],
         }
+        scale = quantizers[0].scale
         for name, values in columns.items():
             tensor = torch.tensor(values, dtype=scale.dtype, device=scale.device)
             self.register_buffer(name, tensor, persistent=False)
@@ -104,54 +120,69 @@ class PathsQuantizer(nn.Module):
     def forward(self, drive: Tensor) -> Tensor:
         paths = len(self.readings)
         parted = drive.unflatten(self.batch_dim, (paths, drive.shape[self.batch_dim] // paths))
+        gains = [gradient_scale(drive, magnitude(r.levels), self.batch_dim) for r in self.readings]
+        scales = torch.stack([cast(Quantizer, quantizer).scale for quantizer in self.quantizers])
+        columns = (scales * self.factors, self.lowest, self.highest, self.factors.new_tensor(gains))
         shape = (paths,) + (1,) * (parted.dim() - 1 - self.batch_dim)
-        gains = [r.factor * gradient_scale(drive, magnitude(r.levels), self.batch_dim) for r in self.readings]
-        out = _PathsLSQ.apply(
-            parted, self.scale, self.factors.view(shape), self.lowest.view(shape), self.highest.view(shape), gains
-        )
+        out = LSQ.apply(parted, *(column.view(shape) for column in columns))
         return out.flatten(self.batch_dim, self.batch_dim + 1)  # type: ignore[union-attr]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{r.factor:.4g}s*[{r.levels.lowest}..{r.levels.highest}]" for r in self.readings)
 
 
-class _PathsLSQ(torch.autograd.Function):
-    """LSQ for all paths at once: ``dL/ds = sum_p factor_p g_p sum(grad * d(s_p q_p)/d s_p)``, ``s_p = factor_p s``."""
-
-    @staticmethod
-    def forward(ctx, drive, scale, factors, lowest, highest, gains):  # type: ignore[override]
-        scales = scale * factors
-        out = (drive / scales).add_(0.5).floor_().clamp_(lowest, highest).mul_(scales)
-        # Only the drive is kept, which exists anyway; the ratio and codes are computed again in the backward pass.
-        ctx.save_for_backward(drive, scales, lowest, highest)
-        ctx.gains = gains
-        return out.to(drive.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        drive, scales, lowest, highest = ctx.saved_tensors
-        ratio = drive / scales
-        codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
-        inside = (ratio > lowest) & (ratio < highest)
-        slope = codes.sub_(ratio.mul_(inside)).mul_(grad)
-        dim = drive.dim() - scales.dim()
-        others = [d for d in range(drive.dim()) if d != dim]
-        per_path = slope.sum(others, dtype=scales.dtype)
-        grad_scale = (per_path * torch.tensor(ctx.gains, dtype=scales.dtype, device=scales.device)).sum()
-        return grad * inside, grad_scale, None, None, None, None
-
-
 class PathQuantizer(nn.Module):
     """A quantizer read by one path: :func:`lsq` with scale ``factor * s`` and the path's levels."""
 
-    def __init__(self, scale: nn.Parameter, reading: Reading, batch_dim: int = 0):
+    def __init__(self, quantizer: Quantizer, reading: Reading, batch_dim: int = 0):
         super().__init__()
-        self.scale = scale
+        self.quantizer = quantizer
         self.reading = reading
         self.batch_dim = batch_dim
 
     def forward(self, drive: Tensor) -> Tensor:
-        return lsq(drive, self.scale * self.reading.factor, self.reading.levels, self.batch_dim)
+        return lsq(drive, self.quantizer.scale * self.reading.factor, self.reading.levels, self.batch_dim)
+
+
+def _read_by(quantizer: Quantizer, path: Path, scale: PathScale) -> tuple[Quantizer, Reading]:
+    reading = path.reading(quantizer.levels)
+    if scale is PathScale.SHARED or isinstance(path, Main):
+        return quantizer, reading
+    own = copy.deepcopy(quantizer)
+    own.levels = reading.levels
+    own.scale.data.mul_(reading.factor)
+    return own, Reading(1.0, reading.levels)
+
+
+class PathsBatchNorm(nn.Module):
+    """A live BatchNorm in each of ``P`` paths; the batch holds path after path.
+
+    Args:
+        norm: the QANN's own module; the main path's.
+        paths: ``P``.
+        batch_dim: the dimension that holds the ``P * B`` samples.
+
+    Shape: ``[P*B, ...]`` to the same. Weight and bias are those of ``norm`` in all paths; each sub-path has running
+    statistics of its own, and in training each path is normalised by the statistics of its own samples.
+
+    Source: switchable BatchNorm, Yu et al., "Slimmable Neural Networks", ICLR 2019. Departs: there weight and bias are
+    private too.
+    """
+
+    def __init__(self, norm: LiveBatchNorm, paths: int, batch_dim: int = 0):
+        super().__init__()
+        self.norms = nn.ModuleList([norm, *(_with_own_statistics(norm) for _ in range(paths - 1))])
+        self.batch_dim = batch_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.chunk(len(self.norms), self.batch_dim)
+        return torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], self.batch_dim)
+
+
+def _with_own_statistics(norm: LiveBatchNorm) -> LiveBatchNorm:
+    own = copy.deepcopy(norm)
+    own.weight, own.bias = norm.weight, norm.bias
+    return own
 
 
 class _Recomputed(nn.Module):
@@ -163,17 +194,19 @@ class _Recomputed(nn.Module):
         return torch.utils.checkpoint.checkpoint(self.member, *inputs, use_reentrant=False)
 
 
-def _with_quantizers(qann: fx.GraphModule, path: Path) -> fx.GraphModule:
+def _member(qann: fx.GraphModule, path: Path, scale: PathScale) -> fx.GraphModule:
     graph, kept = copy_of(qann)
+    for name, module in kept.items():
+        if isinstance(module, LiveBatchNorm) and not isinstance(path, Main):
+            kept[name] = _with_own_statistics(module)
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer):
-            quantizer = kept[str(node.target)]
-            kept[str(node.target)] = PathQuantizer(quantizer.scale, path.reading(quantizer.levels), batch_dim_of(node))
+        if node.op == "call_module" and isinstance(quantizer := kept[str(node.target)], Quantizer):
+            kept[str(node.target)] = PathQuantizer(*_read_by(quantizer, path, scale), batch_dim_of(node))
     return fx.GraphModule(kept, graph)
 
 
-def check_shared(qann: fx.GraphModule, *, folded: bool) -> None:
-    """Refuse a network whose paths, or steps, cannot share parameters and (``folded``) a batch."""
+def check_shared(qann: fx.GraphModule, *, folded: bool, live: bool = False) -> None:
+    """Refuse a network whose paths, or steps, cannot share weights, (``folded``) a batch, (not ``live``) BatchNorm."""
     if not isinstance(qann, fx.GraphModule):
         raise StageError(
             f"This training takes a QANN's graph, but was given a {type(qann).__name__}. Call quantize() before it."
@@ -181,10 +214,10 @@ def check_shared(qann: fx.GraphModule, *, folded: bool) -> None:
     if not any(isinstance(m, Quantizer) for m in qann.modules()):
         raise StageError("This network has no quantizer, so it has no paths. Call quantize() before.")
     for name, module in qann.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, LiveBatchNorm) and not live:
             raise StageError(
-                f"{name!r} is a live BatchNorm: its statistics would mix the paths. "
-                "Call morph(), which folds it, before."
+                f"{name!r} is a live BatchNorm, whose statistics would mix what this training computes. Call morph() "
+                "without batch_norm=LIVE, or use PET, each path once (Folded() or InTurn())."
             )
     for node in qann.graph.nodes:
         spec = node.meta.get("spec")

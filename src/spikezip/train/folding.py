@@ -10,37 +10,50 @@ from torch import Tensor, fx, nn
 
 from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
+from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.quantizer import Quantizer
 
 
 def in_one_batch(
-    qann: fx.GraphModule, shares: Sequence[float], read: Callable[[Quantizer, int], nn.Module]
+    qann: fx.GraphModule,
+    shares: Sequence[float],
+    read: Callable[[Any, int], nn.Module],
+    bias_shares: nn.Module | None = None,
 ) -> fx.GraphModule:
     """The network on ``P`` readings of its input at once, one call per operation.
 
     Args:
         qann: a graph with quantizers, whose batch is merged into no other dimension.
         shares: for each reading, the share of its input and of its biases that it is given.
-        read: what reads a quantizer's ``P*B`` drives in its place, told the dimension of the samples.
+        read: what takes the ``P*B`` values of a quantizer, or a live BatchNorm, in its place; told the dimension of the
+            samples.
+        bias_shares: gives the shares of the biases, ``[P]``, if they are other than those of the input.
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[P, B, ...]`` with the parameters of ``qann`` itself.
     """
     graph, kept = copy_of(qann)
-    for node in list(graph.nodes):
+    nodes = list(graph.nodes)
+    released_by: Any = shares
+    if bias_shares is not None:
+        kept["bias_shares"] = bias_shares
+        with graph.inserting_before(next(n for n in nodes if n.op != "placeholder")):
+            released_by = graph.call_module("bias_shares")
+    for node in nodes:
         if node.op == "placeholder":
             with graph.inserting_after(node):
                 released = graph.call_function(_released, (node, shares))
             node.replace_all_uses_with(released, delete_user_cb=lambda user, new=released: user is not new)
-        elif node.op == "call_module" and isinstance(quantizer := kept[str(node.target)], Quantizer):
-            kept[str(node.target)] = read(quantizer, batch_dim_of(node))
+        elif node.op == "call_module" and isinstance(module := kept[str(node.target)], Quantizer | LiveBatchNorm):
+            kept[str(node.target)] = read(module, batch_dim_of(node))
         elif node.op == "output":
             with graph.inserting_before(node):
                 node.args = (
                     fx.map_arg(node.args[0], lambda n: graph.call_function(parted, (n, len(shares), batch_dim_of(n)))),
                 )
-        elif node.op == "call_function" and min(shares) < 1 and ops.bias_index(node) is not None:
-            _release_bias(graph, node, shares)
+        elif node.op == "call_function" and ops.bias_index(node) is not None:
+            if bias_shares is not None or min(shares) < 1:
+                _release_bias(graph, node, released_by)
     return fx.GraphModule(kept, graph)
 
 
@@ -74,7 +87,7 @@ def _released(x: Any, shares: Sequence[float]) -> Any:
     return torch.cat([x if share == 1 or not x.is_floating_point() else share * x for share in shares])
 
 
-def _release_bias(graph: fx.Graph, node: fx.Node, shares: Sequence[float]) -> None:
+def _release_bias(graph: fx.Graph, node: fx.Node, shares: Any) -> None:
     """Split a synaptic operation into its product and a bias of which each step has its share."""
     index = ops.bias_index(node)
     assert index is not None
@@ -89,8 +102,8 @@ def _release_bias(graph: fx.Graph, node: fx.Node, shares: Sequence[float]) -> No
         node.args = tuple(None if i == index else a for i, a in enumerate(node.args))
 
 
-def _with_bias(bare: Tensor, bias: Tensor, shares: Sequence[float], spatial: int, dim: int) -> Tensor:
+def _with_bias(bare: Tensor, bias: Tensor, shares: Sequence[float] | Tensor, spatial: int, dim: int) -> Tensor:
     steps = bare.unflatten(dim, (len(shares), bare.shape[dim] // len(shares)))
-    column = torch.tensor(shares, dtype=bias.dtype, device=bias.device)
+    column = shares.to(bias.dtype) if isinstance(shares, Tensor) else bias.new_tensor(shares)
     column = column.reshape([-1 if i == dim else 1 for i in range(steps.dim())])
     return (steps + column * bias.reshape(-1, *[1] * spatial)).flatten(dim, dim + 1)

@@ -18,15 +18,18 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import DataError, RecipeError, StageError
 from spikezip.graph import network as graph_network
+from spikezip.morph.fold import fold_batch_norm
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.spike.encoding import encoding_text
 from spikezip.train import checkpoint as files
 from spikezip.train.average import Average
 from spikezip.train.batches import Data, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
-from spikezip.train.plan import Plan, Precision, describe
+from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone
 from spikezip.train.sums import Sums
+from spikezip.train.trajectory import BiasShares
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,7 +88,7 @@ def train(
 
     Returns:
         The trained copy, in evaluation mode, where the network was (CPU or GPU), and the history. With ``plan.ema``,
-        the averaged weights.
+        the averaged weights. A QANN's live BatchNorm is folded, so that ``spike`` can take it.
 
     Raises:
         RecipeError: the plan does not fit, or the loss is no longer finite.
@@ -142,10 +145,14 @@ class _Run:
         self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         self.module = accelerator.prepare_model(_Box(self.plain))
-        self.bare_optimizer = plan.optimizer.build(plan.groups(self.student))
+        self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self.average = Average(self.student, plan.ema) if plan.ema is not None else None
-        self.scales = [m.scale for m in self.student.modules() if isinstance(m, Quantizer) and m.scale.requires_grad]
+        self.scales = scales_of(self.student, self.plain)
+        own = {id(p) for p in self.student.parameters()}
+        self.parameters = dict(self.student.named_parameters()) | {
+            f"objective/{n}": p for n, p in self.plain.named_parameters() if p.requires_grad and id(p) not in own
+        }
         self.history: list[EpochDone] = []
         self.sums = Sums(accelerator)
         self.epoch = self.step = 0
@@ -166,9 +173,12 @@ class _Run:
 
     def checkpoint(self) -> Checkpoint:
         tensors = {f"network/{n}": t for n, t in self.student.state_dict().items()}
-        tensors |= {f"optimizer/{n}": t for n, t in files.optimizer_tensors(self.bare_optimizer, self.student).items()}
+        tensors |= {
+            f"optimizer/{n}": t for n, t in files.optimizer_tensors(self.bare_optimizer, self.parameters).items()
+        }
         if self.average is not None:
             tensors |= {f"average/{n}": t for n, t in self.average.tensors.items()}
+        tensors |= {f"objective/{n}": t for n, t in self._beside().items()}
         scaler = self.accelerator.scaler
         facts = {
             "epoch": self.epoch,
@@ -180,10 +190,20 @@ class _Run:
         }
         return Checkpoint(tensors, facts)
 
+    def _beside(self) -> dict[str, Tensor]:
+        """What the objective has beside the network (statistics, scales), without what never changes."""
+        known = {t.data_ptr() for t in self.student.state_dict().values()}
+        state = self.plain.state_dict()
+        return {n: t for n, t in state.items() if t.data_ptr() not in known and not n.startswith("teacher.")}
+
+    @torch.no_grad()
     def restore(self, start: Checkpoint) -> None:
         start.check(describe(self.plan), self.student)
         self.student.load_state_dict(start.part("network"))
-        files.restore_optimizer(self.bare_optimizer, self.student, start.part("optimizer"))
+        beside = self._beside()
+        for name, tensor in start.part("objective").items():
+            beside[name].copy_(tensor)
+        files.restore_optimizer(self.bare_optimizer, self.parameters, start.part("optimizer"))
         if self.average is not None:
             self.average.restore(start.part("average"), steps=start.facts["epoch"] * self.steps + start.facts["step"])
         if self.accelerator.scaler is not None:
@@ -195,11 +215,17 @@ class _Run:
     def result(self, device: torch.device) -> nn.Module:
         if self.average is not None:
             self.average.put()
-        result = _laid_out(self.student.to(device), torch.contiguous_format).eval()
+        result = _laid_out(self.student.to("cpu"), torch.contiguous_format).eval()
         result.zero_grad()
         if isinstance(result, fx.GraphModule) and _is_captured(result):
-            graph_network.remark(result, fine_tuning=type(self.plan.objective).__name__.lower())
-        return result
+            if graph_network.info(result).stage is graph_network.Stage.QANN:
+                fold_batch_norm(result)
+            shares = [encoding_text(m.encoding()) for m in self.plain.modules() if isinstance(m, BiasShares)]
+            kind = type(self.plan.objective).__name__.lower()
+            graph_network.remark(result, fine_tuning=kind)
+            if shares or graph_network.note(result, "bias_shares"):
+                graph_network.remark(result, bias_shares=shares[0] if shares else None)
+        return result.to(device)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -255,7 +281,7 @@ class _Run:
                 self.sums.add(loss, numbers, len(labels))
                 accelerator.backward(loss * weight)
         if plan.clip is not None:
-            accelerator.clip_grad_norm_(self.student.parameters(), plan.clip)
+            accelerator.clip_grad_norm_(list(self.parameters.values()), plan.clip)
         before = [scale.detach() / 2 for scale in self.scales]
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikezip.errors import RecipeError, StageError
 from spikezip.train.ensemble import Folded, InTurn, ensemble
 from spikezip.train.loss import CrossEntropy, Numbers, PETLoss
-from spikezip.train.paths import Main, Path
+from spikezip.train.paths import Main, Path, PathScale
 
 
 class Objective(Protocol):
@@ -62,6 +62,7 @@ class PET:
         criterion: the loss.
         execution: all paths in one batch, or one after the other.
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
+        scale: whether sub-paths share the main path's scales, or have their own while training lasts.
 
     Source: SpikeZIP (ICLR 2025 submission). See :func:`ensemble` and :class:`PETLoss` for where it departs.
     """
@@ -70,11 +71,12 @@ class PET:
     criterion: PETLoss = field(default_factory=PETLoss)
     execution: Folded | InTurn = field(default_factory=Folded)
     teacher: nn.Module | None = None
+    scale: PathScale = PathScale.SHARED
 
     def module(self, network: nn.Module) -> nn.Module:
         """The ensemble of all paths, beside the teacher if there is one."""
         return beside(
-            ensemble(network, self.paths, self.execution),  # type: ignore[arg-type]  # ensemble refuses what is no graph
+            ensemble(network, self.paths, self.execution, self.scale),  # type: ignore[arg-type]  # ensemble refuses what is no graph
             self.teacher,
             self.criterion.needs_teacher,
         )

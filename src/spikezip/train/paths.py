@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -97,6 +98,13 @@ class Rescaled:
         return f"rescaled{self.steps}"
 
 
+class PathScale(enum.Enum):
+    """Whose scales a sub-path reads."""
+
+    SHARED = "shared"  #: the QANN's, times the path's factor: what the SNN holds at its first steps
+    FREE = "free"  #: its own, which start there, are trained beside the network, and are dropped at the end
+
+
 Path: TypeAlias = Main | Capped | Rescaled
 
 
@@ -112,7 +120,7 @@ def paths_for(encoding: Encoding, levels: Levels) -> tuple[Path, ...]:
         release, those before its end.
 
     Raises:
-        RecipeError: the encoding's release has no fixed length.
+        RecipeError: the encoding is another.
 
     >>> [str(p) for p in paths_for(Pulse(), Levels(0, 7))], [str(p) for p in paths_for(Even(7), Levels(0, 7))]
     (['capped1', 'capped2', 'capped4'], ['rescaled2', 'rescaled4'])
@@ -123,8 +131,8 @@ def paths_for(encoding: Encoding, levels: Levels) -> tuple[Path, ...]:
         case Even(release):
             return tuple(Rescaled(steps, release) for steps in (2, 4, 8) if steps < release)
     raise RecipeError(
-        f"There are no default paths for {encoding!r}: its release lasts as long as the run. Train for Even(N) with "
-        "the N steps it will run, or give the paths."
+        f"There are no default paths for {encoding!r}: only a pulse and an even release of N steps have some. "
+        "Train for Even(N) with the N steps it will run, or give the paths."
     )
 
 

@@ -152,10 +152,10 @@ class Plan:
         share = (epochs_done - self.warmup) / max(self.epochs - self.warmup, 1e-12)
         return self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
-    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+    def groups(self, *networks: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups: weights (decayed), biases and norms (not), quantizer scales (own rate, not decayed)."""
-        scales = {id(m.scale) for m in network.modules() if isinstance(m, Quantizer)}
-        trained = [p for p in network.parameters() if p.requires_grad]
+        scales = {id(scale) for scale in scales_of(*networks)}
+        trained = [p for p in dict.fromkeys(p for n in networks for p in n.parameters()) if p.requires_grad]
         rows = [
             ([p for p in trained if id(p) not in scales and p.dim() >= 2], 1.0, self.optimizer.weight_decay),
             ([p for p in trained if id(p) not in scales and p.dim() < 2], 1.0, 0.0),
@@ -171,6 +171,12 @@ class Plan:
             for params, rate, decay in rows
             if params
         ]
+
+
+def scales_of(*networks: nn.Module) -> list[nn.Parameter]:
+    """The trained quantizer scales of networks, each once."""
+    found = (m.scale for n in networks for m in n.modules() if isinstance(m, Quantizer))
+    return [scale for scale in dict.fromkeys(found) if scale.requires_grad]
 
 
 def describe(choice: Any) -> Any:

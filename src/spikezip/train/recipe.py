@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from torch import nn
 
 from spikezip.errors import RecipeError, SpikezipError
 from spikezip.levels import Levels
-from spikezip.morph.choices import Activation, Pooling, Residual
+from spikezip.morph.choices import Activation, BatchNorm, Pooling, Residual
 from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
-from spikezip.train.paths import Capped, Rescaled, paths_for
+from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Plan, Precision
 from spikezip.train.speq import SPEQ
-from spikezip.train.trajectory import Trajectory
+from spikezip.train.trajectory import Penalty, Trajectory
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -148,6 +148,14 @@ class MorphPart(_Part):
     pooling: Pooling = Pooling.KEEP
     activation: Activation = Activation.KEEP
     residual: Residual = Residual.VANILLA
+    batch_norm: BatchNorm = BatchNorm.FOLDED
+
+
+class PenaltyPart(_Part):
+    """What a trajectory's loss charges for (see :class:`Penalty`)."""
+
+    spikes: Weight = 0.0
+    settling: Weight = 0.0
 
 
 class Recipe(_Part):
@@ -164,9 +172,12 @@ class Recipe(_Part):
         calibration: images that the scales are found from.
         encoding: ``pulse`` or ``even:N``, with which the SNN will run.
         paths: the sub-paths; by default those that follow from the encoding.
+        scale: ``shared``, or ``free`` for scales of each sub-path's own while training lasts.
         execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
         steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
+        bias_shares: ``encoding``, or ``learned``: when biases arrive is trained too (trajectory alone).
         settled: the weight of the QANN's own answer beside them.
+        penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
         start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`.
@@ -184,9 +195,12 @@ class Recipe(_Part):
     calibration: Count = 512
     encoding: str = "pulse"
     paths: list[PathPart] | None = None
+    scale: PathScale = PathScale.SHARED
     execution: Literal["folded", "in-turn", "recompute"] = "folded"
     steps: list[Weight] | None = None
+    bias_shares: Literal["encoding", "learned"] = "encoding"
     settled: Weight = 0.0
+    penalty: PenaltyPart = PenaltyPart()
     speq: SPEQPart = SPEQPart()
     start: str | None = None
     loss: LossPart = LossPart()
@@ -210,34 +224,38 @@ class Recipe(_Part):
     out: str | None = None
     tensorboard: bool = False
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, given: Any) -> Any:
+        return "no" if given is False else given  # YAML reads a bare no as false
+
     @model_validator(mode="after")
     def _fits_its_stage(self) -> Recipe:
+        of_pet, of_trajectory, of_speq = (
+            {"paths", "scale", "execution"},
+            {"steps", "settled", "bias_shares", "penalty"},
+            {"speq"},
+        )
+        of_qann = {"levels", "calibration", "encoding", "morph", "start"}
         unused = {
-            Stage.ANN: {
-                "levels",
-                "calibration",
-                "encoding",
-                "paths",
-                "execution",
-                "morph",
-                "steps",
-                "settled",
-                "start",
-                "speq",
-            },
-            Stage.QAT: {"paths", "execution", "steps", "settled", "speq"},
-            Stage.PET: {"steps", "settled", "speq"},
-            Stage.SPEQ: {"paths", "execution", "steps", "settled"},
-            Stage.TRAJECTORY: {"paths", "execution", "speq"},
+            Stage.ANN: of_qann | of_pet | of_trajectory | of_speq,
+            Stage.QAT: of_pet | of_trajectory | of_speq,
+            Stage.PET: of_trajectory | of_speq,
+            Stage.SPEQ: of_pet | of_trajectory,
+            Stage.TRAJECTORY: of_pet | of_speq,
         }[self.stage]
         given = sorted(unused & self.model_fields_set)
         if given:
             raise ValueError(f"stage {self.stage.value} has no use for {', '.join(given)}; remove them or change stage")
         if self.stage is Stage.TRAJECTORY and self.steps is None:
             raise ValueError("stage trajectory needs 'steps': the loss's weight at each time step, such as [0, 1]")
-        of_pet = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
-        if of_pet and self.stage is not Stage.PET:
-            raise ValueError(f"stage {self.stage.value} has no use for loss.{of_pet[0]}; remove it or use stage: pet")
+        if self.morph.batch_norm is BatchNorm.LIVE and self.stage in (Stage.TRAJECTORY, Stage.SPEQ):
+            raise ValueError(f"stage {self.stage.value} cannot keep BatchNorm live; remove morph.batch_norm")
+        if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
+            raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
+        in_loss = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
+        if in_loss and self.stage is not Stage.PET:
+            raise ValueError(f"stage {self.stage.value} has no use for loss.{in_loss[0]}; remove it or use stage: pet")
         if self.stage is Stage.SPEQ and self.loss.distil is not None:
             raise ValueError("stage speq has no use for loss.distil: the network is its own teacher; remove it")
         self._sub_paths()
@@ -272,11 +290,13 @@ class Recipe(_Part):
             }[loss.sub_labels]
             execution = {"folded": Folded(), "in-turn": InTurn(), "recompute": InTurn(recompute=True)}[self.execution]
             criterion = PETLoss(loss.alpha, loss.beta, sub_labels, loss.smoothing, distil)
-            objective = PET(self._sub_paths(), criterion, execution, teacher)
+            objective = PET(self._sub_paths(), criterion, execution, teacher, self.scale)
         elif self.stage is Stage.TRAJECTORY:
             criterion = CrossEntropy(loss.smoothing, distil)
             weights = tuple(self.steps or ())
-            objective = Trajectory(weights, parse_encoding(self.encoding), self.settled, criterion, teacher)
+            encoding, learned = parse_encoding(self.encoding), self.bias_shares == "learned"
+            penalty = Penalty(self.penalty.spikes, self.penalty.settling)
+            objective = Trajectory(weights, encoding, self.settled, criterion, teacher, learned, penalty)
         elif self.stage is Stage.SPEQ:
             part = self.speq
             soft = {"cosine": CosineLabels, "kl": TeacherLabels}[part.divergence](part.temperature)
@@ -323,6 +343,7 @@ _PARTS: dict[tuple[str, ...], type[_Part]] = {
     ("loss",): LossPart,
     ("loss", "distil"): DistilPart,
     ("speq",): SPEQPart,
+    ("penalty",): PenaltyPart,
     ("optimizer",): OptimizerPart,
     ("optimizer", "sgd"): SGDPart,
     ("optimizer", "adamw"): AdamWPart,

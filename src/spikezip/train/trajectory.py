@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,15 +11,23 @@ from torch import Tensor, fx, nn
 from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import gradient_scale
-from spikezip.spike.encoding import Encoding, Pulse
+from spikezip.spike.encoding import Encoding, Pulse, Shares
 from spikezip.train.ensemble import check_shared
-from spikezip.train.folding import in_one_batch
+from spikezip.train.folding import in_one_batch, parted
 from spikezip.train.fused import fused
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
 from spikezip.train.objective import answers, beside, check_logits
 
 
-def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, settled: bool = True) -> fx.GraphModule:
+def unroll(
+    qann: fx.GraphModule,
+    steps: int,
+    encoding: Encoding = Pulse(),
+    *,
+    settled: bool = True,
+    bias_shares: BiasShares | None = None,
+    activity: bool = False,
+) -> fx.GraphModule:
     """The network whose outputs are those of the SNN at steps 1 to ``steps``, and of the QANN it settles on.
 
     As an SNN's values at step t are functions of what has accumulated by step t, all steps go through each operation
@@ -29,10 +38,12 @@ def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, se
         steps: ``T``, how many steps.
         encoding: how the input, and the biases, are released.
         settled: whether the QANN's own answer follows the steps.
+        bias_shares: learned shares of the biases, for as many steps.
+        activity: give what :class:`Activity` counts, summed over all layers, as a second output.
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[T + 1, B, ...]`` (``[T, ...]`` without ``settled``), the first step first.
-        Its parameters **are** those of ``qann``: training it trains ``qann``.
+        Its parameters **are** those of ``qann``, besides ``bias_shares``: training it trains ``qann``.
 
     Raises:
         StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm, or mixes the batch into other dimensions;
@@ -42,9 +53,66 @@ def unroll(qann: fx.GraphModule, steps: int, encoding: Encoding = Pulse(), *, se
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
     shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
-    return in_one_batch(
-        qann, shares, lambda quantizer, dim: Tracker(quantizer.scale, quantizer.levels, steps, settled, dim)
-    )
+
+    def read(quantizer: Any, dim: int) -> nn.Module:
+        return Tracker(quantizer.scale, quantizer.levels, steps, settled, dim)
+
+    unrolled = in_one_batch(qann, shares, read, bias_shares)
+    return _with_activity(unrolled) if activity else unrolled
+
+
+def _with_activity(unrolled: fx.GraphModule) -> fx.GraphModule:
+    graph, output = unrolled.graph, unrolled.graph.output_node()
+    counted = []
+    for node in [n for n in graph.nodes if n.op == "call_module"]:
+        if isinstance(tracker := unrolled.get_submodule(str(node.target)), Tracker):
+            name = f"activity{len(counted)}"
+            unrolled.add_submodule(name, Activity(tracker))
+            with graph.inserting_before(output):
+                counted.append(graph.call_module(name, (node,)))
+    with graph.inserting_before(output):
+        output.args = ((output.args[0], graph.call_function(sum, (counted,))),)
+    unrolled.recompile()
+    return unrolled
+
+
+class BiasShares(nn.Module):
+    """The shares of the biases that have arrived by each of ``T`` steps, learned.
+
+    ::
+
+        c_t = round(256 clip(c_t, 0, 1)) / 256   for t < T,        c_T = 1
+
+    Rounding and clip pass the gradient on unchanged, so that what is trained is what :class:`~spikezip.spike.Shares`
+    holds exactly. A share may fall from one step to the next: the theorem asks only that all has arrived by a finite
+    step (C3).
+
+    Args:
+        encoding: where the shares start.
+        steps: ``T``.
+        settled: whether the QANN's own values follow the steps; their share is 1.
+    """
+
+    def __init__(self, encoding: Encoding, steps: int, settled: bool):
+        super().__init__()
+        if steps < 2:
+            raise RecipeError("Learned bias shares need 2 steps or more: by the last step all of a bias has arrived.")
+        self.reached = nn.Parameter(torch.tensor([encoding.share(t, steps) for t in range(1, steps)]))
+        self.settled = settled
+
+    def forward(self) -> Tensor:
+        used = (self._parts() / _WHOLE) + (self.reached - self.reached.detach())
+        return torch.cat([used, used.new_ones(1 + self.settled)])
+
+    def encoding(self) -> Shares:
+        """The schedule as an SNN takes it."""
+        return Shares((*(int(parts) for parts in self._parts().tolist()), _WHOLE))
+
+    def _parts(self) -> Tensor:
+        return (self.reached.detach().clamp(0, 1) * _WHOLE).round()
+
+
+_WHOLE = 256
 
 
 class Tracker(nn.Module):
@@ -86,6 +154,59 @@ class Tracker(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.levels.lowest}..{self.levels.highest}, {self.steps} steps"
+
+
+class Activity(nn.Module):
+    """How much a layer's trackers move, and how far from rest they are left, with straight-through gradients.
+
+    ::
+
+        spikes = sum_t |S_t - S_{t-1}|        distance = |S_T - Q(U)|        U the QANN's own drive
+
+    Args:
+        tracker: of that layer, with the QANN's values behind its steps or without.
+
+    Shape: what the tracker gave, to ``[2]``: spikes and distance, summed over neurons and images; the distance is 0
+    without the QANN's values.
+    """
+
+    def __init__(self, tracker: Tracker):
+        super().__init__()
+        self.scale = tracker.scale
+        self.levels = tracker.levels
+        self.steps, self.settled, self.batch_dim = tracker.steps, tracker.settled, tracker.batch_dim
+
+    def forward(self, values: Tensor) -> Tensor:
+        gain = gradient_scale(values, max(self.levels.highest, -self.levels.lowest), self.batch_dim)
+        # The tracker's own gradient of the scale has this factor; the division's is to have it too.
+        scale = self.scale.detach() + gain * (self.scale - self.scale.detach())
+        codes = parted(values, self.steps + self.settled, self.batch_dim) / scale
+        spikes = codes[0].abs().sum() + (codes[1 : self.steps] - codes[: self.steps - 1]).abs().sum()
+        left = (codes[self.steps - 1] - codes[self.steps]).abs().sum() if self.settled else torch.zeros_like(spikes)
+        return torch.stack([spikes, left])
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What a trajectory's loss asks for beside the right answers; see :class:`Activity` for what is counted.
+
+    Args:
+        spikes: weight of the spikes of an image in the trained steps.
+        settling: weight of the levels by which an image's tracers then still differ from the QANN's codes: what lies
+            between the last trained step and equilibrium (T_eq).
+
+    Source: the sum of spikes as a regulariser is usual for SNNs (e.g. Zenke & Vogels, Neural Computation 2021).
+    """
+
+    spikes: float = 0.0
+    settling: float = 0.0
+
+    def __post_init__(self):
+        if any(not 0 <= w < float("inf") for w in (self.spikes, self.settling)):
+            raise RecipeError(f"{self}: a penalty's weight is 0 or more.")
+
+    def __bool__(self) -> bool:
+        return bool(self.spikes or self.settling)
 
 
 class _Track(torch.autograd.Function):
@@ -147,6 +268,9 @@ class Trajectory:
         settled: ``w_settled``; 0 leaves the QANN's own answer out of training (and of its cost).
         criterion: the loss of each answer.
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
+        learn_bias_shares: learn when biases arrive (:class:`BiasShares`); ``spike`` then releases them so, unless it
+            is told otherwise.
+        penalty: weights of spikes and of the way to equilibrium, added to the loss.
 
     Source: spikezip. Unrolling through time with straight-through gradients is surrogate-gradient training (Neftci et
     al., 2019); here the neuron is the converted one, so that what was trained is what settles on the QANN.
@@ -157,6 +281,8 @@ class Trajectory:
     settled: float = 0.0
     criterion: CrossEntropy = field(default_factory=CrossEntropy)
     teacher: nn.Module | None = None
+    learn_bias_shares: bool = False
+    penalty: Penalty = Penalty()
 
     def __post_init__(self):
         if not self.weights or any(not 0 <= w < float("inf") for w in (*self.weights, self.settled)):
@@ -166,14 +292,27 @@ class Trajectory:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The unrolled network, beside the teacher if there is one."""
-        unrolled = unroll(network, len(self.weights), self.encoding, settled=self.settled > 0)  # type: ignore[arg-type]
+        steps, settled = len(self.weights), self._settles
+        unrolled = unroll(
+            network,  # type: ignore[arg-type]  # unroll refuses what is no graph
+            steps,
+            self.encoding,
+            settled=settled,
+            bias_shares=BiasShares(self.encoding, steps, settled) if self.learn_bias_shares else None,
+            activity=bool(self.penalty),
+        )
         return beside(unrolled, self.teacher, self.criterion.needs_teacher)
+
+    @property
+    def _settles(self) -> bool:
+        return self.settled > 0 or self.penalty.settling > 0
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``L``, and the accuracy at every step; ``accuracy`` is that of the last step with a weight."""
         logits, teacher = answers(module(images), self.criterion.needs_teacher)
+        logits, activity = logits if self.penalty else (logits, None)
         check_logits(logits, 3, labels)
-        weights = (*self.weights, self.settled) if self.settled > 0 else self.weights
+        weights = (*self.weights, self.settled) if self._settles else self.weights
         loss = logits.new_zeros(())
         numbers: Numbers = {}
         for t, (weight, answer) in enumerate(zip(weights, logits, strict=True), 1):
@@ -183,6 +322,13 @@ class Trajectory:
                 loss = loss + weight / sum(weights) * part
                 numbers[f"loss/{name}"] = part.detach()
             numbers[f"accuracy/{name}"] = accuracy(answer, labels)
+        if activity is not None:
+            activity = activity / len(labels)
+            penalty = activity @ activity.new_tensor([self.penalty.spikes, self.penalty.settling])
+            loss = loss + penalty
+            numbers |= {"penalty": penalty.detach(), "spikes": activity[0].detach()}
+            if self._settles:
+                numbers["unsettled"] = activity[1].detach()
         last = max((t for t, w in enumerate(self.weights, 1) if w), default=len(self.weights))
         numbers["accuracy"] = numbers[f"accuracy/t{last}"]
         return loss, numbers

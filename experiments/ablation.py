@@ -1,0 +1,215 @@
+"""What each part of fine-tuning adds, at an equal budget: variants -N, -P, -R, -PR, the parts of PET, and its rivals.
+
+    python experiments/ablation.py --data-set digits --images 1280 --epochs 6 --seeds 3
+    python experiments/ablation.py --data-set cifar10 --images 12800 --epochs 4 --seeds 3 --data PATH/TO/CIFAR
+
+Every cell (a variant and a seed) starts from the same ANN, is quantized to ``--levels`` levels, fine-tuned, given 8-bit
+weights, and run with even release on the test split. The budget is ``--epochs`` times ``--images`` images through the
+network: a variant that sends an image through it ``k`` times a step (paths, time steps) trains on ``1/k`` as many
+(``--equal images`` gives all of them as many images instead). No variant's settings were searched for; the penalty's
+weight was raised once from 1e-4, after a run of one seed. Each
+finished cell is kept in experiments/results/ablation-DATASET.json and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import spikezip
+from spikezip.data import ImageData, open_data
+from spikezip.measure.counts import count as count_operations
+from spikezip.measure.provenance import provenance
+from spikezip.models import ModelSource, resolve
+from spikezip.run import execute
+from spikezip.spike import parse_encoding
+from spikezip.train import AdamW, Plan, train
+from spikezip.train.recipe import Recipe, Stage, check_recipe
+
+RESULTS = Path(__file__).parent / "results"
+STEPS = (1, 2, 4, 8)
+NETWORKS = {"digits": "spikezip:digits", "cifar10": "spikezip:resnet20", "cifar100": "spikezip:resnet20"}
+CERTIFIED, COUNTED = 256, 64  #: test images of the certificate, and of the count of operations
+RCR = {"morph": {"residual": "rcr"}}
+
+
+def variants(release: int) -> dict[str, dict[str, Any]]:
+    """The lines of a recipe that each variant has beside those of all."""
+
+    def pet(*steps: int, kind: str = "rescaled", **lines: Any) -> dict[str, Any]:
+        late = {"release": release} if kind == "rescaled" else {}
+        loss = {"alpha": 0.5, **lines.pop("loss", {})}
+        return {"stage": "pet", "paths": [{kind: step, **late} for step in steps], "loss": loss, **lines}
+
+    trajectory: dict[str, Any] = {"stage": "trajectory", "steps": [1, 1, 0, 1], "settled": 1}
+    return {
+        "-N (plain QAT)": {"stage": "qat"},
+        "-P (PET, rescaled 2, 4)": pet(2, 4),
+        "-R (RCR)": {"stage": "qat", **RCR},
+        "-PR (PET, RCR)": pet(2, 4, **RCR),
+        "PET, 1 sub-path: 4": pet(4),
+        "PET, 3 sub-paths: 2, 4, 6": pet(2, 4, 6),
+        "PET, 4 sub-paths: 1, 2, 4, 6": pet(1, 2, 4, 6),
+        "PET, capped 2, 4": pet(2, 4, kind="capped"),
+        "PET, ensemble loss": pet(2, 4, loss={"beta": 1.0}),
+        "PET, soft labels": pet(2, 4, loss={"sub_labels": "main"}),
+        "PET, free scales": pet(2, 4, scale="free"),
+        "PET, live BatchNorm": pet(2, 4, morph={"batch_norm": "live"}),
+        "QAT, live BatchNorm": {"stage": "qat", "morph": {"batch_norm": "live"}},
+        "SPEQ": {"stage": "speq"},
+        "trajectory, t = 1, 2, 4": trajectory,
+        "trajectory, learned bias shares": {**trajectory, "bias_shares": "learned"},
+        "trajectory, penalty on spikes": {**trajectory, "penalty": {"spikes": 1e-3}},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-set", choices=NETWORKS, default="digits")
+    parser.add_argument("--network", help="the data set's ResNet-20, or the digits network, if not given")
+    parser.add_argument("--images", type=int, default=1280, help="images of an epoch, one pass each")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--equal", choices=["passes", "images"], default="passes", help="what the budget is counted in")
+    parser.add_argument("--levels", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--test-images", type=int, help="only the first so many")
+    parser.add_argument("--only", nargs="*", default=[], help="only the variants whose name holds one of these")
+    parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
+    parser.add_argument("--out", type=Path, help="the file of results, if it is to be another")
+    options = parser.parse_args()
+    name = options.network or NETWORKS[options.data_set]
+    out = options.out or RESULTS / f"ablation-{options.data_set}.json"
+    budget = {
+        key: getattr(options, key) for key in ("images", "epochs", "equal", "levels", "rate", "batch", "test_images")
+    }
+    settings = {"data": options.data_set, "network": name, "encoding": f"even:{options.levels}", **budget}
+    cells = json.loads(out.read_text()) if out.exists() else {"settings": settings, "rows": []}
+    if cells["settings"] != settings:
+        parser.error(f"{out} was made with other settings: {cells['settings']}. Give another --out.")
+    done = {(row["variant"], row["seed"]) for row in cells["rows"]}
+    source = resolve(name, weights=None if options.data_set == "digits" else "pretrained", root=options.data)
+    data = open_data(options.data_set, options.data, mean=source.mean, std=source.std)
+    ann = trained_ann(source, data) if options.data_set == "digits" else source.module
+    for seed in range(options.seeds):
+        for variant, lines in variants(options.levels).items():
+            wanted = not options.only or any(part in variant for part in options.only)
+            if not wanted or (variant, seed) in done:
+                continue
+            row = cell(ann, source, data, recipe_of(variant, lines, settings, seed), settings)
+            about = {**provenance(None), "seed": f"0 to {options.seeds - 1}"}
+            cells["rows"].append({"variant": variant, "seed": seed, "lines": lines, "commit": about["commit"], **row})
+            text = json.dumps({"experiment": "ablation", **about, **summary(cells)}, indent=1)
+            out.write_text(text + "\n")
+            accuracy = " ".join(f"{100 * row[f't{t}']:.1f}" for t in STEPS)
+            print(f"{variant}, seed {seed}: {accuracy}, QANN {100 * row['qann']:.1f}", flush=True)
+
+
+def trained_ann(source: ModelSource, data: ImageData) -> nn.Module:
+    """The digits network, trained once; kept in runs/."""
+    plan = Plan(epochs=20, batch=64, warmup=1, optimizer=AdamW(rate=3e-3), validation_split=None)
+    torch.manual_seed(0)
+    source = resolve(source.name)
+    return train(source.module, data, plan, out=Path("runs/ablation-digits-ann"), resume=True).network
+
+
+def recipe_of(variant: str, lines: dict[str, Any], settings: dict[str, Any], seed: int) -> Recipe:
+    """The whole recipe of one cell."""
+    shared = {
+        "name": variant,
+        "model": settings["network"],
+        "data": settings["data"],
+        "levels": settings["levels"],
+        "encoding": settings["encoding"],
+        "epochs": settings["epochs"],
+        "batch": settings["batch"],
+        "warmup": 0.1,
+        "clip": 1.0,
+        "optimizer": {"adamw": {"rate": settings["rate"], "weight_decay": 0.0}},
+        "seed": seed,
+        "validation_split": None,
+    }
+    recipe = check_recipe({**shared, **lines})
+    share = passes(recipe) if settings["equal"] == "passes" else 1
+    return recipe.model_copy(update={"train_images": max(round(settings["images"] / share), settings["batch"])})
+
+
+def passes(recipe: Recipe) -> float:
+    """How often an image goes through the network in a step of training, forward and backward."""
+    match recipe.stage:
+        case Stage.PET:
+            return 1 + len(recipe.paths or ())
+        case Stage.TRAJECTORY:
+            return len(recipe.steps or ()) + (recipe.settled > 0)
+        case Stage.SPEQ:
+            return 4 / 3  # forward twice and backward, which costs twice as much, once
+    return 1
+
+
+def cell(
+    ann: nn.Module, source: ModelSource, data: ImageData, recipe: Recipe, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """One variant with one seed, fine-tuned and measured."""
+    torch.manual_seed(recipe.seed)
+    morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
+    real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
+    qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
+    began = time.perf_counter()
+    done = train(qann, data, recipe.plan())
+    seconds = time.perf_counter() - began
+    snn = spikezip.spike(spikezip.to_integer(done.network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
+    images, labels = data.tensors("test", settings["test_images"])
+    run = execute(snn, images)
+    right = (run.logits.argmax(-1) == labels).double().mean(1)
+    counts = count_operations(snn, (images,), len(right), limit=COUNTED)
+    certificate = spikezip.verify(snn, images[:CERTIFIED])
+    settled = run.settled_at.double()
+    return {
+        **{f"t{t}": float(right[min(t, len(right)) - 1]) for t in STEPS},
+        "settled": float(right[-1]),
+        "qann": share_right(snn.qann, images, labels),
+        "t_eq": float(settled.mean()),
+        "t_eq_max": int(settled.max()),
+        "synops": float(counts.synops[-1]),
+        **{f"synops_t{t}": float(counts.synops[min(t, len(right)) - 1]) for t in STEPS},
+        "spikes": float(run.total_spikes.double().sum(0).mean()),
+        "equal": certificate.equal,
+        "passes": passes(recipe),
+        "images_seen": done.history[-1].images * len(done.history),
+        "seconds": round(seconds, 1),
+    }
+
+
+@torch.no_grad()
+def share_right(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Accuracy, in batches."""
+    answers = torch.cat([network(part).argmax(-1) for part in images.split(250)])
+    return float((answers == labels).double().mean())
+
+
+def summary(cells: dict[str, Any]) -> dict[str, Any]:
+    """The rows, and before them mean and standard deviation over seeds of each figure of each variant."""
+    found: dict[str, Any] = {}
+    for variant in dict.fromkeys(row["variant"] for row in cells["rows"]):
+        rows = [row for row in cells["rows"] if row["variant"] == variant]
+        figures = [key for key, value in rows[0].items() if isinstance(value, float)]
+        found[variant] = {"seeds": len(rows), "equal": all(row["equal"] for row in rows)} | {
+            key: {
+                "mean": statistics.fmean(row[key] for row in rows),
+                "std": statistics.stdev(row[key] for row in rows) if len(rows) > 1 else None,
+            }
+            for key in figures
+        }
+    return {"settings": cells["settings"], "variants": found, "rows": cells["rows"]}
+
+
+if __name__ == "__main__":
+    main()
