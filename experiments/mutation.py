@@ -52,7 +52,7 @@ TARGETS = {
         "tests/test_theorem.py",
     ],
     "spikezip.quantize.quantizer": [
-        "tests/quantize/test_quantize.py",
+        "tests/quantize/test_quantizer.py",
         "tests/train/test_paths.py",
     ],
     "spikezip.morph.fold": ["tests/morph/test_fold.py", "tests/morph/test_rules.py"],

@@ -3,97 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 from training_nets import Residual, chain, residual, traced
 
+from published_lsq import published
 from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
-from spikezip.quantize.quantizer import Quantizer, lsq
+from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Constant, Even, Pulse
 from spikezip.train import random_precision, unroll
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
 from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
 
 UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
-
-
-# -- LSQ's gradients --------------------------------------------------------------------------------------------------
-
-
-def published(
-    grad: list[float], drive: list[float], s: float, low: int, high: int, features: int
-) -> tuple[list[float], float]:
-    """LSQ as published (eq. 1-5), value by value in plain Python; ties up."""
-    to_drive, to_scale = [], 0.0
-    for g, v in zip(grad, drive, strict=True):
-        ratio = v / s
-        if ratio <= low:
-            slope, passes = float(low), 0.0
-        elif ratio >= high:
-            slope, passes = float(high), 0.0
-        else:
-            slope, passes = -ratio + math.floor(ratio + 0.5), 1.0
-        to_drive.append(g * passes)
-        to_scale += g * slope
-    return to_drive, to_scale / math.sqrt(features * max(high, -low))
-
-
-@pytest.mark.parametrize("levels", [UNSIGNED, SIGNED, Levels(-4, 3), Levels(0, 1)])
-def test_lsq_gradients_are_the_published_ones(levels: Levels):
-    torch.manual_seed(0)
-    drive = (torch.randn(5, 12, dtype=torch.float64) * 2).requires_grad_()
-    scale = torch.tensor(0.37, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(5, 12, dtype=torch.float64)
-    lsq(drive, scale, levels).backward(grad)
-    want_drive, want_scale = published(
-        grad.flatten().tolist(), drive.flatten().tolist(), 0.37, levels.lowest, levels.highest, features=12
-    )
-    assert drive.grad is not None
-    assert drive.grad.flatten().tolist() == want_drive
-    assert scale.grad is not None
-    assert float(scale.grad) == pytest.approx(want_scale, rel=1e-12)
-
-
-def test_outside_the_range_lsq_is_the_true_derivative():
-    """Where every drive is clipped the staircase is differentiable: finite differences must agree."""
-    drive = torch.tensor([[9.0, -9.0, 4.0, -7.0]], dtype=torch.float64)
-    weights = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)
-    scale = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
-    (lsq(drive, scale, SIGNED) * weights).sum().backward()
-    h = 1e-6
-    with torch.no_grad():
-        up, down = ((lsq(drive, scale + d, SIGNED) * weights).sum() for d in (h, -h))
-    assert scale.grad is not None
-    assert float(scale.grad) * math.sqrt(4 * 4) == pytest.approx(float((up - down) / (2 * h)), rel=1e-8)
-
-
-def test_inside_the_range_the_scale_moves_the_grid_while_codes_keep():
-    """Off ties d(s q)/ds = q by finite differences; LSQ's straight-through slope is that less u/s."""
-    drive = torch.tensor([[0.31, 0.83, 1.13]], dtype=torch.float64)
-    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    lsq(drive, scale, UNSIGNED).sum().backward()
-    h = 1e-7
-    with torch.no_grad():
-        true = float((lsq(drive, scale + h, UNSIGNED) - lsq(drive, scale - h, UNSIGNED)).sum() / (2 * h))
-    assert scale.grad is not None
-    assert float(scale.grad) * math.sqrt(3 * 7) == pytest.approx(true - float((drive / 0.5).sum()), rel=1e-6)
-
-
-def test_gradient_scale_does_not_depend_on_how_a_batch_is_cut():
-    torch.manual_seed(0)
-    drive, grad = torch.randn(8, 6, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
-    whole = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    parts = whole.detach().clone().requires_grad_()
-    lsq(drive, whole, UNSIGNED).backward(grad / 8)
-    for d, g in zip(drive.split([3, 5]), grad.split([3, 5]), strict=True):
-        lsq(d, parts, UNSIGNED).backward(g / 8)
-    assert whole.grad is not None
-    assert parts.grad is not None
-    assert float(whole.grad) == pytest.approx(float(parts.grad), rel=1e-12)
 
 
 # -- what a path is ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""The quantizer: values and gradients as published, with ties up."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from published_lsq import published
+from spikezip.levels import Levels
+from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
+
+UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
+
+
+def test_values_and_codes():
+    quantizer = Quantizer(Levels(-2, 3), scale=0.5)
+    drive = torch.tensor([-9.0, -1.25, -0.76, -0.25, -0.26, 0.0, 0.24, 0.25, 0.74, 0.75, 9.0])
+    codes = [-2, -2, -2, 0, -1, 0, 0, 1, 1, 2, 3]
+    assert quantizer.codes(drive).tolist() == codes
+    assert quantizer(drive).tolist() == [0.5 * c for c in codes]
+
+
+def test_a_new_quantizer():
+    quantizer = Quantizer(UNSIGNED)
+    assert quantizer.scale.item() == 1.0
+    assert quantizer.scale.requires_grad
+    assert not bool(quantizer.calibrated)
+    assert set(quantizer.state_dict()) == {"scale", "calibrated"}
+    assert "0..7, scale=0.125" in repr(Quantizer(UNSIGNED, 1 / 8))
+
+
+def test_a_drive_keeps_its_type_and_is_not_written_to():
+    drive = torch.tensor([0.3, 0.8], dtype=torch.bfloat16)
+    given = drive.clone()
+    out = lsq(drive, torch.tensor(0.5), UNSIGNED)
+    assert out.dtype is torch.bfloat16
+    assert out.tolist() == [0.5, 1.0]
+    assert torch.equal(drive, given)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch_dim", "wanted"),
+    [((8, 3, 5), 0, 15), ((3, 8, 5), 1, 15), ((8,), 0, 1), ((), 0, 1), ((0, 4), 0, 1)],
+)
+def test_gradient_scale_counts_the_features_of_a_sample(shape: tuple[int, ...], batch_dim: int, wanted: int):
+    assert gradient_scale(torch.zeros(shape), 4, batch_dim) == 1 / math.sqrt(wanted * 4)
+
+
+def test_scales_of_several_paths_get_what_each_alone_would():
+    """One entry a path, broadcast against the drive: values, and both gradients."""
+    torch.manual_seed(0)
+    drive, grad = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    scale = torch.tensor([0.3, 0.7, 0.5], dtype=torch.float64).reshape(3, 1, 1)
+    low, high, gain = (torch.tensor(v).reshape(3, 1, 1) for v in ([0, -1, -4], [7, 1, 3], [0.5, 1.0, 0.25]))
+
+    d, s = drive.clone().requires_grad_(), scale.clone().requires_grad_()
+    out = LSQ.apply(d, s, low, high, gain)
+    assert isinstance(out, Tensor)
+    together = (out.detach(), *torch.autograd.grad(out, [d, s], grad))
+    for path in range(3):
+        d, s = drive[path].clone().requires_grad_(), scale[path, 0, 0].clone().requires_grad_()
+        out = LSQ.apply(d, s, int(low[path]), int(high[path]), float(gain[path]))
+        assert isinstance(out, Tensor)
+        alone = (out.detach(), *torch.autograd.grad(out, [d, s], grad[path]))
+        for one, every in zip(alone, together, strict=True):
+            assert torch.allclose(one, every[path].reshape(one.shape), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("levels", [UNSIGNED, SIGNED, Levels(-4, 3), Levels(0, 1)])
+def test_lsq_gradients_are_the_published_ones(levels: Levels):
+    torch.manual_seed(0)
+    drive = (torch.randn(5, 12, dtype=torch.float64) * 2).requires_grad_()
+    scale = torch.tensor(0.37, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(5, 12, dtype=torch.float64)
+    lsq(drive, scale, levels).backward(grad)
+    want_drive, want_scale = published(
+        grad.flatten().tolist(), drive.flatten().tolist(), 0.37, levels.lowest, levels.highest, features=12
+    )
+    assert drive.grad is not None
+    assert drive.grad.flatten().tolist() == want_drive
+    assert scale.grad is not None
+    assert float(scale.grad) == pytest.approx(want_scale, rel=1e-12)
+
+
+def test_outside_the_range_lsq_is_the_true_derivative():
+    """Where every drive is clipped the staircase is differentiable: finite differences must agree."""
+    drive = torch.tensor([[9.0, -9.0, 4.0, -7.0]], dtype=torch.float64)
+    weights = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)
+    scale = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+    (lsq(drive, scale, SIGNED) * weights).sum().backward()
+    h = 1e-6
+    with torch.no_grad():
+        up, down = ((lsq(drive, scale + d, SIGNED) * weights).sum() for d in (h, -h))
+    assert scale.grad is not None
+    assert float(scale.grad) * math.sqrt(4 * 4) == pytest.approx(float((up - down) / (2 * h)), rel=1e-8)
+
+
+def test_inside_the_range_the_scale_moves_the_grid_while_codes_keep():
+    """Off ties d(s q)/ds = q by finite differences; LSQ's straight-through slope is that less u/s."""
+    drive = torch.tensor([[0.31, 0.83, 1.13]], dtype=torch.float64)
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    lsq(drive, scale, UNSIGNED).sum().backward()
+    h = 1e-7
+    with torch.no_grad():
+        true = float((lsq(drive, scale + h, UNSIGNED) - lsq(drive, scale - h, UNSIGNED)).sum() / (2 * h))
+    assert scale.grad is not None
+    assert float(scale.grad) * math.sqrt(3 * 7) == pytest.approx(true - float((drive / 0.5).sum()), rel=1e-6)
+
+
+def test_gradient_scale_does_not_depend_on_how_a_batch_is_cut():
+    torch.manual_seed(0)
+    drive, grad = torch.randn(8, 6, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
+    whole = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    parts = whole.detach().clone().requires_grad_()
+    lsq(drive, whole, UNSIGNED).backward(grad / 8)
+    for d, g in zip(drive.split([3, 5]), grad.split([3, 5]), strict=True):
+        lsq(d, parts, UNSIGNED).backward(g / 8)
+    assert whole.grad is not None
+    assert parts.grad is not None
+    assert float(whole.grad) == pytest.approx(float(parts.grad), rel=1e-12)
