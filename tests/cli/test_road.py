@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     done = spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
     assert done.exit_code == 0, done.stderr
     assert "Next: spikezip run a.spikezip" in done.stdout
+    told = re.search(r"Right on 359 images \(test\): ANN [\d.]+ %, QANN [\d.]+ %, integer QANN ([\d.]+) %", done.stdout)
+    assert told is not None
 
     done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24", "--verify")
     assert done.exit_code == 0, done.stderr
@@ -46,6 +49,7 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     assert record["data"] == {"name": "digits", "split": "test", "images": 359}
     assert len(record["accuracy"]["snn"]) == 24
     assert record["accuracy"]["snn"][-1] == record["accuracy"]["qann"] > 0.9
+    assert told[1] == f"{100 * record['accuracy']['qann']:.1f}"
     assert record["settled"]["outcome"] == "SETTLED"
     assert record["certificate"]["equal"]
     assert f"QANN {100 * record['accuracy']['qann']:.2f} %" in done.stdout

@@ -33,6 +33,9 @@ def command(
             "are then nearer to the model's on the calibration images.",
         ),
     ] = None,
+    check: Annotated[
+        int, typer.Option("--check", min=0, help="Test images to tell the accuracy of each stage on; 0: none.")
+    ] = 500,
     classes: options.ClassesOption = None,
     image_size: options.ImageSizeOption = None,
     seed: options.SeedOption = 0,
@@ -51,6 +54,7 @@ def command(
     import torch
 
     import spikezip
+    from spikezip.cli.accuracy import tell
     from spikezip.cli.sources import open_both, remember
     from spikezip.spike import parse_encoding
 
@@ -66,18 +70,15 @@ def command(
         if weights is None and model.partition(":")[0] in ("spikezip", "timm", "torchvision"):
             screen.note(f"{model} has random weights: give --weights to convert a trained network.")
         with screen.working(f"converting {model}"):
-            snn = spikezip.convert(
-                source.module,
-                source.example,
-                real,
-                levels=count,
-                morph=choice,
-                weight_bits=bits,
-                encoding=release,
-                correct_bias=correct_bias,
-            )
+            ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)
+            qann = spikezip.quantize(ann, count, real, correct_bias=correct_bias)
+            stages = {"ANN": source.module.eval(), "QANN": qann}
+            if bits:
+                stages["integer QANN"] = qann = spikezip.to_integer(qann, bits)
+            snn = spikezip.spike(qann, release)
         remember(snn.graph, model, images)
         snn.save(draft)
+    tell(stages, images, "test", check)
     settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
     screen.say(f"[bold]{out}[/]: {model} as a spiking network, {len(snn.layers)} layers of neurons; {settles}.")
     screen.say(f"Next: spikezip run {out} --data {data} --out record.json")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spikezip.train.recipe import Recipe
 
 BUNDLE = "snn.spikezip"
+_CHECKED = 500  #: held-out images that the integer network is compared on
 
 
 def command(
@@ -116,11 +117,13 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Mod
 
 def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path, bits: int | None) -> None:
     import spikezip
+    from spikezip.cli.accuracy import tell
     from spikezip.spike import parse_encoding
 
     network: fx.GraphModule = qann  # type: ignore[assignment]  # train keeps its type
     if bits is not None:
         network = spikezip.to_integer(network, bits)
+        tell({"QANN": qann, "integer QANN": network}, images, recipe.validation_split or "test", _CHECKED)
     with output_file(folder / BUNDLE, overwrite=True) as draft:
         spikezip.spike(network, parse_encoding(recipe.encoding)).save(draft)
     screen.say(f"Next: spikezip run {folder / BUNDLE} --data {images.name} --out {folder / 'record.json'}")

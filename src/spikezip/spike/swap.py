@@ -122,7 +122,10 @@ def check_qann(qann: fx.GraphModule) -> None:
                 "Lower the learning rate of the scales, or calibrate() again."
             )
     if not found:
-        raise StageError("This network has no quantizer, so it would have no neuron. Call quantize() before spike().")
+        raise StageError(
+            "This network has no quantizer, so it would have no neuron. Call quantize() before spike(); if that found no "
+            "place for one, this is a single linear map, and there is nothing to convert."
+        )
     returned = set(network.outputs(qann))
     for node in qann.graph.nodes:
         if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.RECTIFIER:
