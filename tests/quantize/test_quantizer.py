@@ -49,6 +49,40 @@ def test_gradient_scale_counts_the_features_of_a_sample(shape: tuple[int, ...], 
     assert gradient_scale(torch.zeros(shape), 4, batch_dim) == 1 / math.sqrt(wanted * 4)
 
 
+def test_gradient_scale_takes_the_first_dimension_for_the_batch():
+    assert gradient_scale(torch.zeros(8, 3, 5), 4) == 1 / math.sqrt(15 * 4)
+
+
+def test_at_the_very_limits_lsq_is_outside():
+    """As published: the limits themselves pass nothing on to the drive, and give the scale their code."""
+    drive = torch.tensor([[0.0, 3.5, 0.25, 3.25, -0.5, 4.0]], dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    grad = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]], dtype=torch.float64)
+    lsq(drive, scale, UNSIGNED).backward(grad)
+    want_drive, want_scale = published(grad[0].tolist(), drive[0].tolist(), 0.5, 0, 7, features=6)
+    assert drive.grad is not None
+    assert drive.grad[0].tolist() == want_drive == [0, 0, 4, 8, 0, 0]
+    assert scale.grad is not None
+    assert float(scale.grad) == pytest.approx(want_scale, rel=1e-12)
+
+
+def test_a_scale_of_fewer_dimensions_than_the_drive():
+    torch.manual_seed(0)
+    drive, grad = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    scale = torch.tensor([[0.3, 0.7, 0.5]], dtype=torch.float64, requires_grad=True)
+    out = LSQ.apply(drive, scale, -2, 2, 1.0)
+    assert isinstance(out, Tensor)
+    out.backward(grad)
+    assert scale.grad is not None
+    for i in range(3):
+        alone = scale.detach()[0, i].clone().requires_grad_()
+        one = LSQ.apply(drive[..., i], alone, -2, 2, 1.0)
+        assert isinstance(one, Tensor)
+        one.backward(grad[..., i])
+        assert alone.grad is not None
+        assert float(scale.grad[0, i]) == pytest.approx(float(alone.grad), rel=1e-12)
+
+
 def test_scales_of_several_paths_get_what_each_alone_would():
     """One entry a path, broadcast against the drive: values, and both gradients."""
     torch.manual_seed(0)
