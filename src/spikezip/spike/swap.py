@@ -123,8 +123,8 @@ def check_qann(qann: fx.GraphModule) -> None:
             )
     if not found:
         raise StageError(
-            "This network has no quantizer, so it would have no neuron. Call quantize() before spike(); if that found no "
-            "place for one, this is a single linear map, and there is nothing to convert."
+            "This network has no quantizer, so it would have no neuron. Call quantize() before spike(); if that "
+            "found no place for one, this is a single linear map, and there is nothing to convert."
         )
     returned = set(network.outputs(qann))
     for node in qann.graph.nodes:
