@@ -18,7 +18,7 @@ def write_pages(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text(command_line())
     for name, make in TABLES.items():
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / f"{MADE_FROM.get(name, name)}.json"
         text = make(json.loads(path.read_text())) if path.exists() else f"*{path.name} has not been made yet.*\n"
         (folder / f"{name}.md").write_text(text)
 
@@ -68,6 +68,23 @@ def resnet20(result: dict[str, Any]) -> str:
         )
         front = [run["name"], f"{run['images']:,}", percent(run["ann"]), percent(run["qann"])]
         rows.append([*front, *at, str(settled["t_eq_max"]), str(settled["bound"]), equal])
+    return table(head, rows) + provenance(result)
+
+
+def beside_published(result: dict[str, Any]) -> str:
+    """ResNet-20's rows beside published ones: spike alphabet, hidden steps, accuracy at T, synaptic operations."""
+    at = ("1", "2", "4", "8", "16", "32")
+    told = json.loads((ROOT / "experiments" / "anchors.json").read_text())["anchors"]
+    rows = []
+    for row in (r for r in told if (r["data"], r["network"]) == ("cifar10", "ResNet-20")):
+        cells = [f"{row['at'][t]:.2f}" if t in row["at"] else "–" for t in at]
+        name, hidden = f"{row['method']} ({row['source']})", str(row["hidden_steps"])
+        rows.append([name, row["spikes"], hidden, str(row["ann"]), "–", *cells, "–"])
+    for run in result["runs"]:
+        cells = [percent(run["snn"][int(t) - 1]) for t in at]
+        cost = " / ".join(f"{run['synops'][t - 1] / 1e6:.1f}" for t in (2, 4, 32)) if "synops" in run else "–"
+        rows.append([run["name"], "ternary", "0", percent(run["ann"]), percent(run["qann"]), *cells, cost])
+    head = ["method", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in at), "SynOps (10⁶), T=2 / 4 / 32"]
     return table(head, rows) + provenance(result)
 
 
@@ -343,6 +360,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "zoo": zoo,
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
+    "beside-published": beside_published,
     "energy-resnet20": energy,
     "energy-resnet20-finetuned": finetuned,
     "mutation": mutation,
@@ -353,6 +371,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed-sweep": sweeps,
     "speed-others": others,
 }
+
+#: Tables whose result has another name.
+MADE_FROM = {"beside-published": "cifar10-resnet20"}
 
 if __name__ == "__main__":
     page = ROOT / "README.md"

@@ -20,6 +20,7 @@ import torch
 
 import spikezip
 from spikezip.data import ImageData, open_data
+from spikezip.measure import count
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
 from spikezip.spike import parse_encoding
@@ -28,9 +29,11 @@ RESULTS = Path(__file__).parent / "results"
 SEED = 0
 CALIBRATION = 512
 STEPS = 32
+COUNTED = 64  #: images that synaptic operations are counted on
 TRAINED = {
     "PET (one epoch), 8 levels, even:8": "r20-pet-short",
     "trajectory for t=2 (8 epochs), 3 levels, even:2": "cifar10-resnet20-t2",
+    "trajectory for t=4 (1 epoch), 5 levels, even:4": "cifar10-resnet20-t4",
 }
 
 
@@ -54,6 +57,10 @@ def main() -> None:
         if options.again or not path.exists():
             one(path, name, make(), images, labels, source, data, options.certified)
         run = row(json.loads(path.read_text()))
+        counted = path.with_suffix(".synops")
+        if options.again or not counted.exists():
+            counted.write_text(json.dumps(count(make(), images[:COUNTED], STEPS).synops.tolist()))
+        run["synops"] = json.loads(counted.read_text())
         runs.append(run)
         best = max(run["snn"])
         print(
