@@ -47,15 +47,14 @@ TARGETS = {
         "tests/test_theorem.py",
     ],
     "spikezip.spike.neuron": [
+        "tests/spike/test_neuron.py",
         "tests/spike/test_spike.py",
-        "tests/run/test_run.py",
-        "tests/test_theorem.py",
     ],
     "spikezip.quantize.quantizer": [
         "tests/quantize/test_quantizer.py",
         "tests/train/test_paths.py",
     ],
-    "spikezip.morph.fold": ["tests/morph/test_fold.py", "tests/morph/test_rules.py"],
+    "spikezip.morph.fold": ["tests/morph/test_fold.py"],
 }
 
 

@@ -1,4 +1,4 @@
-"""From QANN to SNN: the contract is checked node by node; encodings; the neuron layer."""
+"""From QANN to SNN: the contract is checked node by node; encodings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import nn
 
 from spikezip.errors import StageError
 from spikezip.graph import Stage, capture, info, network
-from spikezip.levels import Levels
 from spikezip.quantize import Quantizer, quantize
-from spikezip.spike import STBIF, Constant, Even, Pulse, Shares, check_qann, encoding_text, parse_encoding, spike
+from spikezip.spike import Constant, Even, Pulse, Shares, check_qann, encoding_text, parse_encoding, spike
 
 
 @pytest.fixture(scope="module")
@@ -102,25 +101,6 @@ def test_stages_out_of_order(ann, qann):
         spike(ann)
     with pytest.raises(StageError, match=r"spike\(\) takes a QANN, but was given an SNN"):
         spike(spike(qann).graph)
-
-
-@pytest.mark.parametrize("slew", [0, -1, 1.5, True])
-def test_a_neuron_moves_a_whole_number_of_levels(qann, slew):
-    with pytest.raises(StageError, match="whole number of levels a step, at least 1"):
-        spike(qann, slew=slew)
-
-
-# -- the neuron layer -------------------------------------------------------------------------------------------------
-
-
-def test_ties_go_up_as_in_the_quantizer():
-    levels, theta = Levels(-3, 3), torch.tensor(0.5)
-    drive = theta * (torch.arange(-8, 9) / 2)
-    neuron, tracer = STBIF(levels, theta), torch.zeros(17)
-    for _ in range(neuron.settling_steps()):
-        tracer = neuron(drive, tracer)
-    assert torch.equal(tracer * theta, Quantizer(levels, 0.5)(drive).detach())
-    assert tracer.tolist() == [min(max(math.floor(n / 2 + 0.5), -3), 3) for n in range(-8, 9)]
 
 
 # -- encodings --------------------------------------------------------------------------------------------------------
