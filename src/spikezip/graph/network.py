@@ -210,8 +210,16 @@ def put_tensor(gm: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def free_name(gm: nn.Module, wanted: str) -> str:
-    """``wanted``, or ``wanted_2``, ... : the first name nothing is stored under (nor inside a leaf module)."""
+    """``wanted``, or ``wanted_2``, ... : the first name nothing is stored under.
+
+    Nothing may be stored inside a quantizer, a neuron or another leaf module either: its own name is changed then.
+    """
     wanted = wanted or "neuron"
+    parts = wanted.split(".")
+    for i in range(1, len(parts)):
+        above = ".".join(parts[:i])
+        if _is_leaf(gm, above):
+            return free_name(gm, free_name(gm, above) + wanted[len(above) :])
     candidate, count = wanted, 1
     while _taken(gm, candidate):
         count += 1
@@ -220,14 +228,18 @@ def free_name(gm: nn.Module, wanted: str) -> str:
 
 
 def _taken(gm: nn.Module, name: str) -> bool:
-    module = gm
-    for part in name.split("."):
-        if part not in module._modules:
-            return hasattr(module, part)
-        module = module._modules[part]
-        if type(module) is not nn.Module:  # a quantizer or neuron: nothing may be stored inside it
-            return True
-    return True
+    holder, _, leaf = name.rpartition(".")
+    try:
+        return hasattr(gm.get_submodule(holder), leaf)
+    except AttributeError:
+        return False
+
+
+def _is_leaf(gm: nn.Module, name: str) -> bool:
+    try:
+        return type(gm.get_submodule(name)) is not nn.Module
+    except AttributeError:
+        return False
 
 
 def new_constant(gm: fx.GraphModule, name: str, tensor: Tensor, *, like: fx.Node) -> fx.Node:
