@@ -72,11 +72,14 @@ def command(
     source, images = open_both(
         plan.model, plan.data, weights=plan.weights, classes=None, image_size=image_size, root=data_root
     )
-    network = source.module if plan.stage is Stage.ANN else _quantized(plan, source, images)
-    teacher = source.module if plan.needs_teacher else None
+    ann = qann = None
+    if plan.stage is not Stage.ANN:
+        ann, qann = _quantized(plan, source, images)
+    # Logits are those of the network as given; features are compared with the ANN that was quantized.
+    teacher = ann if plan.learns_features else source.module if plan.needs_teacher else None
     with contextlib.ExitStack() as stack:
         done = train(
-            network,
+            qann or source.module,
             images,
             plan.plan(teacher),
             out=target,
@@ -96,7 +99,8 @@ def command(
         _save(done.network, plan, images, target, bits)
 
 
-def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Module:
+def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[nn.Module, nn.Module]:
+    """The morphed ANN, and the QANN made of it."""
     import spikezip
     from spikezip.cli.sources import remember
     from spikezip.models.weights import load_weights
@@ -112,7 +116,7 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> nn.Mod
     if recipe.start is not None:
         load_weights(qann, recipe.start)
     remember(qann, recipe.model, images)
-    return qann
+    return ann, qann
 
 
 def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path, bits: int | None) -> None:

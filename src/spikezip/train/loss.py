@@ -58,15 +58,25 @@ class CosineLabels:
 class Distil:
     """Adds ``weight * T^2 KL(softmax(z_ANN / T) || softmax(z / T))`` to the loss of the (main) network.
 
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    Args:
+        weight: of the logits' divergence.
+        temperature: ``T``.
+        features: weight of ``mean over layers of ||y - y_ANN||^2 / ||y_ANN||^2``, with ``y`` what a layer of neurons
+            holds (at the last step trained for, in a trajectory) and ``y_ANN`` the ANN's activation there; the teacher
+            is then to be the morphed ANN that was quantized.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2; features as in Romero et
+    al., "FitNets", ICLR 2015, without their regressor, as both have the same shape here.
     """
 
     weight: float = 1.0
     temperature: float = 1.0
+    features: float = 0.0
 
     def __post_init__(self):
         _check_temperature(self.temperature)
         _check_weight("distillation", self.weight)
+        _check_weight("features", self.features)
 
 
 @dataclass(frozen=True)

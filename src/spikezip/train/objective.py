@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, StageError
 from spikezip.train.ensemble import Folded, InTurn, ensemble
+from spikezip.train.features import distance, features_of
 from spikezip.train.loss import CrossEntropy, Numbers, PETLoss
 from spikezip.train.paths import Main, Path, PathScale
 
@@ -44,13 +45,13 @@ class QAT:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The network itself, or the network beside its teacher."""
-        return beside(network, self.teacher, self.criterion.needs_teacher)
+        return beside(network, self.teacher, self.criterion)
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(network(images), labels)``."""
-        logits, teacher = answers(module(images), self.criterion.needs_teacher)
+        logits, teacher, features = answers(module(images), self.criterion)
         check_logits(logits, 2, labels)
-        return self.criterion(logits, labels, teacher)
+        return with_features(self.criterion(logits, labels, teacher), self.criterion, features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,26 +76,24 @@ class PET:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The ensemble of all paths, beside the teacher if there is one."""
-        return beside(
-            ensemble(network, self.paths, self.execution, self.scale),  # type: ignore[arg-type]  # ensemble refuses what is no graph
-            self.teacher,
-            self.criterion.needs_teacher,
-        )
+        joint = ensemble(network, self.paths, self.execution, self.scale)  # type: ignore[arg-type]  # it refuses what is no graph
+        return beside(joint, self.teacher, self.criterion, readings=1 + len(self.paths))
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(ensemble(images), labels)``."""
-        logits, teacher = answers(module(images), self.criterion.needs_teacher)
+        logits, teacher, features = answers(module(images), self.criterion)
         check_logits(logits, 3, labels)
-        return self.criterion(logits, labels, [str(path) for path in (Main(), *self.paths)], teacher)
+        found = self.criterion(logits, labels, [str(path) for path in (Main(), *self.paths)], teacher)
+        return with_features(found, self.criterion, features)
 
 
 class _Taught(nn.Module):
-    """A student beside a frozen copy of its teacher, which stays in evaluation mode."""
+    """A student beside a frozen teacher, which stays in evaluation mode; both give features too, or neither does."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module):
         super().__init__()
         self.student = student
-        self.teacher = copy.deepcopy(teacher).requires_grad_(False)
+        self.teacher = teacher.requires_grad_(False)
 
     def train(self, mode: bool = True) -> _Taught:
         super().train(mode)
@@ -107,18 +106,58 @@ class _Taught(nn.Module):
         return self.student(images), answer
 
 
-def beside(student: nn.Module, teacher: nn.Module | None, needed: bool) -> nn.Module:
-    """The student, or the student beside a frozen teacher if one is needed."""
-    if not needed:
+def beside(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    criterion: CrossEntropy | PETLoss,
+    *,
+    readings: int = 1,
+    index: int = 0,
+) -> nn.Module:
+    """The student, or the student beside a frozen copy of the teacher that the criterion needs.
+
+    Args:
+        student: the module to train.
+        teacher: whose logits, and features, are learned from.
+        criterion: says whether they are.
+        readings: paths or steps in the student's batch.
+        index: the one whose features are compared.
+    """
+    if not criterion.needs_teacher:
         return student
     if teacher is None:
         raise RecipeError("This loss learns from a teacher's logits, and no teacher was given. Pass teacher=ann.")
-    return _Taught(student, teacher)
+    teacher = copy.deepcopy(teacher)
+    if not _features(criterion):
+        return _Taught(student, teacher)
+    if not isinstance(student, fx.GraphModule):
+        raise StageError(f"Features are learned by a QANN's graph; this is a {type(student).__name__}.")
+    return _Taught(*features_of(student, teacher, readings, index))
 
 
-def answers(answer: Any, taught: bool) -> tuple[Any, Any]:
-    """What :func:`beside`'s module answered: the student's logits, and the teacher's or None."""
-    return answer if taught else (answer, None)
+def answers(answer: Any, criterion: CrossEntropy | PETLoss) -> tuple[Any, Any, Tensor | None]:
+    """What :func:`beside`'s module answered: the student's answer, the teacher's or None, their features' distance or
+    None."""
+    if not criterion.needs_teacher:
+        return answer, None, None
+    student, teacher = answer
+    if not _features(criterion):
+        return student, teacher, None
+    return student[0], teacher[0], distance(student[1], teacher[1])
+
+
+def with_features(
+    found: tuple[Tensor, Numbers], criterion: CrossEntropy | PETLoss, features: Tensor | None
+) -> tuple[Tensor, Numbers]:
+    """Loss and numbers, with the distance of features added if there is one."""
+    loss, numbers = found
+    if features is None:
+        return found
+    return loss + _features(criterion) * features, {**numbers, "features": features.detach()}
+
+
+def _features(criterion: CrossEntropy | PETLoss) -> float:
+    return criterion.distil.features if criterion.distil is not None else 0.0
 
 
 def check_logits(logits: Any, dims: int, labels: Tensor) -> None:

@@ -79,10 +79,11 @@ class PathPart(_Part):
 
 
 class DistilPart(_Part):
-    """Learning from the ANN's logits (see :class:`Distil`)."""
+    """Learning from the ANN's logits and features (see :class:`Distil`)."""
 
     weight: Weight = 1.0
     temperature: Rate = 1.0
+    features: Weight = 0.0
 
 
 class SPEQPart(_Part):
@@ -258,6 +259,11 @@ class Recipe(_Part):
             raise ValueError(f"stage {self.stage.value} has no use for loss.{in_loss[0]}; remove it or use stage: pet")
         if self.stage is Stage.SPEQ and self.loss.distil is not None:
             raise ValueError("stage speq has no use for loss.distil: the network is its own teacher; remove it")
+        if self.learns_features:
+            if self.stage is Stage.ANN:
+                raise ValueError("stage ann has no use for loss.distil.features: an ANN has no neurons; remove it")
+            if self.execution != "folded":
+                raise ValueError("loss.distil.features compares paths that share a batch; use execution: folded")
         self._sub_paths()
         parse_encoding(self.encoding)
         return self
@@ -266,6 +272,11 @@ class Recipe(_Part):
     def needs_teacher(self) -> bool:
         """Whether :meth:`plan` must be given the ANN as teacher."""
         return self.loss.distil is not None or (self.stage is Stage.PET and self.loss.sub_labels == "teacher")
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether that teacher must be the morphed ANN that was quantized."""
+        return self.loss.distil is not None and self.loss.distil.features > 0
 
     def quantizer_levels(self) -> int | Levels:
         """The levels as ``quantize`` takes them."""
@@ -281,7 +292,7 @@ class Recipe(_Part):
             RecipeError: values that do not go together.
         """
         loss = self.loss
-        distil = Distil(loss.distil.weight, loss.distil.temperature) if loss.distil is not None else None
+        distil = Distil(**loss.distil.model_dump()) if loss.distil is not None else None
         if self.stage is Stage.PET:
             sub_labels = {
                 "hard": HardLabels(),

@@ -16,7 +16,7 @@ from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch, parted
 from spikezip.train.fused import fused
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
-from spikezip.train.objective import answers, beside, check_logits
+from spikezip.train.objective import answers, beside, check_logits, with_features
 
 
 def unroll(
@@ -301,7 +301,12 @@ class Trajectory:
             bias_shares=BiasShares(self.encoding, steps, settled) if self.learn_bias_shares else None,
             activity=bool(self.penalty),
         )
-        return beside(unrolled, self.teacher, self.criterion.needs_teacher)
+        return beside(unrolled, self.teacher, self.criterion, readings=steps + settled, index=self._last - 1)
+
+    @property
+    def _last(self) -> int:
+        """The last step with a weight; where none has, the QANN's own answer, behind all steps."""
+        return max((t for t, w in enumerate(self.weights, 1) if w), default=len(self.weights) + 1)
 
     @property
     def _settles(self) -> bool:
@@ -309,7 +314,7 @@ class Trajectory:
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``L``, and the accuracy at every step; ``accuracy`` is that of the last step with a weight."""
-        logits, teacher = answers(module(images), self.criterion.needs_teacher)
+        logits, teacher, features = answers(module(images), self.criterion)
         logits, activity = logits if self.penalty else (logits, None)
         check_logits(logits, 3, labels)
         weights = (*self.weights, self.settled) if self._settles else self.weights
@@ -329,6 +334,6 @@ class Trajectory:
             numbers |= {"penalty": penalty.detach(), "spikes": activity[0].detach()}
             if self._settles:
                 numbers["unsettled"] = activity[1].detach()
-        last = max((t for t, w in enumerate(self.weights, 1) if w), default=len(self.weights))
-        numbers["accuracy"] = numbers[f"accuracy/t{last}"]
-        return loss, numbers
+        last = f"t{self._last}" if self._last <= len(self.weights) else "settled"
+        numbers["accuracy"] = numbers[f"accuracy/{last}"]
+        return with_features((loss, numbers), self.criterion, features)
