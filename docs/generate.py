@@ -17,6 +17,7 @@ def write_pages(folder: Path) -> None:
     """Write every generated page into ``folder``; a result that is not there gives a page that says so."""
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text(command_line())
+    (folder / "fronts.md").write_text(fronts())
     for name, make in TABLES.items():
         path = RESULTS / f"{MADE_FROM.get(name, name)}.json"
         text = make(json.loads(path.read_text())) if path.exists() else f"*{path.name} has not been made yet.*\n"
@@ -71,21 +72,73 @@ def resnet20(result: dict[str, Any]) -> str:
     return table(head, rows) + provenance(result)
 
 
-def beside_published(result: dict[str, Any]) -> str:
-    """ResNet-20's rows beside published ones: spike alphabet, hidden steps, accuracy at T, synaptic operations."""
-    at = ("1", "2", "4", "8", "16", "32")
+AT = ("1", "2", "4", "8", "16", "32")
+
+
+def published(data: str, network: str) -> list[list[str]]:
+    """What others publish for a network: method, spike alphabet, hidden steps, ANN, (no QANN), accuracy at ``AT``."""
     told = json.loads((ROOT / "experiments" / "anchors.json").read_text())["anchors"]
     rows = []
-    for row in (r for r in told if (r["data"], r["network"]) == ("cifar10", "ResNet-20")):
-        cells = [f"{row['at'][t]:.2f}" if t in row["at"] else "–" for t in at]
-        name, hidden = f"{row['method']} ({row['source']})", str(row["hidden_steps"])
-        rows.append([name, row["spikes"], hidden, str(row["ann"]), "–", *cells, "–"])
+    for row in (r for r in told if (r["data"], r["network"]) == (data, network)):
+        cells = [f"{row['at'][t]:.2f}" if t in row["at"] else "–" for t in AT]
+        name = f"{row['method']} ({row['source']})"
+        rows.append([name, row["spikes"], str(row["hidden_steps"]), str(row["ann"]), "–", *cells])
+    return rows
+
+
+def beside_published(result: dict[str, Any]) -> str:
+    """ResNet-20's rows beside published ones: spike alphabet, hidden steps, accuracy at T, synaptic operations."""
+    rows = [[*row, "–"] for row in published("cifar10", "ResNet-20")]
     for run in result["runs"]:
-        cells = [percent(run["snn"][int(t) - 1]) for t in at]
+        cells = [percent(run["snn"][int(t) - 1]) for t in AT]
         cost = " / ".join(f"{run['synops'][t - 1] / 1e6:.1f}" for t in (2, 4, 32)) if "synops" in run else "–"
         rows.append([run["name"], "ternary", "0", percent(run["ann"]), percent(run["qann"]), *cells, cost])
-    head = ["method", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in at), "SynOps (10⁶), T=2 / 4 / 32"]
+    head = ["method", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in AT), "SynOps (10⁶), T=2 / 4 / 32"]
     return table(head, rows) + provenance(result)
+
+
+def spread(figure: dict[str, Any], times: float = 100.0) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{times * figure['mean']:.2f}" + (
+        f" ± {times * figure['std']:.2f}" if figure["std"] is not None else " (one seed)"
+    )
+
+
+def fronts() -> str:
+    """Every network that experiments/front.py has trained, beside what others publish for it."""
+    parts = []
+    for path in sorted(RESULTS.glob("front-*.json")):
+        result = json.loads(path.read_text())
+        said = result["settings"]
+        known = {"resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
+        network = said["network"].partition(":")[2]
+        rows = [[*row[:9], "–", "–", "–", "–"] for row in published(said["data"], known.get(network, network))]
+        for name, row in result["variants"].items():
+            cells = [spread(row[f"t{t}"]) for t in AT[:4]]
+            cost = " / ".join(f"{row[f'synops_t{t}']['mean'] / 1e6:.2f}" for t in (1, 2, 4))
+            rows.append(
+                [
+                    name,
+                    "ternary",
+                    "0",
+                    percent(result["ann"]),
+                    spread(row["qann"]),
+                    *cells,
+                    spread(row["settled"]),
+                    spread(row["t_eq"], 1),
+                    cost,
+                    "yes" if row["equal"] else "**no**",
+                ]
+            )
+        head = ["network", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in AT[:4])]
+        head += ["settled", "T_eq", "SynOps (10⁶), T=1 / 2 / 4", "SNN = QANN"]
+        seeds = max(row["seeds"] for row in result["variants"].values())
+        told = (
+            f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs, batch {said['batch']}, "
+            f"AdamW {said['rate']:g}; mean ± standard deviation over {seeds} seeds."
+        )
+        parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
+    return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"
 
 
 def short_table(result: dict[str, Any]) -> str:
@@ -334,16 +387,12 @@ def ablation(result: dict[str, Any]) -> str:
     """What each part of fine-tuning adds, mean and standard deviation over seeds."""
     said, variants = result["settings"], result["variants"]
 
-    def shown(figure: dict[str, Any], times: float = 100.0) -> str:
-        spread = figure["std"]
-        return f"{times * figure['mean']:.2f}" + (f" ± {times * spread:.2f}" if spread is not None else "")
-
     steps = [key for key in next(iter(variants.values())) if key[0] == "t" and key[1:].isdigit()]
     rows = []
     for name, row in variants.items():
-        accuracy = [shown(row[key]) for key in (*steps, "settled", "qann")]
+        accuracy = [spread(row[key]) for key in (*steps, "settled", "qann")]
         rows.append(
-            [name, *accuracy, shown(row["t_eq"], 1), shown(row["synops"], 1e-3), "yes" if row["equal"] else "**no**"]
+            [name, *accuracy, spread(row["t_eq"], 1), spread(row["synops"], 1e-3), "yes" if row["equal"] else "**no**"]
         )
     head = ["variant", *(f"t={key[1:]}" for key in steps), "settled", "QANN", "T_eq", "SynOps (10³)", "equal"]
     counted = "images through the network" if said["equal"] == "passes" else "images"
@@ -367,6 +416,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "early-exit": early_exit,
     "neurons": neurons,
     "ablation-digits": ablation,
+    "ablation-cifar10": ablation,
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
     "speed-others": others,

@@ -155,15 +155,20 @@ def passes(recipe: Recipe) -> float:
 
 
 def cell(
-    ann: nn.Module, source: ModelSource, data: ImageData, recipe: Recipe, settings: dict[str, Any]
+    ann: nn.Module,
+    source: ModelSource,
+    data: ImageData,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """One variant with one seed, fine-tuned and measured."""
+    """One variant with one seed, fine-tuned (in ``out``, from where it was cut off) and measured."""
     torch.manual_seed(recipe.seed)
     morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
     qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
     began = time.perf_counter()
-    done = train(qann, data, recipe.plan())
+    done = train(qann, data, recipe.plan(ann if recipe.needs_teacher else None), out=out, resume=out is not None)
     seconds = time.perf_counter() - began
     snn = spikezip.spike(spikezip.to_integer(done.network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
     images, labels = data.tensors("test", settings["test_images"])

@@ -1,0 +1,156 @@
+"""The Pareto front of one network: an ANN, then one SNN for each number of time steps, trained, certified, measured.
+
+    python experiments/front.py --data-set cifar10 --network resnet20 --data PATH/TO/CIFAR
+    python experiments/front.py --data-set cifar100 --network resnet18 --data PATH/TO/CIFAR     # trains its ANN first
+    python experiments/front.py --data-set digits --network digits --ann-epochs 20 --epochs 6 --seeds 1   # to try it
+
+Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
+fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation), given 8-bit
+weights, and run on the test split once. On a GPU, where there is one. What is cut off goes on from its checkpoint in
+runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ablation import cell, share_right, summary
+
+from spikezip.cli.sources import open_both
+from spikezip.measure.provenance import provenance
+from spikezip.models import ModelSource
+from spikezip.models.source import MODELS
+from spikezip.train import train
+from spikezip.train.recipe import Recipe, check_recipe
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = Path("runs/front")
+TEACHER = {"distil": {"weight": 1.0, "temperature": 2.0}}
+
+
+def for_step(t: int, **lines: Any) -> dict[str, Any]:
+    """A network to be read at step ``t``: as many levels as steps, released evenly over them."""
+    return {
+        "stage": "trajectory",
+        "levels": {"lowest": 0, "highest": t},
+        "encoding": f"even:{t}",
+        "steps": [0] * (t - 1) + [1],
+        "loss": TEACHER,
+        **lines,
+    }
+
+
+#: What is trained, each with the lines of its recipe.
+PRODUCTS: dict[str, dict[str, Any]] = {
+    "for T=1": for_step(1),
+    "for T=2": for_step(2),
+    "for T=2, RCR": for_step(2, morph={"residual": "rcr"}),
+    "for T=4": for_step(4),
+    "for T=4, RCR": for_step(4, morph={"residual": "rcr"}),
+    "anytime, T=1 to 4": for_step(4, steps=[1, 1, 1, 1], settled=1),
+    "PET, 8 levels": {
+        "stage": "pet",
+        "levels": 8,
+        "encoding": "even:8",
+        "paths": [{"rescaled": t, "release": 8} for t in (2, 4)],
+        "loss": {"alpha": 0.5, **TEACHER},
+    },
+    "plain QAT, 8 levels": {"stage": "qat", "levels": 8, "encoding": "even:8", "loss": TEACHER},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-set", choices=["digits", "cifar10", "cifar100"], default="cifar10")
+    parser.add_argument("--network", choices=sorted(MODELS), default="resnet20")
+    parser.add_argument("--ann-epochs", type=int, default=200, help="where an ANN must be trained")
+    parser.add_argument("--epochs", type=int, default=60, help="of each product")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
+    parser.add_argument("--test-images", type=int, help="only the first so many")
+    parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
+    parser.add_argument("--out", type=Path, help="the file of results, if it is to be another")
+    options = parser.parse_args()
+    name = f"{options.data_set}-{options.network}"
+    out = options.out or RESULTS / f"front-{name}.json"
+    settings = {
+        "data": options.data_set,
+        "network": f"spikezip:{options.network}",
+        **{key: getattr(options, key) for key in ("epochs", "batch", "rate", "test_images")},
+    }
+    published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
+    source, data = open_both(
+        f"spikezip:{options.network}",
+        options.data_set,
+        weights="pretrained" if published else None,
+        classes=None,
+        image_size=None,
+        root=options.data,
+    )
+    if not published:
+        train_ann(source, data, options.ann_epochs, options.batch, RUNS / name / "ann")
+    settings["ann_epochs"] = None if published else options.ann_epochs
+    cells = json.loads(out.read_text()) if out.exists() else {"settings": settings, "rows": []}
+    if cells["settings"] != settings:
+        parser.error(f"{out} was made with other settings: {cells['settings']}. Give another --out.")
+    ann = share_right(source.module, *data.tensors("test", options.test_images))
+    print(f"ANN {100 * ann:.2f}", flush=True)
+    done = {(row["variant"], row["seed"]) for row in cells["rows"]}
+    for seed in range(options.seeds):
+        for product, lines in PRODUCTS.items():
+            if (options.only and not any(part in product for part in options.only)) or (product, seed) in done:
+                continue
+            folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
+            recipe = recipe_of(product, lines, settings, seed)
+            row = cell(source.module, source, data, recipe, settings, out=folder)
+            about = {**provenance(None), "seed": f"0 to {options.seeds - 1}"}
+            cells["rows"].append({"variant": product, "seed": seed, "lines": lines, "commit": about["commit"], **row})
+            text = json.dumps({"experiment": "front", **about, "ann": ann, **summary(cells)}, indent=1)
+            out.write_text(text + "\n")
+            accuracy = " ".join(f"{100 * row[f't{t}']:.2f}" for t in (1, 2, 4, 8))
+            print(f"{product}, seed {seed}: t=1, 2, 4, 8: {accuracy}, QANN {100 * row['qann']:.2f}", flush=True)
+
+
+def train_ann(source: ModelSource, data: Any, epochs: int, batch: int, folder: Path) -> None:
+    """Train the network of ``source`` in place, or take what an earlier run left in ``folder``."""
+    recipe = check_recipe(
+        {
+            "name": "ann",
+            "stage": "ann",
+            "model": source.name,
+            "data": data.name,
+            "epochs": epochs,
+            "batch": batch,
+            "warmup": 1,
+            "optimizer": {"sgd": {"rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}},
+        }
+    )
+    trained = train(source.module, data, recipe.plan(), out=folder, resume=True)
+    source.module.load_state_dict(trained.network.state_dict())
+
+
+def recipe_of(name: str, lines: dict[str, Any], settings: dict[str, Any], seed: int) -> Recipe:
+    """The whole recipe of one product."""
+    return check_recipe(
+        {
+            "name": name,
+            "model": settings["network"],
+            "data": settings["data"],
+            "epochs": settings["epochs"],
+            "batch": settings["batch"],
+            "warmup": 0.5,
+            "clip": 1.0,
+            "optimizer": {"adamw": {"rate": settings["rate"], "weight_decay": 0.0}},
+            "seed": seed,
+            **lines,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
