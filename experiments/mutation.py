@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def _run(module: str, code: str, tests: list[str]) -> int:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return int(pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:randomly", *tests]))
+        # Plain asserts: rewriting them, and hypothesis's own, takes longer than most tests.
+        return int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:xdist", "-p", "no:randomly", *tests]))
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -211,16 +213,23 @@ def _provenance() -> dict[str, Any]:
 
 
 def _import_what_is_slow() -> None:
-    """Everything but spikezip, which each mutant imports anew."""
+    """Everything but spikezip, which each mutant imports anew; and one export, as the first is the slow one."""
     sys.path.insert(0, str(ROOT / "src"))
-    import numpy  # noqa: F401
+    import accelerate  # noqa: F401
+    import hypothesis  # noqa: F401
+    import pydantic  # noqa: F401
     import pytest  # noqa: F401
     import safetensors.torch  # noqa: F401
     import torch
-    import torch.export
-    import torch.fx
+    from torch import nn
 
     torch.set_num_threads(1)
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU()).eval()
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network, (torch.zeros(2, 1, 2, 2),), dynamic_shapes=batch)
+        program.run_decompositions({}).module(check_guards=False)
 
 
 if __name__ == "__main__":
