@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import BundleError, OutputError, StageError
 from spikezip.export import load_bundle, load_network, load_snn, save_bundle
-from spikezip.graph import capture, network
+from spikezip.graph import capture, network, rewrite, shapes
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.morph import Morph, Residual, morph
 from spikezip.quantize import quantize
@@ -166,12 +166,12 @@ def test_tied_weights_stay_tied(images: Tensor, tmp_path: Path):
     nodes = [n for n in ann.graph.nodes if network.op_name(n) == "conv2d"]
     shared = nodes[1].args[1]
     assert shared is nodes[2].args[1]
-    network.put_tensor(ann, "tied.weight", network.get_tensor(ann, shared.target))
+    rewrite.put_tensor(ann, "tied.weight", network.get_tensor(ann, shared.target))
     with ann.graph.inserting_before(nodes[2]):
         other = ann.graph.get_attr("tied.weight")
     nodes[2].replace_input_with(shared, other)
     ann.recompile()
-    network.annotate(ann)
+    shapes.annotate(ann)
     loaded = _round_trip(ann, tmp_path)
     assert loaded.get_parameter("tied.weight") is loaded.get_parameter(shared.target)
     with safe_open(tmp_path / "first.spikezip", framework="pt") as file:

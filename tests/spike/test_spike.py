@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikezip.errors import StageError
-from spikezip.graph import Stage, capture, info, network
+from spikezip.graph import Stage, capture, info, network, rewrite
 from spikezip.quantize import Quantizer, quantize
 from spikezip.spike import Constant, Even, Pulse, Shares, check_qann, encoding_text, parse_encoding, spike
 
@@ -78,7 +78,7 @@ def test_a_relu_left_is_named(qann):
 
 def test_an_analog_operand_is_named(qann):
     neuron = next(n for n in qann.graph.nodes if n.target == "3.neuron")
-    network.replace(neuron, neuron.args[0])
+    rewrite.replace(neuron, neuron.args[0])
     with pytest.raises(
         StageError, match=r"'4' \(linear\) would receive the analog value of '3' \(layer_norm\).*strict=True"
     ):

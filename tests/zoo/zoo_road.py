@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spikezip.errors import SpikezipError
-from spikezip.graph import InputSpec, Stage, capture, network
+from spikezip.graph import InputSpec, Stage, capture, network, shapes
 from spikezip.measure import verify
 from spikezip.morph import Morph, morph
 from spikezip.quantize import Quantizer, quantize, to_integer
@@ -159,7 +159,7 @@ def _kept(model: nn.Module, ann: fx.GraphModule, inputs: tuple[Tensor, ...]) -> 
     for node in wide.graph.nodes:  # zeros and casts that say float32
         node.args, node.kwargs = tree_map(_doubled, node.args), tree_map(_doubled, node.kwargs)
     wide.recompile()
-    network.annotate(wide)
+    shapes.annotate(wide)
     before, after = _flat(wide(*doubles)), _flat(morph(wide)(*doubles))
     truth = _flat(copy.deepcopy(model).eval().double()(*doubles))
     return _apart(before, truth), _apart(after, before)

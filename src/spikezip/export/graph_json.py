@@ -165,6 +165,6 @@ def _meta(row: dict[str, Any]) -> dict[str, Any]:
     if neuron:
         meta["neuron"] = neuron
     if "outer" in row or "inner" in row:
-        # Where the batch lies cannot be told from shapes; network.annotate keeps these two and finds the rest.
+        # Where the batch lies cannot be told from shapes; shapes.annotate keeps these two and finds the rest.
         meta["spec"] = Spec((), torch.float32, None, row.get("outer", True), row.get("inner", False))
     return meta

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spikezip.errors import BundleError, CaptureError
 from spikezip.export.vocabulary import FUNCTIONS
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, purity, shapes
 from spikezip.graph.ops import Kind
 from spikezip.graph.quiet import quiet
 
@@ -29,17 +29,17 @@ def check_graph(gm: fx.GraphModule) -> None:
     """
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        # The batch sizes that network.annotate runs, so that it meets nothing too large. Only where sizes are computed
+        # The batch sizes that shapes.annotate runs, so that it meets nothing too large. Only where sizes are computed
         # may a smaller batch make something larger.
         computed = any(network.op_name(n).startswith("sym_") for n in gm.graph.nodes)
         for batch in (1, 2, 3) if computed else (3,):
             _Trial(gm).run_batch(batch)
         try:
-            network.annotate(gm)
+            shapes.annotate(gm)
             for node in gm.graph.nodes:
                 if "spec" in node.meta:
                     node.meta["dtype"] = network.spec(node).dtype
-            network.refuse_impure(gm)
+            purity.refuse_impure(gm)
         except CaptureError as reason:
             raise BundleError(str(reason)) from None
     _check_streams(gm)

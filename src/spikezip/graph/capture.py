@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import CaptureError, InputError
-from spikezip.graph import network
+from spikezip.graph import network, purity, rewrite, shapes
 from spikezip.graph.network import InputSpec, Stage
 from spikezip.graph.quiet import quiet
 from spikezip.graph.recurrent import RECURRENT
@@ -84,10 +84,10 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
         module = program.module(check_guards=False)
     graph_module = _own(module)
     _normalise(graph_module)
-    network.refuse_impure(graph_module)
+    purity.refuse_impure(graph_module)
     network.mark(graph_module, Stage.ANN, [InputSpec.of(x) for x in examples])
-    network.annotate(graph_module)
-    network.refuse_batch_mixing(graph_module)
+    shapes.annotate(graph_module)
+    purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
     return graph_module
 
@@ -219,7 +219,7 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
                 if isinstance(tensor, nn.Parameter):
                     own = nn.Parameter(own)
                 copies[id(tensor)] = own
-            network.put_tensor(owned, node.target, own)
+            rewrite.put_tensor(owned, node.target, own)
         if node.op == "output":
             flat = [a for a in tree_leaves(node.args[0]) if isinstance(a, fx.Node)]
             outputs = tuple(values[a] for a in flat)
@@ -245,7 +245,7 @@ def _normalise(gm: fx.GraphModule) -> None:
         if node.op != "call_function":
             continue
         if node.target in _IDENTITIES or (node.target in _DROPOUTS and not node.args[2]):
-            network.replace(node, node.args[0])
+            rewrite.replace(node, node.args[0])
         elif node.target in _MAKERS and all(isinstance(size, int) for size in node.args[1]):
             # Its operand lends its type alone.
             maker, arguments = _MAKERS[node.target], node.args[1:]
@@ -253,7 +253,7 @@ def _normalise(gm: fx.GraphModule) -> None:
         elif node.target is _aten.rrelu.default and not (len(node.args) > 3 and node.args[3]):
             _as_leaky_relu(node)  # what it is at inference
         elif node.target is _aten.slice.Tensor and _is_whole_slice(node):
-            network.replace(node, node.args[0])
+            rewrite.replace(node, node.args[0])
         elif node.target in _VIEWS:
             node.target = _aten.reshape.default
             sizes = list(node.args[1])
@@ -261,7 +261,7 @@ def _normalise(gm: fx.GraphModule) -> None:
             if len(symbolic) == 1 and -1 not in sizes:
                 sizes[symbolic[0]] = -1
                 node.args = (node.args[0], sizes)
-    network.tidy(gm)
+    rewrite.tidy(gm)
 
 
 def _as_leaky_relu(node: fx.Node) -> None:

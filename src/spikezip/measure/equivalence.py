@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.errors import CaptureError, EquivalenceError, OutputError
-from spikezip.graph import network
+from spikezip.graph import network, purity
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.kernels import full_precision
 from spikezip.measure.provenance import versions
@@ -239,7 +239,7 @@ def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
     layers = snn.layers
     c1 = all(n.levels.lowest <= 0 <= n.levels.highest and float(n.target(torch.zeros(()))) == 0 for _, n in layers)
     try:
-        network.refuse_impure(snn.graph)
+        purity.refuse_impure(snn.graph)
         c2, pure = True, "every operation is deterministic and without side effects (by its schema and tags)"
     except CaptureError as error:
         c2, pure = False, str(error)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, rewrite, shapes
 
 
 def fold_constants(gm: fx.GraphModule) -> int:
@@ -38,13 +38,13 @@ def fold_constants(gm: fx.GraphModule) -> int:
         kept = value.detach().clone(memory_format=torch.contiguous_format)
         with gm.graph.inserting_before(node):
             name = _name(node, values)
-            new = network.new_constant(gm, name, nn.Parameter(kept) if learns else kept, like=node)
+            new = rewrite.new_constant(gm, name, nn.Parameter(kept) if learns else kept, like=node)
         new.meta["spec"] = node.meta.get("spec")
         node.replace_all_uses_with(new)
         count += 1
     if count:
-        network.tidy(gm)
-        network.annotate(gm, anew=False)
+        rewrite.tidy(gm)
+        shapes.annotate(gm, anew=False)
     return count
 
 

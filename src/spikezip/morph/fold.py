@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, rewrite, shapes
 
 _aten = torch.ops.aten
 _WITHOUT_TRAINING = _aten._native_batch_norm_legit_no_training.default
@@ -48,8 +48,8 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
             _fold(gm, node)
             count += 1
     if count:
-        network.tidy(gm)
-        network.annotate(gm, anew=False)
+        rewrite.tidy(gm)
+        shapes.annotate(gm, anew=False)
     return count
 
 
@@ -86,13 +86,13 @@ def keep_batch_norm(gm: fx.GraphModule) -> int:
         with gm.graph.inserting_before(node):
             new = gm.graph.call_module(name, (source,))
         new.meta = {"origin": node.meta.get("origin", ""), "spec": network.spec(result)}
-        network.replace(result, new)
+        rewrite.replace(result, new)
         if node is not result:
             gm.graph.erase_node(node)
         count += 1
     if count:
-        network.tidy(gm)
-        network.annotate(gm, anew=False)
+        rewrite.tidy(gm)
+        shapes.annotate(gm, anew=False)
     return count
 
 
@@ -116,9 +116,9 @@ def _place_of(gm: fx.GraphModule, norm: fx.Node) -> str:
     try:
         holder = gm.get_submodule(name)
     except AttributeError:
-        return network.free_name(gm, name)
+        return rewrite.free_name(gm, name)
     held = {f"{name}.{tensor}" for tensor in holder.state_dict()}
-    return name if name and type(holder) is nn.Module and held <= own else network.free_name(gm, name)
+    return name if name and type(holder) is nn.Module and held <= own else rewrite.free_name(gm, name)
 
 
 def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
@@ -134,7 +134,7 @@ def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
             new = _fold_into(gm, source, weight_node, factor, shift)
         else:
             new = _stand_alone(gm, norm, source, factor, shift)
-    network.replace(result, new)
+    rewrite.replace(result, new)
     if norm is not result:
         gm.graph.erase_node(norm)
 
@@ -205,8 +205,8 @@ def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor:
     bias = network.constant(layer.args[index]) if index is not None else None
     shift = shift + (bias.detach().double() * factor if bias is not None else 0)
     base = str(weight_node.target)
-    new_weight = network.new_constant(gm, base, nn.Parameter(wide.to(weight.dtype)), like=layer)
-    new_bias = network.new_constant(
+    new_weight = rewrite.new_constant(gm, base, nn.Parameter(wide.to(weight.dtype)), like=layer)
+    new_bias = rewrite.new_constant(
         gm,
         base.rpartition(".")[0] + ".bias" if "." in base else base + "_bias",
         nn.Parameter(shift.to(weight.dtype)),
@@ -214,11 +214,11 @@ def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor:
     )
     if name in ("mm", "addmm"):
         left = layer.args[-2]  # type: ignore[index]
-        new = network.call(gm, _aten.addmm.default, (new_bias, left, new_weight), like=layer)
+        new = rewrite.call(gm, _aten.addmm.default, (new_bias, left, new_weight), like=layer)
     else:
         args = list(layer.args) + [None] * (3 - len(layer.args))
         args[1:3] = [new_weight, new_bias]
-        new = network.call(gm, layer.target, tuple(args), like=layer)  # type: ignore[arg-type]
+        new = rewrite.call(gm, layer.target, tuple(args), like=layer)  # type: ignore[arg-type]
     return new
 
 
@@ -227,10 +227,10 @@ def _stand_alone(gm: fx.GraphModule, norm: fx.Node, source: fx.Node, factor: Ten
     shape = [1, -1] + [1] * (dims - 2)
     dtype = network.spec(source).dtype
     base = network.origin(norm)
-    scale = network.new_constant(gm, f"{base}.weight", nn.Parameter(factor.reshape(shape).to(dtype)), like=norm)
-    bias = network.new_constant(gm, f"{base}.bias", nn.Parameter(shift.reshape(shape).to(dtype)), like=norm)
-    product = network.call(gm, _aten.mul.Tensor, (source, scale), like=norm)
-    return network.call(gm, _aten.add.Tensor, (product, bias), like=norm)
+    scale = rewrite.new_constant(gm, f"{base}.weight", nn.Parameter(factor.reshape(shape).to(dtype)), like=norm)
+    bias = rewrite.new_constant(gm, f"{base}.bias", nn.Parameter(shift.reshape(shape).to(dtype)), like=norm)
+    product = rewrite.call(gm, _aten.mul.Tensor, (source, scale), like=norm)
+    return rewrite.call(gm, _aten.add.Tensor, (product, bias), like=norm)
 
 
 def _name(node: fx.Node) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from spikezip.graph import network, ops
+from spikezip.graph import ops, rewrite, shapes
 from spikezip.graph.ops import Kind
 
 _aten = torch.ops.aten
@@ -32,7 +32,7 @@ def reroute_residuals(gm: fx.GraphModule) -> int:
     def rewire(relu: fx.Node, main: fx.Node, shortcut: fx.Node) -> fx.Node:
         if _synaptic_depth(shortcut):
             shortcut.meta["neuron"] = "signed"
-        return network.call(gm, _aten.add.Tensor, (_rectified(gm, main, relu), shortcut), like=relu)
+        return rewrite.call(gm, _aten.add.Tensor, (_rectified(gm, main, relu), shortcut), like=relu)
 
     return _each_block(gm, rewire)
 
@@ -52,7 +52,7 @@ def add_spikes(gm: fx.GraphModule) -> int:
 
     def rewire(relu: fx.Node, main: fx.Node, shortcut: fx.Node) -> fx.Node:
         spikes = _spiking(gm, shortcut, relu)
-        return network.call(gm, _aten.add.Tensor, (_rectified(gm, main, relu), spikes), like=relu)
+        return rewrite.call(gm, _aten.add.Tensor, (_rectified(gm, main, relu), spikes), like=relu)
 
     return _each_block(gm, rewire)
 
@@ -72,8 +72,8 @@ def inhibit_spikes(gm: fx.GraphModule) -> int:
 
     def rewire(relu: fx.Node, main: fx.Node, shortcut: fx.Node) -> fx.Node:
         spikes = _spiking(gm, shortcut, relu)
-        left = network.call(gm, _aten.sub.Tensor, (spikes, _rectified(gm, main, relu)), like=relu)
-        return network.call(gm, _aten.relu.default, (left,), like=relu)
+        left = rewrite.call(gm, _aten.sub.Tensor, (spikes, _rectified(gm, main, relu)), like=relu)
+        return rewrite.call(gm, _aten.relu.default, (left,), like=relu)
 
     return _each_block(gm, rewire)
 
@@ -120,25 +120,25 @@ def _each_block(gm: fx.GraphModule, rewire: Callable[[fx.Node, fx.Node, fx.Node]
             continue
         with gm.graph.inserting_before(node):
             new = rewire(node, main, shortcut)
-        network.replace(node, new)
+        rewrite.replace(node, new)
         count += 1
     return _done(gm, count)
 
 
 def _done(gm: fx.GraphModule, count: int) -> int:
     if count:
-        network.tidy(gm)
-        network.annotate(gm, anew=False)
+        rewrite.tidy(gm)
+        shapes.annotate(gm, anew=False)
     return count
 
 
 def _rectified(gm: fx.GraphModule, main: fx.Node, like: fx.Node) -> fx.Node:
-    return network.call(gm, _aten.relu.default, (main,), like=like)
+    return rewrite.call(gm, _aten.relu.default, (main,), like=like)
 
 
 def _spiking(gm: fx.GraphModule, shortcut: fx.Node, like: fx.Node) -> fx.Node:
     """The shortcut's spikes: behind synapses of its own it needs neurons of its own."""
-    return network.call(gm, _aten.relu.default, (shortcut,), like=like) if _synaptic_depth(shortcut) else shortcut
+    return rewrite.call(gm, _aten.relu.default, (shortcut,), like=like) if _synaptic_depth(shortcut) else shortcut
 
 
 def _is_sum(node: object, alone: bool = True) -> bool:

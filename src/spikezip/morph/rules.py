@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, purity, rewrite, shapes
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.morph.choices import Activation, BatchNorm, Morph, Pooling, Residual
@@ -59,7 +59,7 @@ def spell_attention(gm: fx.GraphModule) -> int:
         with gm.graph.inserting_before(node):
 
             def make(target, *args, node=node):
-                return network.call(gm, target, args, like=node)
+                return rewrite.call(gm, target, args, like=node)
 
             if given.get("enable_gqa") and (shared := q.meta["spec"].shape[-3] // k.meta["spec"].shape[-3]) > 1:
                 k, v = (make(_aten.repeat_interleave.self_int, stream, shared, -3) for stream in (k, v))
@@ -67,7 +67,7 @@ def spell_attention(gm: fx.GraphModule) -> int:
             mask = given.get("attn_mask")
             if given.get("is_causal"):
                 hidden = torch.full((tokens, sources), float("-inf")).triu(1).to(q.meta["spec"].dtype)
-                mask = network.new_constant(gm, f"{network.origin(node)}.causal_mask", hidden, like=node)
+                mask = rewrite.new_constant(gm, f"{network.origin(node)}.causal_mask", hidden, like=node)
             elif isinstance(mask, fx.Node) and mask.meta["spec"].dtype is torch.bool:
                 stored = network.constant(mask)
                 if stored is None:
@@ -75,12 +75,12 @@ def spell_attention(gm: fx.GraphModule) -> int:
                     mask = None
                 else:
                     hidden = torch.zeros(stored.shape, dtype=q.meta["spec"].dtype).masked_fill(~stored, float("-inf"))
-                    mask = network.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
+                    mask = rewrite.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
             if mask is not None:
                 scores = make(_aten.add.Tensor, scores, mask)
             attention = make(_aten.softmax.int, scores, -1)
             result = make(_aten.matmul.default, attention, v)
-        network.replace(node, result)
+        rewrite.replace(node, result)
         count += 1
     return _done(gm, count)
 
@@ -97,13 +97,13 @@ def spell_fused_sums(gm: fx.GraphModule) -> int:
                 continue  # a linear layer
         alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
         with gm.graph.inserting_before(node):
-            product = network.call(gm, _FUSED[node.target], (left, right), like=node)
+            product = rewrite.call(gm, _FUSED[node.target], (left, right), like=node)
             if alpha != 1:
-                product = network.call(gm, _aten.mul.Tensor, (product, alpha), like=node)
+                product = rewrite.call(gm, _aten.mul.Tensor, (product, alpha), like=node)
             if beta != 1:
-                added = network.call(gm, _aten.mul.Tensor, (added, beta), like=node)
-            new = product if beta == 0 else network.call(gm, _aten.add.Tensor, (product, added), like=node)
-        network.replace(node, new)
+                added = rewrite.call(gm, _aten.mul.Tensor, (added, beta), like=node)
+            new = product if beta == 0 else rewrite.call(gm, _aten.add.Tensor, (product, added), like=node)
+        rewrite.replace(node, new)
         count += 1
     return _done(gm, count)
 
@@ -129,8 +129,8 @@ def average_pooling(gm: fx.GraphModule) -> int:
         if dilation not in (None, 1) and any(d != 1 for d in dilation):
             continue  # no average pooling is dilated; max-pooling is exact anyway
         with gm.graph.inserting_before(node):
-            new = network.call(gm, target, (x, kernel, stride or kernel, padding or 0, bool(ceil), False), like=node)
-        network.replace(node, new)
+            new = rewrite.call(gm, target, (x, kernel, stride or kernel, padding or 0, bool(ceil), False), like=node)
+        rewrite.replace(node, new)
         count += 1
     return _done(gm, count)
 
@@ -143,16 +143,16 @@ def only_relu(gm: fx.GraphModule) -> int:
             if network.op_name(node) in ("sigmoid", "hardsigmoid", "tanh"):
                 continue  # gates, not activations: a ReLU in a squeeze-excitation would not be a gate
             with gm.graph.inserting_before(node):
-                new = network.call(gm, _aten.relu.default, (node.args[0],), like=node)
-            network.replace(node, new)
+                new = rewrite.call(gm, _aten.relu.default, (node.args[0],), like=node)
+            rewrite.replace(node, new)
             count += 1
     return _done(gm, count)
 
 
 def _done(gm: fx.GraphModule, count: int) -> int:
     if count:
-        network.tidy(gm)
-        network.annotate(gm, anew=False)
+        rewrite.tidy(gm)
+        shapes.annotate(gm, anew=False)
     return count
 
 
@@ -270,7 +270,7 @@ def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
         if rule.asked(choice) and (count := rule.apply(new)):
             applied[rule.name] = count
     if applied:
-        network.refuse_batch_mixing(new)  # marks where the batch lies in the new nodes
+        purity.refuse_batch_mixing(new)  # marks where the batch lies in the new nodes
     before = network.note(ann, "morphed", {})
     network.remark(
         new,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, rewrite, shapes
 from spikezip.graph.ops import Kind
 
 _aten = torch.ops.aten
@@ -32,13 +32,13 @@ def spell_averages(gm: fx.GraphModule) -> int:
             factor: Any = 1.0 / sizes if isinstance(sizes, int) else None
             if isinstance(sizes, Tensor):
                 inverse = (1.0 / sizes).to(network.spec(node).dtype)
-                factor = network.new_constant(gm, f"{network.origin(node)}.factor", inverse, like=node)
-            new = network.call(gm, _aten.mul.Tensor, (total, factor), like=node) if factor != 1.0 else total
-        network.replace(node, new)
+                factor = rewrite.new_constant(gm, f"{network.origin(node)}.factor", inverse, like=node)
+            new = rewrite.call(gm, _aten.mul.Tensor, (total, factor), like=node) if factor != 1.0 else total
+        rewrite.replace(node, new)
         count += 1
     if count:
-        network.tidy(gm)
-        network.annotate(gm, anew=False)
+        rewrite.tidy(gm)
+        shapes.annotate(gm, anew=False)
     return count
 
 
@@ -48,7 +48,7 @@ def _sum_and_sizes(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int | Te
     before, after = network.spec(x), network.spec(node)
     if name == "mean" and len(node.args) > 1 and not node.kwargs:
         keep = node.args[2] if len(node.args) > 2 else False
-        total = network.call(gm, _aten.sum.dim_IntList, (x, node.args[1], keep), like=node)
+        total = rewrite.call(gm, _aten.sum.dim_IntList, (x, node.args[1], keep), like=node)
         return total, max(before.numel // max(after.numel, 1), 1)
     if name.startswith("adaptive_avg_pool"):
         dims = int(name[-2])
@@ -57,13 +57,13 @@ def _sum_and_sizes(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int | Te
             return x, 1
         if all(want % size == 0 for size, want in zip(sizes, wanted, strict=True)):  # every window holds one value
             for dim, (size, want) in enumerate(zip(sizes, wanted, strict=True), start=-dims):
-                x = network.call(gm, _aten.repeat_interleave.self_int, (x, want // size, dim), like=node)
+                x = rewrite.call(gm, _aten.repeat_interleave.self_int, (x, want // size, dim), like=node)
             return x, 1
         if any(size % want for size, want in zip(sizes, wanted, strict=True)):
             return None
         kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
         if math.prod(wanted) == 1:
-            total = network.call(gm, _aten.sum.dim_IntList, (x, list(range(-dims, 0)), True), like=node)
+            total = rewrite.call(gm, _aten.sum.dim_IntList, (x, list(range(-dims, 0)), True), like=node)
         else:
             total = _pool(gm, node, x, kernel, kernel, [0] * dims, False)
         return total, math.prod(kernel)
@@ -106,8 +106,8 @@ def _pool(
     """A pool that adds: average pooling with a divisor of 1."""
     if len(kernel) > 1:
         target: Any = _aten.avg_pool2d.default if len(kernel) == 2 else _aten.avg_pool3d.default
-        return network.call(gm, target, (x, kernel, stride, padding, ceil, True, 1), like=node)
-    flat = network.call(gm, _aten.unsqueeze.default, (x, -2), like=node)
+        return rewrite.call(gm, target, (x, kernel, stride, padding, ceil, True, 1), like=node)
+    flat = rewrite.call(gm, _aten.unsqueeze.default, (x, -2), like=node)
     args = (flat, [1, *kernel], [1, *stride], [0, *padding], ceil, True, 1)
-    total = network.call(gm, _aten.avg_pool2d.default, args, like=node)
-    return network.call(gm, _aten.squeeze.dim, (total, -2), like=node)
+    total = rewrite.call(gm, _aten.avg_pool2d.default, args, like=node)
+    return rewrite.call(gm, _aten.squeeze.dim, (total, -2), like=node)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, rewrite, shapes
 from spikezip.graph.ops import Kind
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint, Grids, is_floating
 from spikezip.quantize.quantizer import Quantizer
@@ -77,8 +77,8 @@ def choose_arithmetic(gm: fx.GraphModule) -> tuple[Exactness, ...]:
         _widen(gm, node)
     if wide:
         _narrow(gm, wide)
-    network.tidy(gm)
-    network.annotate(gm, anew=bool(wide))
+    rewrite.tidy(gm)
+    shapes.annotate(gm, anew=bool(wide))
     return tuple(report)
 
 
@@ -96,7 +96,7 @@ def _reads_floats(node: fx.Node) -> bool:
 
 
 def _fix(gm: fx.GraphModule, source: fx.Node, *, output: bool) -> fx.Node:
-    name = network.free_name(gm, f"{source.name}_grid")
+    name = rewrite.free_name(gm, f"{source.name}_grid")
     rounding = FixedPoint(_OUTPUT_STEPS, _OUTPUT_LIMIT) if output else FixedPoint(_STEPS, _LIMIT)
     gm.add_submodule(name, rounding)
     with gm.graph.inserting_after(source):
@@ -113,7 +113,7 @@ def _widen(gm: fx.GraphModule, node: fx.Node) -> None:
         with gm.graph.inserting_before(node):
             tensor = network.constant(operand)
             if tensor is not None:
-                new = network.new_constant(gm, str(operand.target), tensor.detach().double(), like=node)
+                new = rewrite.new_constant(gm, str(operand.target), tensor.detach().double(), like=node)
             else:
                 new = _to(gm, operand, torch.float64)
         new.meta["spec"] = operand.meta["spec"]
@@ -144,6 +144,6 @@ def _narrow(gm: fx.GraphModule, wide: set[fx.Node]) -> None:
 
 
 def _to(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> fx.Node:
-    new = network.call(gm, _aten.to.dtype, (node, dtype), like=node)
+    new = rewrite.call(gm, _aten.to.dtype, (node, dtype), like=node)
     new.meta["spec"] = node.meta["spec"]
     return new

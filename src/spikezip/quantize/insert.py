@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.errors import StageError
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, rewrite, shapes
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
@@ -99,8 +99,8 @@ def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, s
             _insert(gm, node, list(node.users), levels, name=network.origin(node))
     if strict:
         _insert_missing(gm, unsigned, signed)
-    network.tidy(gm)
-    network.annotate(gm, anew=False)
+    rewrite.tidy(gm)
+    shapes.annotate(gm, anew=False)
 
 
 def _insert_missing(gm: fx.GraphModule, unsigned: Levels, signed: Levels) -> None:
@@ -138,4 +138,4 @@ def _module_name(gm: fx.GraphModule, origin: str) -> str:
         holder = gm.get_submodule(origin) if origin else None
     except AttributeError:
         holder = None
-    return network.free_name(gm, f"{origin}.neuron" if type(holder) is torch.nn.Module else origin)
+    return rewrite.free_name(gm, f"{origin}.neuron" if type(holder) is torch.nn.Module else origin)

@@ -12,7 +12,7 @@ import math
 from torch import fx
 
 from spikezip.errors import StageError
-from spikezip.graph import network
+from spikezip.graph import network, rewrite, shapes
 from spikezip.graph.network import Stage
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.averages import spell_averages
@@ -59,8 +59,8 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
     _round_inputs(new, input_bits)
     spell_averages(new)
     Units(new, weight_bits).run()
-    network.tidy(new)
-    network.annotate(new, anew=False)
+    rewrite.tidy(new)
+    shapes.annotate(new, anew=False)
     exactness = choose_arithmetic(new)
     network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds)
     return new
@@ -74,7 +74,7 @@ def _round_inputs(gm: fx.GraphModule, input_bits: int) -> None:
             continue
         limit = 2 ** (input_bits - 1)
         exponent = math.floor(math.log2(limit / top)) if top > 0 else 0
-        name = network.free_name(gm, f"{node.name}_grid")
+        name = rewrite.free_name(gm, f"{node.name}_grid")
         gm.add_submodule(name, InputGrid(exponent, limit))
         with gm.graph.inserting_after(node):
             rounded = gm.graph.call_module(name, (node,))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from spikezip.graph import network, ops
+from spikezip.graph import network, ops, rewrite
 from spikezip.graph.ops import Kind
 from spikezip.quantize.grid import channels_back, channels_first, fill_value, is_floating
 from spikezip.quantize.quantizer import Quantizer
@@ -180,7 +180,7 @@ class Units:
                 continue
             with self.gm.graph.inserting_before(node):
                 values = coarse(stored.detach().double(), self.bits).to(stored.dtype)
-                new = network.new_constant(self.gm, str(constant.target), values, like=node)
+                new = rewrite.new_constant(self.gm, str(constant.target), values, like=node)
             new.meta["spec"] = constant.meta.get("spec")
             node.replace_input_with(constant, new)
 
@@ -195,10 +195,10 @@ class Units:
             return new
         with self.gm.graph.inserting_before(node):
             if tensor is None:
-                new = network.call(self.gm, _aten.mul.Tensor, (constant, 1.0 / unit), like=node)
+                new = rewrite.call(self.gm, _aten.mul.Tensor, (constant, 1.0 / unit), like=node)
             else:
                 value = coarse(tensor.detach().double() / unit, _CONSTANT_BITS).to(tensor.dtype)
-                new = network.new_constant(self.gm, str(constant.target), value, like=node)
+                new = rewrite.new_constant(self.gm, str(constant.target), value, like=node)
         new.meta["spec"] = constant.meta.get("spec")
         return new
 
@@ -228,7 +228,7 @@ class Units:
         values = snap((1 / values if dividing else values) * ratio, self.bits)
         with self.gm.graph.inserting_before(node):
             values = coarse(values, 2 * self.bits).to(tensor.dtype)
-            stored = network.new_constant(self.gm, str(other.target), values, like=node)  # type: ignore[union-attr]
+            stored = rewrite.new_constant(self.gm, str(other.target), values, like=node)  # type: ignore[union-attr]
         stored.meta["spec"] = other.meta.get("spec")  # type: ignore[union-attr]
         node.target, node.args = _aten.mul.Tensor, (stream, stored)
         return wanted
@@ -241,7 +241,7 @@ class Units:
         assert factor is not None and stored is not None
         values = coarse(stored.detach().double() * (self.unit[stream] / unit), self.bits - 1)
         with self.gm.graph.inserting_before(node):
-            new = network.new_constant(self.gm, str(factor.target), values.to(stored.dtype), like=node)
+            new = rewrite.new_constant(self.gm, str(factor.target), values.to(stored.dtype), like=node)
         new.meta["spec"] = factor.meta.get("spec")
         node.replace_input_with(factor, new)
         return unit
@@ -261,7 +261,7 @@ class Units:
         whole = torch.floor(scaled / step + 0.5).clamp(-most, most)
         with self.gm.graph.inserting_before(node):
             stored = channels_back(node, whole * step).to(weight.dtype)
-            new_weight = network.new_constant(self.gm, str(weight_node.target), nn.Parameter(stored, False), like=node)
+            new_weight = rewrite.new_constant(self.gm, str(weight_node.target), nn.Parameter(stored, False), like=node)
             new_weight.meta["spec"] = weight_node.meta.get("spec")
             node.args = tuple(new_weight if a is weight_node else a for a in node.args)
             index = ops.bias_index(node)
@@ -271,7 +271,7 @@ class Units:
                 values = bias.detach().double() / unit
                 fine = step.flatten() * 2.0**-4 if values.numel() == step.numel() else step.min() * 2.0**-4
                 values = torch.floor(values / fine + 0.5) * fine
-                new_bias = network.new_constant(
+                new_bias = rewrite.new_constant(
                     self.gm, str(bias_node.target), nn.Parameter(values.to(bias.dtype), False), like=node
                 )
                 new_bias.meta["spec"] = bias_node.meta.get("spec")
@@ -291,7 +291,7 @@ class Units:
         ratio = torch.tensor(self.unit[stream] / unit, dtype=torch.float64)
         factor = float(ratio) if exactly else float(snap(ratio, self.bits))
         with self.gm.graph.inserting_before(reader):
-            new = network.call(self.gm, _aten.mul.Tensor, (stream, factor), like=stream)
+            new = rewrite.call(self.gm, _aten.mul.Tensor, (stream, factor), like=stream)
         new.meta["spec"] = stream.meta["spec"]
         self.unit[new] = unit
         return new

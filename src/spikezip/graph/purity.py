@@ -1,0 +1,118 @@
+"""What an SNN must be able to rely on: every node is a pure function, and every sample is answered by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.errors import CaptureError
+from spikezip.graph import network
+from spikezip.graph.network import InputSpec
+
+
+def refuse_impure(gm: fx.GraphModule) -> None:
+    """Raise CaptureError naming a node that is random, writes to its inputs, or whose shape depends on data."""
+    for node in gm.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        op = node.target
+        if op is torch.ops.aten.scaled_dot_product_attention.default and not _dropout_of_attention(node):
+            continue
+        if op is torch.ops.aten.index.Tensor and not _indexes_by_mask(node):
+            continue
+        if torch.Tag.nondeterministic_seeded in op.tags:
+            problem, advice = "draws random numbers", "Make it deterministic at inference"
+        elif op._schema.is_mutable:
+            problem, advice = "writes into its input", "Use the version that returns a new tensor"
+        elif torch.Tag.dynamic_output_shape in op.tags or torch.Tag.data_dependent_output in op.tags:
+            problem, advice = "has a result whose shape or use depends on data", "Use a mask of fixed shape instead"
+        else:
+            continue
+        raise CaptureError(
+            f"The node {network.describe(node)} {problem}; an SNN repeats a pure function of its input. {advice}."
+        )
+
+
+def _dropout_of_attention(node: fx.Node) -> float:
+    return float(node.args[4]) if len(node.args) > 4 else float(node.kwargs.get("dropout_p", 0.0))  # type: ignore[arg-type]
+
+
+def _indexes_by_mask(node: fx.Node) -> bool:
+    types = [index.meta.get("dtype") for index in node.args[1] if index is not None]  # type: ignore[union-attr]
+    return any(dtype in (None, torch.bool, torch.uint8) for dtype in types)
+
+
+def refuse_batch_mixing(gm: fx.GraphModule) -> None:
+    """Raise CaptureError naming the first node in which one sample of the batch changes another's value.
+
+    Found by running pairs of batches that agree in one sample only, the first or the last (so that what looks one way
+    along the batch is seen too), beside very negative and very positive ones (so that extremes over the batch move).
+    Where the batch is not the slowest index of its dimension, the node is marked (see :class:`Spec`).
+    """
+    specs = network.info(gm).inputs
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(s: InputSpec) -> Tensor:
+        if s.dtype.is_floating_point:
+            return torch.randn((1, *s.shape), generator=generator).to(s.dtype)
+        return torch.randint(0, 2, (1, *s.shape), generator=generator).to(s.dtype)
+
+    shared, first, second = ([draw(s) for s in specs] for _ in range(3))
+    first = [-8 * x.abs() if x.is_floating_point() else x for x in first]
+    second = [8 * x.abs() if x.is_floating_point() else x for x in second]
+
+    def run(*batch: list[Tensor]) -> dict[fx.Node, Tensor]:
+        return _values(gm, [torch.cat(samples) for samples in zip(*batch, strict=True)])
+
+    pairs = [(run(shared, first), run(shared, second)), (run(first, shared), run(second, shared))]
+    mixed: list[fx.Node] = []
+    for node in gm.graph.nodes:
+        if node not in pairs[0][0] or "spec" not in node.meta or network.spec(node).batch_dim is None:
+            continue
+        dim = network.spec(node).batch_dim or 0
+        outer = inner = True
+        for place, (one, two) in enumerate(pairs):
+            a, b = (torch.nan_to_num(values[node]).movedim(dim, 0) for values in (one, two))
+            outer &= torch.equal(a.chunk(2)[place], b.chunk(2)[place])
+            inner &= torch.equal(a[place::2], b[place::2])
+        if not outer:
+            node.meta["spec"] = replace(network.spec(node), outer=False, inner=inner)
+            mixed.append(node)
+    for node in network.outputs(gm):
+        if network.spec(node).batch_dim is None:
+            raise CaptureError(
+                f"The output {network.describe(node)} does not depend on the batch: it mixes samples, or ignores its "
+                "input. A network to be converted answers each sample by itself."
+            )
+        if node in mixed:
+            culprit = next((n for n in mixed if not network.spec(n).inner), node)
+            raise CaptureError(
+                f"The node {network.describe(culprit)} mixes the samples of a batch: one image changes another's "
+                "answer. Normalise over channels or positions instead, or use BatchNorm in evaluation mode."
+            )
+
+
+def _values(gm: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Tensor]:
+    found: dict[fx.Node, Tensor] = {}
+
+    class Values(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            try:
+                result = super().run_node(n)
+            except Exception as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise CaptureError(
+                    f"The graph fails at {network.describe(n)} on random inputs: {reason}. Give a typical example."
+                ) from error
+            if isinstance(result, Tensor):
+                found[n] = result
+            return result
+
+    interpreter = Values(gm, garbage_collect_values=False)
+    interpreter.extra_traceback = False
+    with torch.no_grad():
+        interpreter.run(*inputs)
+    return found

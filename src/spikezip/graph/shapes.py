@@ -1,0 +1,74 @@
+"""Where the batch lies in every value of a network, found by running it on shapes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from spikezip.errors import CaptureError
+from spikezip.graph import network
+from spikezip.graph.network import Spec
+
+
+def annotate(gm: fx.GraphModule, *, anew: bool = True) -> None:
+    """Write each node's Spec: its shape for one image, and which dimension the batch enters.
+
+    The graph is run on shapes alone for batches of 1, 2 and 3; a dimension that grows with the batch holds it.
+
+    Args:
+        gm: the network.
+        anew: look at every node; otherwise only at those made since the last time (a rewrite that keeps the shapes
+            and types of all others).
+    """
+    fresh = [n for n in gm.graph.nodes if anew or not n.meta.get("annotated")]
+    if not any(n.op != "output" for n in fresh):
+        return
+    shapes = [_shapes(gm, batch, None if anew else set(fresh)) for batch in (1, 2, 3)]
+    for node in fresh:
+        node.meta["annotated"] = True
+        one, two, three = (s.get(node) for s in shapes)
+        if one is None or two is None or three is None:
+            node.meta.pop("spec", None)
+            continue
+        grows = [i for i, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
+        if len(grows) > 1:
+            raise CaptureError(
+                f"In {network.describe(node)} the batch enters two dimensions: samples are mixed, which is refused."
+            )
+        old = node.meta.get("spec")
+        where = (old.outer, old.inner) if isinstance(old, Spec) else (True, False)
+        node.meta["spec"] = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None, *where)
+
+
+def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[fx.Node, Tensor]:
+    """Tensors without values, one per node; ``only`` these, from what is known of the others."""
+    found: dict[fx.Node, Tensor] = {}
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            known = n.meta.get("spec")
+            if only is not None and n not in only and isinstance(known, Spec) and n.op == "call_function":
+                return torch.empty(_for_batch(known, batch), dtype=known.dtype)
+            try:
+                result = super().run_node(n)
+            except Exception as error:
+                raise CaptureError(
+                    f"The graph fails at {network.describe(n)} for a batch of {batch}: {error}. Accept any batch size."
+                ) from error
+            if isinstance(result, Tensor) and n.op != "output":
+                found[n] = result
+            return result
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        inputs = [torch.empty((batch, *s.shape), dtype=s.dtype) for s in network.info(gm).inputs]
+        interpreter = Shapes(gm)
+        interpreter.extra_traceback = False
+        interpreter.run(*inputs)
+    return found
+
+
+def _for_batch(known: Spec, batch: int) -> tuple[int, ...]:
+    return tuple(size * batch if i == known.batch_dim else size for i, size in enumerate(known.shape))
