@@ -212,8 +212,15 @@ def certificate_tables(record: Record) -> list[Table]:
 
 def comparison(runs: Sequence[Run]) -> Table:
     """All runs side by side."""
+    made = {
+        "encoding": [r.record.encoding.name if r.record.encoding else None for r in runs],
+        "wiring": [r.record.network.residual for r in runs],
+        "fine-tuning": [r.record.network.fine_tuning for r in runs],
+    }
+    differing = {name: values for name, values in made.items() if len(set(values)) > 1}
     columns = [
         Column("run", numeric=False),
+        *(Column(name, numeric=False) for name in differing),
         Column("equal to QANN", numeric=False),
         Column("outcome", numeric=False),
         Column("SNN", percent),
@@ -229,13 +236,14 @@ def comparison(runs: Sequence[Run]) -> Table:
     ]
     words = {"equal": "yes", "unequal": "no", "unverified": "not verified"}
     rows: list[Sequence[Cell]] = []
-    for run in runs:
+    for i, run in enumerate(runs):
         record = run.record
         result, ended = record.accuracy, record.settled
         spikes = [sum(layer.spikes) for layer in record.layers if layer.spikes]
         rows.append(
             [
                 run.title,
+                *(values[i] for values in differing.values()),
                 words[verdict(record).sign],
                 ended.outcome if ended else None,
                 result.snn[-1] if result and result.snn else None,
