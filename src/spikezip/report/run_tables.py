@@ -87,13 +87,18 @@ def energy_tables(record: Record) -> list[Table]:
             Column("QANN", energy),
             Column("ANN", energy),
             Column("SNN / QANN"),
+            Column("covers", numeric=False),
             Column("source", numeric=False),
         ]
         rows: list[Sequence[Cell]] = []
         for model in record.energy.models:
             snn = model.snn_pj[-1] if model.snn_pj else None
             ratio = snn / model.qann_pj if snn is not None and model.qann_pj else None
-            rows.append([model.name, snn, model.qann_pj, model.ann_pj, ratio, model.source])
+            free = ", ".join(name.replace("_", " ") for name in model.unpriced)
+            covers = " ".join(
+                x for x in (model.about, f"Counted, but without a price in it: {free}." if free else "") if x
+            )
+            rows.append([model.name, snn, model.qann_pj, model.ann_pj, ratio, covers or None, model.source])
         tables.append(Table(f"Energy per image at t = {record.steps} (raw values in pJ)", columns, rows))
     if record.energy.layers:
         columns = [

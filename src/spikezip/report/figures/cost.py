@@ -209,9 +209,7 @@ def energy_ratio(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
     ]
 
 
-def _ratio(
-    name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, str]], further: bool = False
-) -> Drawing:
+def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, str]], further: bool = False) -> Drawing:
     """SNN / QANN over time; each line with the index of its style and its name."""
     figure = new_figure(310 + 12 * max(len(lines) - 2, 0))
     axes = figure.add_subplot()
