@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from generate import write_pages
 
 from spikezip.version import __version__
@@ -20,7 +24,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
@@ -33,5 +36,32 @@ autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 # The library's own roles point at names as users import them; a name without a page of its own is plain text.
 nitpicky = False
-# Equations are drawn in the reader's browser; no other page needs the network.
-mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+html_show_copyright = False
+html_math_renderer = "mathml"  # drawn by the browser itself: no page needs the network
+#: TeX that docutils' converter does not know.
+_SPELT = (
+    (r"\\iff\b", r"\\Longleftrightarrow"),
+    (r"\\dots\b", r"\\ldots"),
+    (r"\\textstyle\b", ""),
+    (r"\\tfrac(\d)(\d)", r"\\tfrac{\1}{\2}"),
+    (r"\\tag\{(\w+)\}", r"\\qquad (\1)"),
+)
+
+
+def _mathml(block: bool) -> Any:
+    def visit(self: Any, node: Any) -> None:
+        text = node.astext().strip()
+        for tex, known in _SPELT:
+            text = re.sub(tex, known, text)
+        drawn = tex2mathml(text, as_block=block)
+        self.body.append(f'<div class="math">{drawn}</div>' if block else drawn)
+        raise nodes.SkipNode
+
+    return visit
+
+
+def setup(app: Any) -> None:
+    """Equations as MathML."""
+    app.add_html_math_renderer("mathml", (_mathml(block=False), None), (_mathml(block=True), None))

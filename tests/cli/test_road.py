@@ -67,7 +67,7 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     assert done.exit_code == 0, done.stderr
     page = Path("report.html").read_text()
     assert "<svg" in page
-    assert "Equal to the QANN" in page
+    assert "Equal to its quantized network (QANN)" in page
     assert sorted(p.name for p in Path().iterdir()) == ["a.spikezip", "certificate.json", "record.json", "report.html"]
 
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 import spikezip
 from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.errors import InputError, StageError
+from spikezip.graph import network
 from spikezip.measure.counts import count
 from spikezip.measure.streams import Reader, Streams
 from spikezip.measure.windows import summed
 from spikezip.measure.work import MEMORIES, OPERATIONS, Counts, Row
+from spikezip.quantize.grid import FixedPoint
 from spikezip.run import Engine
 from spikezip.spike import Constant, Even
 
@@ -390,6 +392,86 @@ def test_products_are_multiply_accumulates_and_functions_are_named():
     # Evaluated at most once a step and image, and at least once: 3 multiplications for each of 9 tokens of 4.
     assert 3 * 36 <= norm.snn.total("mul") <= 3 * 36 * counts.steps
     assert norm.snn.total("mul") % (3 * 36 / 2) == 0
+
+
+class Outer(nn.Module):
+    """The product of two vectors of spikes, each value of one by each of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 2, bias=False), nn.Linear(4, 2, bias=False)
+        self.q.weight.data.copy_(torch.eye(4)[:2])
+        self.k.weight.data.copy_(torch.eye(4)[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = torch.relu(self.q(x)), torch.relu(self.k(x))
+        return (q.unsqueeze(2) @ k.unsqueeze(1)).flatten(1)
+
+
+def test_a_matrix_product_on_paper():
+    # q = (2, 1), k = (1, 0): a spike of either meets the 2 values of the other. t=1: 2 + 1 spikes, t=2: one.
+    counts = count(spiking(Outer(), (4,)), torch.tensor([[2.0, 1.0, 1.0, 0.0]]), 3)
+    product = row(counts, "matmul")
+    assert each_step(product, "mac") == [6, 2, 0]
+    assert each_step(product, "activation_read") == [6, 2, 0]
+    assert product.qann.total("mac") == 4
+    assert product.qann.total("mac_nonzero") == 2  # both of q by the one of k
+
+
+def test_a_normalisation_on_paper():
+    # 4 values: 3 multiplications and 4 additions each, and every value read and written, whenever one has changed.
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 2))
+    model[0].weight.data.copy_(torch.eye(4))
+    counts = count(spiking(model, (4,)), torch.tensor([[2.0, 0.0, 0.0, 0.0]]), 4)
+    norm = row(counts, "layer_norm")
+    for name, each in {"mul": 12, "add": 16, "activation_write": 4}.items():
+        assert each_step(norm, name) == [each, each, 0, 0]
+        assert norm.qann.total(name) == norm.ann.total(name) == each
+    assert norm.qann.total("activation_read") == 4
+    # The accumulators: each spike is added into one (read and written), and all are read by the evaluation.
+    assert each_step(norm, "ac") == each_step(norm, "membrane_write") == [1, 1, 0, 0]
+    assert each_step(norm, "membrane_read") == [1 + 4, 1 + 4, 0, 0]
+
+
+class Rerouted(nn.Module):
+    """Two blocks whose sums of spikes are read by what follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = (nn.Linear(2, 2, bias=False) for _ in range(3))
+        self.head = nn.Linear(2, 3, bias=False)
+        for layer in (self.stem, self.one, self.two):
+            layer.weight.data.copy_(torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = x + torch.relu(self.one(x))
+        x = x + torch.relu(self.two(x))
+        return self.head(x)
+
+
+def test_sums_of_spikes_rounded_to_fixed_point_are_told_and_priced_as_that():
+    snn = spiking(Rerouted(), (2,))
+    sums = [n for n in snn.graph.graph.nodes if network.op_name(n) == "add"]
+    for node in sums:  # as an integer network does where a sum lies on no grid
+        rounding = network.free_name(snn.graph, f"{node.name}_grid")
+        snn.graph.add_submodule(rounding, FixedPoint(8, 2**16))
+        with snn.graph.graph.inserting_after(node):
+            rounded = snn.graph.graph.call_module(rounding, (node,))
+        rounded.meta = dict(node.meta)
+        readers = [user for user in node.users if network.op_name(user) == "linear"]
+        for reader in readers:
+            reader.replace_input_with(node, rounded)
+    snn.graph.recompile()
+    counts = count(snn, torch.tensor([[1.0, 0.0]]), 3)
+    assert [r.input for r in counts.rows if r.kind == "linear"] == ["analog input", "ternary", *["fixed point"] * 2]
+    first, second = (row(counts, "FixedPoint", i) for i in range(2))
+    assert first.qann.total("add") == second.qann.total("add") == 2  # an addition and a shift a value
+    # stem fires at t=1 and with it the first block (1 + 1 = 2 in its sum): both values are rounded anew at t=1 alone.
+    assert each_step(first, "add") == [2, 0, 0]
+    # The second block's neuron goes to 2 one step at a time; the first sum is handed on by one addition at t=1.
+    assert each_step(second, "add") == [2 + 1, 2, 0]
+    assert each_step(row(counts, "linear", 3), "mac") == [3, 3, 0]
 
 
 def test_fan_out_of_shapes_that_move_values():

@@ -14,7 +14,7 @@ from torch import nn
 import spikezip
 from spikezip.errors import InputError
 from spikezip.measure import EnergyModel, count, energy_models, energy_record, price
-from spikezip.measure.energy import DEFAULT_MODELS
+from spikezip.measure.energy import DEFAULT_MODELS, unpriced
 from spikezip.measure.work import OPERATIONS, Memory, Work
 from spikezip.report.schema import Record
 
@@ -61,6 +61,18 @@ def test_a_sum_on_paper(counts):
     assert energy.qann == 12300
     assert energy.ratio is not None
     assert energy.ratio.tolist() == [2508 / 12300, 2516 / 12300, 2524 / 12300, 2524 / 12300]
+
+
+def test_what_a_model_leaves_out_is_named(counts):
+    few = unpriced(counts, EnergyModel.from_text("{name: n, source: s, prices: {ac: 1, mac: 100, compare: 1}}"))
+    assert few[-1] == "memory accesses"
+    assert {"add", "tracer_compare", "tracer_add", "address_add"} <= set(few)
+    assert not {"ac", "mac", "compare", "mac_nonzero", "update", "mul"} & set(few)
+    assert unpriced(counts, EnergyModel.named("lemaire-2022")) == ()
+    memory = EnergyModel.from_text("{name: n, source: s, prices: {ac: 1, weight_read: 2}}")
+    assert {"membrane_read", "spike_read"} <= set(unpriced(counts, memory))
+    (model,) = energy_record(counts, [memory])["models"]
+    assert model["unpriced"] == list(unpriced(counts, memory))
 
 
 def test_tracers_are_in_the_bill(counts):

@@ -93,7 +93,14 @@ def test_every_figure_and_table_is_on_the_page(one):
     page = Outline((folder / "report.html").read_text(encoding="utf-8"))
     assert [name for name in [*SHARED, "energy-ratio", *OWN] if name not in page.ids] == []
     assert page.tags.count("svg") == len(SHARED) + 1 + len(OWN)
-    for said in ("Equal to the QANN", record["command"], "abc1234", "softmax: exp", "torch 2.13.0", "0" * 64):
+    for said in (
+        "Equal to its quantized network (QANN)",
+        record["command"],
+        "abc1234",
+        "softmax: exp",
+        "torch 2.13.0",
+        "0" * 64,
+    ):
         assert said in page.text
     assert all(condition["text"].split(";")[0][:30] in page.text for condition in record["certificate"]["conditions"])
     assert all(layer["name"] in page.text for layer in record["layers"])

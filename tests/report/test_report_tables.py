@@ -102,6 +102,6 @@ def test_an_unsettled_run_says_so(make_record):
 
 def test_an_unsettled_proof_says_why_it_proves_nothing():
     said = verdict(proof(equal=False, outcome="STEP_LIMIT"))
-    assert said.headline == "Not shown equal to the QANN"
+    assert said.headline == "Not shown equal to its quantized network (QANN)"
     assert "no code differs" in said.sentence
     assert "when the steps ran out (STEP_LIMIT)" in said.sentence

@@ -43,6 +43,7 @@ def command(
     from spikezip.kernels import threads
     from spikezip.models import resolve
     from spikezip.report.page import write_report
+    from spikezip.run import Margin, Settled
     from spikezip.spike import Pulse
     from spikezip.train import PET, QAT, SGD, Plan, paths_for
 
@@ -99,7 +100,15 @@ def command(
         stage(f"verify    {certificate.mismatches} codes differ on {len(images)} test images")
 
         record = spikezip.measure(
-            snn, images, labels, ann=trained, steps=STEPS, data="digits", certificate=certificate, seed=seed
+            snn,
+            images,
+            labels,
+            ann=trained,
+            steps=STEPS,
+            data="digits",
+            certificate=certificate,
+            seed=seed,
+            early_exit=[Margin(0.6), Settled()],
         )
         record.save(draft / "record.json")
         write_report(draft / "record.json", draft / "report.html")

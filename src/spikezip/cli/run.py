@@ -69,6 +69,17 @@ def command(
         typer.Option("--verify", help="Keep a certificate in the record: all codes compared with the QANN's."),
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="The record to write, for spikezip report.")] = Path("record.json"),
+    ann: Annotated[
+        str | None,
+        typer.Option(
+            "--ann",
+            metavar="MODEL",
+            show_default=False,
+            help="The network BUNDLE came from, as convert was given it: its accuracy is measured on the same images "
+            "and kept beside the others.",
+        ),
+    ] = None,
+    weights: options.WeightsOption = None,
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
 ) -> None:
@@ -78,19 +89,23 @@ def command(
 
     [bold]Examples[/]
       spikezip run resnet20.spikezip --data cifar10 --steps 32 --out record.json
+      spikezip run resnet20.spikezip --data cifar10 --ann spikezip:resnet20 --weights pretrained
       spikezip run resnet20.spikezip --data cifar10 --limit 500 --verify --overwrite
       spikezip run resnet20.spikezip --data cifar10 --early-exit margin:0.6 --early-exit settled
       spikezip run resnet20.spikezip --data cifar10 --energy-model my-chip.yaml
     """
     import spikezip
-    from spikezip.cli.sources import open_for
+    from spikezip.cli.sources import open_ann, open_for
     from spikezip.run import Engine
 
     models = [read_model(text) for text in energy_model or ()]
     with output_file(out, overwrite) as draft:
+        if weights is not None and ann is None:
+            raise InputError("--weights are those of the network that --ann names; give both, or neither.")
         snn = spikezip.load(bundle)
         source = open_for(snn, data, data_root)
         images, labels = source.tensors(split, limit)
+        trained = open_ann(ann, weights, data, images, data_root) if ann is not None else None
         rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
         certificate = None
         if verify:
@@ -101,6 +116,7 @@ def command(
                 snn,
                 images,
                 labels,
+                ann=trained,
                 steps=steps,
                 engine=Engine(engine.value),
                 batch=batch,

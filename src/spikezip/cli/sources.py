@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import fx
+import torch
+from torch import Tensor, fx, nn
 
 from spikezip.data import ImageData, open_data
 from spikezip.errors import InputError
@@ -93,6 +94,25 @@ def open_for(snn: SpikingNetwork, data: str, root: Path | None) -> ImageData:
             f"It was made for {network.note(snn.graph, 'data', 'other data')}: give that as --data."
         )
     return open_data(data, root, mean=mean, std=std, image_size=(height, width))
+
+
+def open_ann(model: str, weights: str | None, data: str, images: Tensor, root: Path | None) -> nn.Module:
+    """The trained network that an SNN came from, able to answer the SNN's images.
+
+    Raises:
+        SpikezipError: it cannot be found.
+        InputError: it takes other images than the SNN does.
+    """
+    module = open_both(model, data, weights=weights, classes=None, image_size=None, root=root)[0].module.eval()
+    try:
+        with torch.no_grad():
+            module(images[:1])
+    except (RuntimeError, ValueError, TypeError) as reason:
+        raise InputError(
+            f"--ann {model} does not take the images of the spiking network, {list(images.shape[1:])}: {reason}. "
+            "Give the network that BUNDLE was converted from."
+        ) from reason
+    return module
 
 
 def _numbers(values: object, count: int) -> Sequence[float] | None:

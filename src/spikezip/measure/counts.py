@@ -213,13 +213,15 @@ class _Tally:
         step = _Step(self.snn, self.wanted, images, None)
         step.drive(inputs, self.steps, self.steps)
         for layer in self.layers:
-            for operand in layer.operands if layer.role is Reader.SYNAPSES else ():
+            met = []
+            for operand in layer.operands if layer.role in (Reader.SYNAPSES, Reader.PRODUCT) else ():
                 value = (
                     step.values[operand.node] if operand.node in step.values else step.after[str(operand.node.target)]
                 )
                 used = (value != 0).reshape(images, -1).sum(0).double().cpu()
-                fan = self.fans.of_operand(operand)
-                layer.qann.add(mac_nonzero=float((used * fan).sum()))
+                met.append(float((used * self.fans.of_operand(operand)).sum()))
+            if met and "mac" in layer.qann.operations:  # of a product, the factor with more zeros says what is skipped
+                layer.qann.add(mac_nonzero=min(met))
 
 
 class _Fans:

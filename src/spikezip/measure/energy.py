@@ -155,6 +155,29 @@ def price(counts: Counts, model: EnergyModel) -> Energy:
     return Energy(model, steps.cumsum(0), totals.get("qann"), totals.get("ann"), tuple(layers))
 
 
+#: Counts that others hold already, for hardware that prices them instead.
+_INSTEAD = ("mac_nonzero", "update")
+
+
+def unpriced(counts: Counts, model: EnergyModel) -> tuple[str, ...]:
+    """What the SNN did that a model leaves out of its energy, by the names of :data:`OPERATIONS`; not what is 0 there.
+
+    ``memory accesses`` stands for all reads and writes, where none of them has a price.
+    """
+    free = [
+        name
+        for name in OPERATIONS
+        if name not in _INSTEAD
+        and any(row.snn.total(name) for row in counts.rows)
+        and not any(row.snn.total(name) * model.price("snn", name, row.snn.memories) for row in counts.rows)
+    ]
+    accesses = [name for name in OPERATIONS if name.endswith(("_read", "_write"))]
+    counted = [name for name in accesses if any(row.snn.total(name) for row in counts.rows)]
+    if counted and set(counted) <= set(free):
+        return (*(name for name in free if name not in accesses), "memory accesses")
+    return tuple(free)
+
+
 def _work(row: Row, network: str) -> Work:
     return row.qann if network == "qann" else row.ann
 
@@ -193,6 +216,8 @@ def energy_record(counts: Counts, models: Sequence[EnergyModel]) -> dict[str, An
             {
                 "name": e.model.name,
                 "source": e.model.source,
+                "about": e.model.about,
+                "unpriced": list(unpriced(counts, e.model)),
                 "snn_pj": e.snn.tolist(),
                 "qann_pj": e.qann,
                 "ann_pj": e.ann,

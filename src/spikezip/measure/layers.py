@@ -81,14 +81,12 @@ def layers_of(snn: SpikingNetwork) -> tuple[list[Layer], tuple[str, ...]]:
             _multiplies(layer, snn, bits)
         elif layer.role is Reader.MAXIMUM:
             compared = sum(float(operand.fanout.sum()) for operand in layer.operands) - layer.size
-            _both(layer, compare=compared, activation_read=compared + layer.size)
+            _both(layer, compare=compared, activation_read=compared + layer.size, activation_write=float(layer.size))
             layer.snn.store("spike", EVENTS_QUEUED, _address(layer.size))
         elif layer.role is Reader.NEURONS:
             _fires(layer, snn)
         elif layer.role is Reader.FUNCTION:
-            layer.function, missing = cost_of(layer.node) if layer.node.op == "call_function" else ({}, None)
-            _both(layer, **layer.function)
-            if missing:
+            if missing := _evaluates(layer):
                 uncounted.append(f"{layer.name} ({layer.kind}): {missing}")
         if layer.role in (Reader.FUNCTION, Reader.OUTPUT):
             layer.snn.store("membrane", sum(network.spec(o.node).numel for o in layer.operands), MEMBRANE_BITS)
@@ -130,6 +128,7 @@ def _in_between(node: fx.Node) -> Layer | None:
         if total is None:
             return None
         _both(layer, add=float(total.sum()) - size, activation_read=float(total.sum()))
+        _both(layer, activation_write=float(size))
         if layer.kind not in ("sum", "cumsum"):
             _both(layer, mul=float(size))
     elif not _folds(node):
@@ -145,6 +144,19 @@ def _folds(node: fx.Node) -> bool:
             if sum(n > 1 for n in network.spec(operand).shape) > 1:
                 return False
     return True
+
+
+def _evaluates(layer: Layer) -> str | None:
+    """Count a general function: its arithmetic, what it reads and what it writes. Returns what cannot be counted."""
+    read = float(sum(network.spec(o.node).numel for o in layer.operands))
+    size = float(layer.size) or read  # normalisations give several results; the first is as large as what they read
+    rounds = layer.node.op == "call_module"  # to fixed point: an addition and a shift a value
+    arithmetic, missing = ({"add": size}, None) if rounds else cost_of(layer.node)
+    _both(layer, **arithmetic, activation_read=read, activation_write=size)
+    # In the SNN it reads the accumulators that its streams were added into.
+    layer.function = {**arithmetic, "membrane_read": read, "activation_write": size}
+    layer.snn.store("activation", int(size), MEMBRANE_BITS)
+    return missing
 
 
 def _both(layer: Layer, **counts: float) -> None:

@@ -236,7 +236,8 @@ class Streams:
                 return Carries.TERNARY if module.slew == 1 else Carries.GRADED
             if isinstance(module, InputGrid):
                 return Carries.INPUT
-            rounded = self._operand(node, Reader.FUNCTION, node.all_input_nodes[0], count=False).kind
+            # Looked at as something that holds nothing itself: a sum that others hold is still a sum of spikes.
+            rounded = self._operand(node, Reader.MAXIMUM, node.all_input_nodes[0], count=False).kind
             kept = {"analog": Carries.ANALOG, "analog input": Carries.INPUT}
             return kept.get(rounded, Carries.FIXED_POINT)
         if network.op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):

@@ -12,7 +12,8 @@ from torch import Tensor
 OPERATIONS: dict[str, str] = {
     "ac": "accumulate: one spike through one synapse (a graded spike of k levels is k of them)",
     "mac": "multiply-accumulate",
-    "mac_nonzero": "those MACs of the QANN whose activation is not 0 (for hardware that skips zeros)",
+    "mac_nonzero": "those MACs of the QANN whose activation is not 0 (for hardware that skips zeros; of a matrix "
+    "product, the factor with more zeros)",
     "add": "other additions: biases, input re-added at each step of the release, membranes reset, averages",
     "mul": "other multiplications: scaling, requantization, normalisation",
     "compare": "comparisons of membranes with thresholds, of a max-pool, of clipping",

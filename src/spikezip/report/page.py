@@ -23,6 +23,7 @@ from spikezip.report.style import PALETTE, file_pdf, file_svg, house_style, inli
 from spikezip.report.tables import Table
 
 _SUBSCRIPT = re.compile(r"\bT_(eq|off)\b")
+_TIES = re.compile(r" (?=%)| (?==)|(?<= =) (?=\d)")  # 98 %, t = 3
 TALL = 1.25  # height of a figure, in widths, from which on it takes two rows
 CELL = 30  # bytes of HTML around a cell of a table
 BUDGET = 4_500_000  # bytes; the page is to stay under 5 MB, to be mailed and opened on a phone
@@ -64,6 +65,7 @@ class Section:
 
     run: Run
     verdict: summary.Verdict
+    story: str | None
     outcome: str | None
     figures: Sequence[summary.KeyFigure]
     groups: Sequence[Group]
@@ -120,11 +122,13 @@ def _runs(records: Sequence[Mapping[str, Any] | str | Path]) -> list[Run]:
     if not records:
         raise OutputError("There are no records to report on. Give at least one record.json.")
     runs: list[Run] = []
-    for number, given in enumerate(records, start=1):
-        content = load_record(given) if isinstance(given, (str, Path)) else given
-        record = parse_record(content, f"record {number} of {len(records)}")
-        title = record.name.strip() or "unnamed"
-        if isinstance(given, (str, Path)) and any(r.record.name.strip() == record.name.strip() for r in runs):
+    parsed = [
+        parse_record(load_record(given) if isinstance(given, (str, Path)) else given, f"record {i} of {len(records)}")
+        for i, given in enumerate(records, start=1)
+    ]
+    names = [record.name.strip() or "unnamed" for record in parsed]
+    for given, record, title in zip(records, parsed, names, strict=True):
+        if isinstance(given, (str, Path)) and names.count(title) > 1:  # their folders tell them apart
             place = Path(given)
             title = f"{title}, {(place if place.is_dir() else place.parent).resolve().name}"
         same = sum(r.title == title or r.title.startswith(f"{title} (") for r in runs)
@@ -177,9 +181,10 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
     import jinja2
     from markupsafe import Markup, escape
 
-    curves = _group("Accuracy, agreement and cost", shared, "")
+    curves = _group("Accuracy, and what it costs", [d for d in shared if not _further(d)], "")
+    further = _group("By the other energy models", [d for d in shared if _further(d)], "")
     tabled = [_tabled(run.record) for run in runs]
-    spent = _weight(curves) + sum(_weight(group) for groups in tabled for group in groups)
+    spent = _weight(curves) + _weight(further) + sum(_weight(group) for groups in tabled for group in groups)
     sections = []
     for run, titled, (energy, *others) in zip(runs, own, tabled, strict=True):
         record, groups = run.record, []
@@ -199,6 +204,7 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
             Section(
                 run,
                 summary.verdict(record),
+                summary.story(record),
                 summary.outcome(record),
                 summary.key_figures(record),
                 groups,
@@ -212,7 +218,7 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["low"] = lambda text: Markup(_SUBSCRIPT.sub(r"T<sub>\1</sub>", str(escape(text))))
+    environment.filters["low"] = lambda text: Markup(_SUBSCRIPT.sub(r"T<sub>\1</sub>", _tied(str(escape(text)))))
     # Wrapped as Markup: text of our own, or SVG whose text ElementTree has escaped. All else is escaped by Jinja.
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -228,8 +234,18 @@ def _page(runs: Sequence[Run], shared: Sequence[Drawing | Absent], own: Sequence
         ratios=run_tables.ratio_comparison(runs) if len(runs) > 1 else None,
         cautions=summary.cautions(runs),
         curves=curves,
+        further=further,
         sections=sections,
     )
+
+
+def _further(drawing: Drawing | Absent) -> bool:
+    return isinstance(drawing, Drawing) and drawing.further
+
+
+def _tied(text: str) -> str:
+    """No line break between a number and its sign or its name."""
+    return _TIES.sub("\N{NO-BREAK SPACE}", text)
 
 
 def _asset(name: str) -> str:

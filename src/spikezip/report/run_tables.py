@@ -87,13 +87,18 @@ def energy_tables(record: Record) -> list[Table]:
             Column("QANN", energy),
             Column("ANN", energy),
             Column("SNN / QANN"),
+            Column("covers", numeric=False),
             Column("source", numeric=False),
         ]
         rows: list[Sequence[Cell]] = []
         for model in record.energy.models:
             snn = model.snn_pj[-1] if model.snn_pj else None
             ratio = snn / model.qann_pj if snn is not None and model.qann_pj else None
-            rows.append([model.name, snn, model.qann_pj, model.ann_pj, ratio, model.source])
+            free = ", ".join(name.replace("_", " ") for name in model.unpriced)
+            covers = " ".join(
+                x for x in (model.about, f"Counted, but without a price in it: {free}." if free else "") if x
+            )
+            rows.append([model.name, snn, model.qann_pj, model.ann_pj, ratio, covers or None, model.source])
         tables.append(Table(f"Energy per image at t = {record.steps} (raw values in pJ)", columns, rows))
     if record.energy.layers:
         columns = [
@@ -212,8 +217,15 @@ def certificate_tables(record: Record) -> list[Table]:
 
 def comparison(runs: Sequence[Run]) -> Table:
     """All runs side by side."""
+    made = {
+        "encoding": [r.record.encoding.name if r.record.encoding else None for r in runs],
+        "wiring": [r.record.network.residual for r in runs],
+        "fine-tuning": [r.record.network.fine_tuning for r in runs],
+    }
+    differing = {name: values for name, values in made.items() if len(set(values)) > 1}
     columns = [
         Column("run", numeric=False),
+        *(Column(name, numeric=False) for name in differing),
         Column("equal to QANN", numeric=False),
         Column("outcome", numeric=False),
         Column("SNN", percent),
@@ -229,13 +241,14 @@ def comparison(runs: Sequence[Run]) -> Table:
     ]
     words = {"equal": "yes", "unequal": "no", "unverified": "not verified"}
     rows: list[Sequence[Cell]] = []
-    for run in runs:
+    for i, run in enumerate(runs):
         record = run.record
         result, ended = record.accuracy, record.settled
         spikes = [sum(layer.spikes) for layer in record.layers if layer.spikes]
         rows.append(
             [
                 run.title,
+                *(values[i] for values in differing.values()),
                 words[verdict(record).sign],
                 ended.outcome if ended else None,
                 result.snn[-1] if result and result.snn else None,

@@ -102,6 +102,8 @@ class Weights(_Part):
 class EnergyModel(_Part):
     name: str
     source: str = ""
+    about: str = ""
+    unpriced: tuple[str, ...] = ()
     snn_pj: Series
     qann_pj: float | None = None
     ann_pj: float | None = None

@@ -9,6 +9,7 @@ from spikezip.report.figures import Run
 from spikezip.report.schema import CertificatePart, Record
 from spikezip.report.tables import compact, energy, percent, plain
 
+NEAR = 0.01  # as good as the QANN, to within a point of accuracy
 CONDITIONS = ("C1", "C2", "C3", "C4", "C5", "C6")
 
 
@@ -62,7 +63,7 @@ def verdict(record: Record) -> Verdict:
         unsettled = " Not every image had settled when the steps ran out (STEP_LIMIT)." if limit else ""
         return Verdict(
             "unequal",
-            "Not shown equal to the QANN" if limit else "Not equal to the QANN",
+            "Not shown equal to its quantized network (QANN)" if limit else "Not equal to its quantized network (QANN)",
             f"Checked {checked}: {codes if proof.mismatches else 'no code differs'}.{outputs}{unsettled}",
         )
     when = (
@@ -75,7 +76,7 @@ def verdict(record: Record) -> Verdict:
     outputs = " and the outputs" if proof.outputs_equal else " (the outputs were not compared)"
     return Verdict(
         "equal",
-        "Equal to the QANN",
+        "Equal to its quantized network (QANN)",
         f"Checked {checked}: {what}{outputs} are the QANN's.{when} {_reach(proof)}",
     )
 
@@ -96,6 +97,38 @@ def _reach(proof: CertificatePart) -> str:
 def _these(names: Sequence[str]) -> str:
     one = len(names) == 1
     return f"Condition{'' if one else 's'} {', '.join(names)} {'is' if one else 'are'}"
+
+
+def story(record: Record) -> str | None:
+    """The run in a breath: how soon it is as good as its QANN, when images settle, what an answer costs."""
+    said = []
+    result, ended = record.accuracy, record.settled
+    if result and result.snn and result.qann is not None:
+        near = next((t for t in range(1, record.steps + 1) if min(result.snn[t - 1 :]) >= result.qann - NEAR), None)
+        goal = percent(result.qann)
+        said.append(
+            f"From t = {near} on it is at least as accurate as its QANN ({goal}), to within a point."
+            if near
+            else f"Its accuracy is not within a point of its QANN's ({goal}) by t = {record.steps}."
+        )
+    if ended and ended.outcome == "SETTLED" and ended.t_eq_mean is not None:
+        said.append(f"Images settle at t = {ended.t_eq_mean:.1f} on average.")
+    if (cost := _cost(record)) is not None:
+        said.append(cost)
+    return " ".join(said) or None
+
+
+def _cost(record: Record) -> str | None:
+    """What the whole run costs, by the record's first model and by the others."""
+    models = [m for m in (record.energy.models if record.energy else ()) if m.qann_pj and m.snn_pj]
+    ratios = [m.snn_pj[-1] / (m.qann_pj or 1.0) for m in models]
+    if not ratios:
+        return None
+    others = f", {min(ratios[1:]):.2g} to {max(ratios[1:]):.3g} times by other models" if ratios[1:] else ""
+    return (
+        f"The whole run takes {ratios[0]:.3g} times the energy of that QANN on integer hardware, by the model"
+        f" {models[0].name}{others}."
+    )
 
 
 def outcome(record: Record) -> str | None:

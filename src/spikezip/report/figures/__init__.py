@@ -24,11 +24,11 @@ Result = Sequence[Drawing | Absent]
 
 ACROSS_RUNS: tuple[Callable[[Sequence[Run]], Result], ...] = (
     accuracy,
-    agreement,
-    early_exit,
+    energy_ratio,
     pareto_synops,
     pareto_energy,
-    energy_ratio,
+    early_exit,
+    agreement,
 )
 OF_A_RUN: tuple[tuple[str, tuple[Callable[[Run], Result], ...]], ...] = (
     ("Inside the network", (firing_rates, l1_distance, t_eq_histogram, raster, traces)),

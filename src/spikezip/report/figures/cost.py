@@ -16,6 +16,7 @@ from spikezip.report.figures.drawing import (
     rows_height,
     step_axis,
     steps_of,
+    steps_shown,
 )
 from spikezip.report.schema import EnergyLayer, EnergyModel
 from spikezip.report.style import colour, label, new_figure, series_style
@@ -52,6 +53,7 @@ def _pareto(
     costs: Mapping[str, Sequence[float]],
     axis: tuple[str, float, str],
     anchors: Sequence[tuple[str, str, float, float]] = (),
+    further: bool = False,
 ) -> Sequence[Drawing | Absent]:
     """Gain against cost at every t of every run, and the front over all of them.
 
@@ -59,6 +61,7 @@ def _pareto(
         costs: cumulative cost per image, by run.
         axis: the cost's label, how much of the raw cost is one of its units, the column's name.
         anchors: (run slug, network, cost, gain) of the networks without time.
+        further: see :class:`Drawing`.
     """
     text, unit, column = axis
     gain, gain_text, gains = _gains([run for run in runs if run.slug in costs])
@@ -133,7 +136,7 @@ def _pareto(
     if missing:
         caption += f" Not measured for: {'; '.join(missing)}."
     table = Table.of(title, ["run", "network", "t", column, gain], rows)
-    return [Drawing(name, title, caption, table, figure)]
+    return [Drawing(name, title, caption, table, figure, further)]
 
 
 def pareto_synops(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
@@ -176,7 +179,7 @@ def pareto_energy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
         unit, symbol = energy_unit(max(max(c) for c in costs.values()))
         name = "pareto-energy" if len(models) == 1 else f"pareto-energy-{number}"
         axis = (f"energy per image ({symbol})", unit, "energy_pj")
-        drawings += _pareto(name, f"{title}: {model_name}", runs, costs, axis, anchors)
+        drawings += _pareto(name, f"{title}: {model_name}", runs, costs, axis, anchors, further=number > 1)
     return drawings
 
 
@@ -200,12 +203,13 @@ def energy_ratio(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
             "energy-ratio" if len(models) == 1 else f"energy-ratio-{number}",
             f"{title}: {name}",
             [(i, run, model, run.title) for i, run, model in lines if model.name == name],
+            further=number > 1,
         )
         for number, name in enumerate(models, start=1)
     ]
 
 
-def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, str]]) -> Drawing:
+def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, str]], further: bool = False) -> Drawing:
     """SNN / QANN over time; each line with the index of its style and its name."""
     figure = new_figure(310 + 12 * max(len(lines) - 2, 0))
     axes = figure.add_subplot()
@@ -220,7 +224,7 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
             label=f"{label(said, LEGEND - 8)}: {ratio[-1]:.3g} at the end",
         )
         rows += [(run.title, model.name, t, r) for t, r in zip(steps_of(ratio), ratio, strict=True)]
-    step_axis(axes, max(len(model.snn_pj) for _, _, model, _ in lines))
+    step_axis(axes, steps_shown([run for _, run, _, _ in lines]))
     most = [max(m.snn_pj) / (m.qann_pj or 1.0) for _, _, m, _ in lines]
     if max(most) / min(most) > 10:
         axes.set_yscale("log")
@@ -234,7 +238,7 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
     caption = (
         "Under the dashed line the SNN, stopped at step t, has spent less than the integer QANN with the same bits."
     )
-    return Drawing(name, title, caption, Table.of(title, ["run", "model", "t", "ratio"], rows), figure)
+    return Drawing(name, title, caption, Table.of(title, ["run", "model", "t", "ratio"], rows), figure, further)
 
 
 def _greatest(layers: Sequence[EnergyLayer], most: int) -> tuple[list[EnergyLayer], int]:

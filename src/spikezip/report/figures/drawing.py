@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEAST_SPAN = 5.0  # per cent that an axis of shares spans at least: a hair's breadth must not look like a cliff
 LEGEND = 48  # characters of a run's name in a legend of one column
 COUNTING = (
     "For SynOps, energy and the audit, run the network again: spikezip run BUNDLE --data DATA, or"
@@ -41,6 +42,7 @@ class Drawing:
         caption: how to read it, with the figures worth reading (plain text).
         data: everything that is plotted, at full precision.
         figure: drawn in the light palette.
+        further: whether it shows again, by one more energy model, what a figure before it shows.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Drawing:
     caption: str
     data: Table
     figure: Figure
+    further: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,18 @@ def steps_of(values: Sequence[Any]) -> range:
     return range(1, len(values) + 1)
 
 
+def steps_shown(runs: Sequence[Run]) -> int:
+    """Where the time axis ends: a little after the last of them has settled, as nothing changes from there on."""
+    return max(_steps_shown(run.record) for run in runs)
+
+
+def _steps_shown(record: Record) -> int:
+    settled = record.settled
+    if settled is None or settled.outcome != "SETTLED" or not settled.t_eq_max:
+        return record.steps
+    return min(record.steps, settled.t_eq_max + max(3, settled.t_eq_max // 5))
+
+
 def step_axis(axes: Axes, steps: int) -> None:
     """An x axis of whole time steps."""
     from matplotlib.ticker import MaxNLocator
@@ -74,10 +89,13 @@ def step_axis(axes: Axes, steps: int) -> None:
 
 
 def percent_axis(axes: Axes, text: str) -> None:
-    """A y axis of shares in per cent, never past 100."""
+    """A y axis of shares in per cent, never past 100, and never so short that a small difference looks large."""
     axes.set_ylabel(text)
     axes.grid(axis="y")
     low, high = axes.get_ylim()
+    if high - low < LEAST_SPAN:
+        high = min((low + high + LEAST_SPAN) / 2, 100 + 0.02 * LEAST_SPAN)
+        low = high - LEAST_SPAN
     axes.set_ylim(max(low, -2), min(high + 0.02 * (high - low), 102))  # a line at the very top stays in sight
 
 

@@ -14,6 +14,7 @@ from spikezip.report.figures.drawing import (
     layer_axis,
     rows_height,
     step_axis,
+    steps_shown,
 )
 from spikezip.report.schema import Layer
 from spikezip.report.style import colour, new_figure
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _map(layers: Sequence[Layer], values: list[list[float]], key: str) -> tuple[Figure, Axes]:
+def _map(run: Run, layers: Sequence[Layer], values: list[list[float]], key: str) -> tuple[Figure, Axes]:
     import numpy as np
 
-    steps = len(values[0])
+    steps = min(steps_shown([run]), len(values[0]))
+    values = [row[:steps] for row in values]
     figure = new_figure(rows_height(len(layers)))
     axes = figure.add_subplot()
     top = max(max(row) for row in values) or 1.0
@@ -46,7 +48,7 @@ def firing_rates(run: Run) -> Sequence[Drawing | Absent]:
     layers = [layer for layer in run.record.layers if layer.rate]
     if not layers:
         return [Absent(title, "the record holds no firing rates")]
-    figure, _ = _map(layers, [list(layer.rate) for layer in layers], "spikes per neuron")
+    figure, _ = _map(run, layers, [list(layer.rate) for layer in layers], "spikes per neuron")
     neurons = sum(layer.neurons for layer in layers) or 1
     mean = sum(sum(layer.rate) * layer.neurons for layer in layers) / neurons / run.record.steps
     caption = (
@@ -72,7 +74,7 @@ def l1_distance(run: Run) -> Sequence[Drawing | Absent]:
     layers = [layer for layer in run.record.layers if layer.l1]
     if not layers:
         return [Absent(title, "the record holds no distances to the QANN")]
-    figure, axes = _map(layers, [[d / layer.scale for d in layer.l1] for layer in layers], "mean |S − Q|, levels")
+    figure, axes = _map(run, layers, [[d / layer.scale for d in layer.l1] for layer in layers], "mean |S − Q|, levels")
     reached = 0
     for row, layer in enumerate(layers):
         step = settled_step(layer)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spikezip.report.figures.drawing import Absent, Drawing, Run, legend_below, step_axis, steps_of
+from spikezip.report.figures.drawing import Absent, Drawing, Run, legend_below, step_axis, steps_of, steps_shown
 from spikezip.report.schema import Trace
 from spikezip.report.style import colour, label, new_figure
 from spikezip.report.tables import Cell, Table
 
 MOST_SPIKES = 12_000  # beyond it a page grows heavy and the eye sees no more
 MOST_TRACES = 8
+_REST = "0 ≤ v < θ".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def raster(run: Run) -> Sequence[Drawing | Absent]:
@@ -37,13 +38,15 @@ def raster(run: Run) -> Sequence[Drawing | Absent]:
         ticks.append((top + kept[layer.name] / 2, layer.name))
         axes.axhspan(top, top + kept[layer.name], color=colour("grid"), alpha=0.35, linewidth=0)
         top += kept[layer.name] + gap
+    last = steps_shown([run])
+    wide = min(max(90 / last, 2.0), 7.0)  # a third of a step, so that single spikes are seen
     for sign, ink, name in ((1, "s1", "spike +1"), (-1, "s2", "spike −1")):
         if marks[sign]:
             path = Path(marks[sign], [Path.MOVETO, Path.LINETO] * (len(marks[sign]) // 2))
-            axes.add_patch(PathPatch(path, edgecolor=colour(ink), facecolor="none", linewidth=2))
+            axes.add_patch(PathPatch(path, edgecolor=colour(ink), facecolor="none", linewidth=wide))
             axes.plot([], [], "|", color=colour(ink), markersize=9, markeredgewidth=2, label=name)
-    step_axis(axes, run.record.steps)
-    axes.set_xlim(0.4, run.record.steps + 0.6)
+    step_axis(axes, last)
+    axes.set_xlim(0.4, last + 0.6)
     axes.set_ylim(top - gap, 0)
     axes.set_yticks([y for y, _ in ticks], [label(name) for _, name in ticks], fontsize=10)
     axes.tick_params(axis="y", length=0)
@@ -64,14 +67,14 @@ def traces(run: Run) -> Sequence[Drawing | Absent]:
     if not run.record.traces:
         return [Absent("Membrane and tracer", "no neuron was traced")]
     chosen = run.record.traces[:MOST_TRACES]
-    drawings: list[Drawing | Absent] = [_trace(trace, number) for number, trace in enumerate(chosen, start=1)]
+    drawings: list[Drawing | Absent] = [_trace(run, trace, number) for number, trace in enumerate(chosen, start=1)]
     more = len(run.record.traces) - len(chosen)
     if more:
         drawings.append(Absent("Further traces", f"{more} more neurons were traced; the first {MOST_TRACES} are shown"))
     return drawings
 
 
-def _trace(trace: Trace, number: int) -> Drawing:
+def _trace(run: Run, trace: Trace, number: int) -> Drawing:
     steps = list(steps_of(trace.tracer))
     figure = new_figure(330)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -96,9 +99,9 @@ def _trace(trace: Trace, number: int) -> Drawing:
             place = high + 0.12 * (high - low)
             lower.plot(at, [place] * len(at), mark, color=colour("s1" if sign > 0 else "s2"), markersize=5)
     lower.set_ylabel("v / θ")
-    step_axis(lower, len(steps))
+    step_axis(lower, min(steps_shown([run]), len(steps)))
     legend_below(figure, 2)
-    where = f"{label(trace.layer, 30)}, neuron {trace.neuron}"
+    where = f"Membrane and tracer: {label(trace.layer, 30)}, neuron {trace.neuron}"
     end = (
         ""
         if trace.target is None
@@ -107,7 +110,7 @@ def _trace(trace: Trace, number: int) -> Drawing:
     caption = (
         f"Image {trace.image}. The tracer follows the drive at one level a step"
         f"{f' towards the QANN code {trace.target:g}{end}' if trace.target is not None else ''}."
-        " Triangles are spikes (up +1, down −1); shaded is 0 ≤ v < θ, where no spike is due."
+        f" Triangles are spikes (up +1, down −1); shaded is {_REST}, where no spike is due."
     )
     series = (trace.membrane, trace.tracer, trace.spikes, trace.drive)
     rows = [(t, *(s[t - 1] if s else None for s in series)) for t in steps]

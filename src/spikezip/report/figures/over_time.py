@@ -14,6 +14,7 @@ from spikezip.report.figures.drawing import (
     percent_axis,
     step_axis,
     steps_of,
+    steps_shown,
 )
 from spikezip.report.style import colour, label, new_figure, series_style
 from spikezip.report.tables import Cell, Table, percent
@@ -61,7 +62,7 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
             at = 100 * result.snn[settled.t_eq_max - 1]
             axes.plot([settled.t_eq_max], [at], look["marker"], color=look["color"], markersize=8, fillstyle="none")
         rows += [(run.title, t, a, result.qann, result.ann) for t, a in zip(steps, result.snn, strict=True)]
-    step_axis(axes, max(len(result.snn or ()) for _, _, result in shown))
+    step_axis(axes, steps_shown([run for _, run, _ in shown]))
     percent_axis(axes, "accuracy (%)")
     if alone:
         mark_steps(axes, _marks(runs[0]))
@@ -98,7 +99,8 @@ def _marks_in_words(run: Run) -> str:
         words.append(f"The network was still firing at the last step, {run.record.steps}, so T_eq is not known.")
     elif settled and settled.t_eq_max:
         words.append(
-            f"T_eq = {settled.t_eq_max}: from here on even the slowest image's neurons hold their final codes."
+            f"T_eq = {settled.t_eq_max}: from here on even the slowest image's neurons hold their final codes, and"
+            " nothing changes any more."
         )
     return " ".join(words)
 
@@ -123,7 +125,7 @@ def agreement(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
             label=f"{'SNN = QANN' if alone else label(run.title, LEGEND)} {percent(shares[-1])}",
         )
         rows += [(run.title, t, a) for t, a in zip(steps, shares, strict=True)]
-    step_axis(axes, max(len(shares) for _, _, shares in shown))
+    step_axis(axes, steps_shown([run for _, run, _ in shown]))
     percent_axis(axes, "same prediction (%)")
     caption = (
         "Share of images for which the SNN, read out at step t, predicts what its QANN predicts; no labels needed."
