@@ -56,7 +56,12 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    help="Trained networks in, certified spiking neural networks out.\n\nBegin with [bold]spikezip demo --out "
+    "demo-out[/], which goes the whole road on a small data set in a few minutes. For your own network: "
+    "[bold]inspect[/] it, [bold]convert[/] it, then [bold]run[/], [bold]verify[/] and [bold]report[/]; "
+    "[bold]train[/] makes it better at few steps."
+)
 def _spikezip(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
@@ -65,12 +70,7 @@ def _spikezip(
         bool, typer.Option("--traceback", help="Show where an error came from (also SPIKEZIP_TRACEBACK=1).")
     ] = False,
 ) -> None:
-    """Trained networks in, certified spiking neural networks out.
-
-    Begin with [bold]spikezip demo --out demo-out[/], which goes the whole road on a small data set in a few minutes.
-    For your own network: [bold]inspect[/] it, [bold]convert[/] it, then [bold]run[/], [bold]verify[/] and
-    [bold]report[/].
-    """
+    """What stands before the verb."""
 
 
 def _help(verb: Any) -> str:

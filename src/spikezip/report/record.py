@@ -63,7 +63,10 @@ def load_record(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
-        raise BundleError(f"There is no record at {path}. Write one with measure(...).save({path.name!r}).") from None
+        raise BundleError(
+            f"There is no record at {path}. Make one: spikezip run BUNDLE --data DATA --out {path}, or"
+            f" measure(...).save({path.name!r})."
+        ) from None
     except json.JSONDecodeError as error:
         raise BundleError(
             f"{path} is not whole JSON (line {error.lineno}, column {error.colno}: {error.msg}); was writing it"
