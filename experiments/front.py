@@ -48,8 +48,10 @@ PRODUCTS: dict[str, dict[str, Any]] = {
     "for T=1": for_step(1),
     "for T=2": for_step(2),
     "for T=2, RCR": for_step(2, morph={"residual": "rcr"}),
+    "for T=2, MS": for_step(2, morph={"residual": "ms"}),
     "for T=4": for_step(4),
     "for T=4, RCR": for_step(4, morph={"residual": "rcr"}),
+    "for T=4, MS": for_step(4, morph={"residual": "ms"}),
     "anytime, T=1 to 4": for_step(4, steps=[1, 1, 1, 1], settled=1),
     "PET, 8 levels": {
         "stage": "pet",

@@ -31,6 +31,7 @@ BASE = {
     "residual": "vanilla",
     "rate": 1e-3,
     "correct_bias": False,
+    "features": 0.0,
 }
 PROBES: dict[str, dict[str, Any]] = {
     "even:2, codes 0..2": {},
@@ -41,6 +42,8 @@ PROBES: dict[str, dict[str, Any]] = {
     "learning rate 0.003": {"rate": 3e-3},
     "learning rate 0.0003": {"rate": 3e-4},
     "bias correction before": {"correct_bias": True},
+    "MS blocks": {"residual": "ms"},
+    "features of the ANN weigh 10": {"features": 10.0},
 }
 
 
@@ -59,9 +62,10 @@ def main() -> None:
         ann = morph(capture(source.module, source.example), Morph(residual=Residual(probe["residual"])))
         levels = Levels(0, probe["highest"])
         qann = quantize(ann, levels, data.calibration(512), correct_bias=probe["correct_bias"])
-        criterion = CrossEntropy(distil=Distil(1.0, 2.0))
+        criterion = CrossEntropy(distil=Distil(1.0, 2.0, probe["features"]))
+        teacher = ann if probe["features"] else source.module
         objective = Trajectory(
-            tuple(probe["weights"]), parse_encoding(probe["encoding"]), criterion=criterion, teacher=source.module
+            tuple(probe["weights"]), parse_encoding(probe["encoding"]), criterion=criterion, teacher=teacher
         )
         plan = Plan(
             objective,
