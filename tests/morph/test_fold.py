@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,11 @@ from torch.nn import functional as F
 
 from batch_norm_networks import NETWORKS, STANDING_ALONE, captured
 from random_networks import shuffle_statistics
-from spikezip.errors import CaptureError
+from spikezip.errors import CaptureError, StageError
 from spikezip.graph import capture, network
+from spikezip.graph import rewrite as graph_rewrite
 from spikezip.morph import BatchNorm, Morph, morph
-from spikezip.morph.fold import LiveBatchNorm
+from spikezip.morph.fold import LiveBatchNorm, fold_batch_norm, keep_batch_norm
 
 
 def _batch_norms(gm) -> int:
@@ -41,6 +44,9 @@ def test_live_it_is_a_module_that_trains_and_folds_later(name):
     assert norms.keys() <= dict(model.named_modules()).keys(), "they keep their author's names"
     assert _batch_norms(live) == 0
     torch.testing.assert_close(live(x), model(x), rtol=1e-12, atol=1e-12)
+    for name, norm in norms.items():
+        theirs = model.get_submodule(name)
+        assert (norm.momentum, norm.eps) == (theirs.momentum, theirs.eps)
     again = morph(live, Morph(batch_norm=BatchNorm.LIVE))
     assert {n for n, m in again.named_modules() if isinstance(m, LiveBatchNorm)} == norms.keys()
     torch.testing.assert_close(again(x), live(x), rtol=1e-12, atol=1e-12)
@@ -73,3 +79,86 @@ def test_no_running_statistics_are_refused():
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
     with pytest.raises(CaptureError, match=r"'1' .*mixes the samples of a batch.*BatchNorm in evaluation mode"):
         capture(model, torch.randn(2, 2, 3, 3))
+
+
+def test_how_many_there_were():
+    for name, count in {"shared convolution": 2, "conv2d": 1}.items():
+        for rewrite in (fold_batch_norm, keep_batch_norm):
+            assert rewrite(network.fork(captured(name)[1])) == count
+    assert fold_batch_norm(morph(captured("conv2d")[1])) == 0
+    assert keep_batch_norm(morph(captured("conv2d")[1])) == 0
+
+
+def test_a_bias_that_is_still_computed_is_not_folded_into():
+    model, ann, x = captured("computed bias")
+    folded = network.fork(ann)
+    fold_batch_norm(folded)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [("a weight in no module", {"weight_2", "weight_bias"}), ("conv2d", {"0.weight_2", "0.bias"})],
+)
+def test_folded_tensors_stand_beside_the_authors_own(name, tensors):
+    folded = network.fork(captured(name)[1])
+    fold_batch_norm(folded)
+    assert set(folded.state_dict()) == tensors
+
+
+class Gained(nn.BatchNorm2d):
+    """BatchNorm with one more parameter under its name."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.gain * super().forward(input)
+
+
+class Elsewhere(nn.Module):
+    """The BatchNorm is computed by a module that holds none of its tensors."""
+
+    class Normalise(nn.Module):
+        def forward(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+            return F.batch_norm(x, mean, var)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(2, 2, 1), Elsewhere.Normalise()
+        self.mean, self.var = nn.Buffer(torch.randn(2)), nn.Buffer(torch.rand(2) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x), self.mean, self.var)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"), [(nn.Sequential(nn.Conv2d(2, 2, 1), Gained(2)), {"1_2"}), (Elsewhere(), {"act"})]
+)
+def test_a_live_one_takes_no_name_that_holds_something_else(model, names):
+    model, x = shuffle_statistics(model).eval(), torch.randn(3, 2, 4, 4)
+    live = morph(capture(model, x), Morph(batch_norm=BatchNorm.LIVE))
+    assert {n for n, m in live.named_modules() if isinstance(m, LiveBatchNorm)} == names
+    torch.testing.assert_close(live(x), model(x))
+
+
+@pytest.mark.parametrize("rewrite", [fold_batch_norm, keep_batch_norm])
+def test_only_the_result_of_several_answers_can_be_used(rewrite):
+    """Saved statistics that nobody reads go; those that are read are refused."""
+    model, ann, x = captured("conv2d")
+    both = network.fork(ann)
+    result = next(n for n in both.graph.nodes if n.target is operator.getitem)
+    norm = result.args[0]
+    with both.graph.inserting_before(result):
+        other = both.graph.call_function(operator.getitem, (norm, 1))
+        first = both.graph.call_function(operator.getitem, (norm, 0))
+    first.meta = dict(result.meta)
+    graph_rewrite.replace(result, first)
+    kept = network.fork(both)
+    rewrite(kept)
+    torch.testing.assert_close(kept(x), model(x), rtol=1e-12, atol=1e-12)
+    with both.graph.inserting_after(other):
+        both.graph.call_function(torch.ops.aten.neg.default, (other,))
+    with pytest.raises(StageError, match=r"'1' .*hands out its statistics; only its result can be used"):
+        rewrite(both)

@@ -55,6 +55,11 @@ def _write(m: nn.Module, x: Tensor) -> Tensor:
     return x - m.seen[:, None, None]
 
 
+def _autocast(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return F.relu(F.conv2d(x, torch.ones(4, 4, 1, 1))).float()
+
+
 @dataclass(frozen=True)
 class Case:
     """A network that must be refused, the error, and what its message says."""
@@ -102,6 +107,20 @@ REFUSED = {
         lambda: Net(lambda m, x: (x.flatten(1) @ x.flatten(1).t()).softmax(1) @ x.flatten(1).unflatten(1, (4, -1))),
         "batch|captur",
     ),
+    "a factor of the batch's size": Case(
+        lambda: Net(lambda m, x: x * x.shape[0]), "'block' .*reckons with the size of the batch"
+    ),
+    "a batch size that is fixed": Case(
+        lambda: Net(lambda m, x: x.reshape(len(x), -1).unflatten(1, (4, 6, 6))), r"fixes the batch size.*x\.shape\[0\]"
+    ),
+    "a line that cannot be captured": Case(
+        lambda: Net(lambda m, x: torch.from_numpy(x.detach().numpy())), r"at 'block', test_refusals\.py:\d+ `.*numpy"
+    ),
+    "a lazy module": Case(
+        lambda: Net(lambda m, x: m.layer(x), layer=nn.LazyConv2d(4, 1)), "'block.layer.weight' is uninitialized"
+    ),
+    "half precision inside": Case(lambda: Net(lambda m, x: x.half().float()), r"'block' .*float16.*model\.float\(\)"),
+    "autocast": Case(lambda: Net(_autocast), r"'block' .*bfloat16.*autocast"),
     "half precision": Case(lambda: Net(lambda m, x: x).half(), r"float16.*model\.float\(\)", InputError),
     "nothing to quantize": Case(
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), "no quantizer.*no neuron", StageError

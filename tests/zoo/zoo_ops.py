@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 WIDTH, SIDE = 4, 6  #: what the operation receives is ``[B, WIDTH, SIDE, SIDE]``
 
@@ -92,6 +93,37 @@ def _squeeze(m: Single, x: Tensor) -> Tensor:
 
 def _squeezer() -> dict[str, nn.Module | Tensor]:
     return {"down": nn.Conv2d(WIDTH, 2, 1), "up": nn.Conv2d(2, WIDTH, 1)}
+
+
+def _writes(m: Single, x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :2] = 2 * x[:, 2:]
+    x[:, 0, 0, 0] = 1.0
+    x[x > 1] = 1.0
+    return x
+
+
+def _rotated(m: Single, x: Tensor) -> Tensor:
+    numbers = torch.view_as_complex(x.unflatten(1, (2, 2)).movedim(2, -1).contiguous())
+    return torch.view_as_real(numbers * (1 + 2j)).flatten(1)
+
+
+def _grid_of(maps: Tensor, x: Tensor) -> Tensor:
+    return F.affine_grid(maps, [x.shape[0], WIDTH, 5, 5], align_corners=False)
+
+
+def _looped(m: Single, x: Tensor) -> Tensor:
+    state = x[:, :3, 0, 0]
+    for step in x[:, :, 0, :3].unbind(-1):
+        state = m.layer(step, state)
+    return state
+
+
+def _hooked() -> dict[str, nn.Module | Tensor]:
+    layer = nn.Conv2d(WIDTH, 3, 1)
+    layer.register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+    layer.register_forward_hook(lambda module, given, result: 2 * result)
+    return {"layer": layer}
 
 
 OPS: tuple[Op, ...] = (
@@ -227,6 +259,61 @@ OPS: tuple[Op, ...] = (
             lambda: {"layer": nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True)}),
     _tokens("softmax between linear layers", lambda m, x: m.layer(x.softmax(-1)),
             lambda: {"layer": nn.Linear(WIDTH, 3)}),
+    # what strangers write
+    Op("activations in place", lambda m, x: F.hardtanh_(F.relu_(m.layer(x)).mul_(2).add_(0.5)),
+       lambda: {"layer": nn.Conv2d(WIDTH, 3, 1)}),
+    Op("writes into a slice and under a mask", _writes),
+    Op("two averages in a row", lambda m, x: F.interpolate(x, scale_factor=0.5, mode="area").mean((2, 3))),
+    Op("upsample, nearest-exact", lambda m, x: F.interpolate(x, size=(9, 7), mode="nearest-exact")),
+    Op("max pooling with indices, and back", lambda m, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
+    Op("maximum of channel groups", lambda m, x: m.layer(x).unflatten(1, (3, 2)).amax(2),
+       lambda: {"layer": nn.Conv2d(WIDTH, 6, 1)}),
+    Op("generalised-mean pooling", lambda m, x: x.clamp(min=1e-6).pow(m.p).mean((2, 3)).pow(1 / m.p),
+       lambda: {"p": nn.Parameter(torch.tensor(3.0))}),
+    Op("the greatest values", lambda m, x: x.flatten(2).topk(5)[0].sort(-1)[0]),
+    Op("median, deviation, log-sum-exp", lambda m, x: x.flatten(2).median(2)[0] + x.std((2, 3)) + x.logsumexp((2, 3))),
+    Op("powers, logarithms, quotients",
+       lambda m, x: torch.log1p(x) + x.pow(1.5) + torch.exp(-x) + torch.rsqrt(x + 1) + 1 / x.clamp(min=0.1)),
+    Op("steps: sign and rounding", lambda m, x: torch.sign(m.layer(x)) + torch.round(x * 4) / 4,
+       lambda: {"layer": nn.Conv2d(WIDTH, WIDTH, 1)}),
+    Op("product over a dimension", lambda m, x: x.prod(1)),
+    Op("scatter-add",
+       lambda m, x: x.new_zeros(x.shape[0], 2).scatter_add(1, m.index.expand(x.shape[0], -1), x.mean((2, 3))),
+       lambda: {"index": nn.Buffer(torch.tensor([0, 1, 1, 0]))}),
+    Op("Fourier transform", lambda m, x: torch.view_as_real(torch.fft.rfft2(x)).square().sum(-1).sqrt()),
+    Op("complex numbers", _rotated),
+    Op("inverse of a matrix", lambda m, x: torch.linalg.inv(x.mean(1)[:, :3, :3] + 3 * torch.eye(3).to(x))),
+    Op("sampling on a fixed grid", lambda m, x: F.grid_sample(x, _grid_of(m.map.expand(x.shape[0], -1, -1), x),
+       align_corners=False), lambda: {"map": nn.Buffer(torch.tensor([[[0.8, 0.1, 0.0], [-0.1, 0.9, 0.1]]]))}),
+    Op("sampling on a predicted grid (spatial transformer)", lambda m, x: F.grid_sample(
+        x, _grid_of(0.1 * m.layer(x.flatten(1)).unflatten(1, (2, 3)) + torch.eye(2, 3).to(x), x), align_corners=False),
+       lambda: {"layer": nn.Linear(WIDTH * SIDE**2, 6)}),
+    Op("convolution spelled out by unfold and fold",
+       lambda m, x: F.fold(m.weight @ F.unfold(x, 3, padding=1), (6, 6), 1),
+       lambda: {"weight": nn.Parameter(torch.randn(3, 9 * WIDTH) / 6)}),
+    Op("standardised weights", lambda m, x: F.conv2d(
+        x, (m.weight - m.weight.mean((1, 2, 3), True)) / m.weight.std((1, 2, 3), keepdim=True)),
+       lambda: {"weight": nn.Parameter(torch.randn(3, WIDTH, 3, 3))}),
+    _module("weight normalisation", lambda: parametrizations.weight_norm(nn.Conv2d(WIDTH, 3, 3))),
+    _module("spectral normalisation", lambda: parametrizations.spectral_norm(nn.Conv2d(WIDTH, 3, 3))),
+    _module("pruned weights", lambda: prune.l1_unstructured(nn.Conv2d(WIDTH, 3, 3), "weight", 0.5)),
+    Op("weights made by the network", lambda m, x: m.layer(x.mean((2, 3))).unflatten(1, (3, WIDTH)) @ x.flatten(2),
+       lambda: {"layer": nn.Linear(WIDTH, 3 * WIDTH)}),
+    Op("highway", lambda m, x: torch.sigmoid(m.gate(x)) * F.relu(m.layer(x)) + (1 - torch.sigmoid(m.gate(x))) * x,
+       lambda: {"gate": nn.Conv2d(WIDTH, WIDTH, 1), "layer": nn.Conv2d(WIDTH, WIDTH, 1)}),
+    Op("distances to prototypes", lambda m, x: -torch.cdist(x.mean((2, 3)), m.prototypes),
+       lambda: {"prototypes": nn.Parameter(torch.randn(5, WIDTH))}),
+    _tokens("attention by cosines", lambda m, x: F.cosine_similarity(
+        m.qkv(x)[:, :, None, :WIDTH], m.qkv(x)[:, None, :, WIDTH : 2 * WIDTH], dim=-1).softmax(-1) @ x, _qkv),
+    _tokens("nn.MultiheadAttention with a bias for keys, zero attention and weights",
+            lambda m, x: torch.cat(m.layer(x, x, x), -1),
+            lambda: {"layer": nn.MultiheadAttention(WIDTH, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True)}),
+    Op("vmap", lambda m, x: torch.vmap(lambda v: m.layer(v.flatten()))(x),
+       lambda: {"layer": nn.Linear(WIDTH * SIDE**2, 3)}),
+    Op("many streams in one sum", lambda m, x: sum(F.relu(layer(x)) for layer in m.layers),
+       lambda: {"layers": nn.ModuleList(nn.Conv2d(WIDTH, 3, 1) for _ in range(10))}),
+    Op("a step function of the input, times a stream", lambda m, x: (x.mean(1, keepdim=True) > 0.2).to(x) * x),
+    Op("hooks", lambda m, x: m.layer(x), _hooked),
     # modules used twice
     Op("a convolution called twice", lambda m, x: m.act(m.layer(m.act(m.layer(x)))),
        lambda: {"layer": nn.Conv2d(WIDTH, WIDTH, 1), "act": nn.ReLU()}),
@@ -234,4 +321,7 @@ OPS: tuple[Op, ...] = (
        lambda: {"layer": _bn(nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.ReLU()))}),
     Op("recurrence, unrolled", lambda m, x: m.layer(x[:, :, 0, :4].transpose(1, 2))[0][:, -1],
        lambda: {"layer": nn.GRU(WIDTH, 3, batch_first=True)}),
+    Op("recurrence both ways", lambda m, x: m.layer(x[:, :, 0, :3].transpose(1, 2))[0][:, -1],
+       lambda: {"layer": nn.LSTM(WIDTH, 2, batch_first=True, bidirectional=True)}),
+    Op("recurrence by a loop over a cell", _looped, lambda: {"layer": nn.RNNCell(WIDTH, 3)}),
 )  # fmt: skip

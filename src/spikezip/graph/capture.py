@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import linecache
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.export import Dim, ExportedProgram, export
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import CaptureError, InputError
@@ -42,6 +46,9 @@ _MAKERS = {
     _aten.new_ones.default: _aten.ones.default,
     _aten.new_full.default: _aten.full.default,
 }
+#: Operations that need their operand's values side by side.
+_BY_STRIDE = {_aten.view_as_complex.default}
+_CONTIGUOUS = {"memory_format": torch.contiguous_format}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
@@ -62,7 +69,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
 
     Raises:
         CaptureError: the model cannot be captured, keeps something from call to call, draws random numbers, mixes the
-            samples of a batch, or holds NaN.
+            samples of a batch, computes in half precision, or holds NaN.
         InputError: the example is not one or more tensors with a batch dimension, or of half precision.
 
     >>> ann = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(1, 4))
@@ -86,7 +93,9 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     _normalise(graph_module)
     purity.refuse_impure(graph_module)
     network.mark(graph_module, Stage.ANN, [InputSpec.of(x) for x in examples])
-    shapes.annotate(graph_module)
+    with quiet():
+        shapes.annotate(graph_module)
+    purity.refuse_half_precision(graph_module)
     purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
     return graph_module
@@ -162,6 +171,11 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
 def _check_weights(model: nn.Module) -> None:
     parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise CaptureError(
+                f"The weight {name!r} is uninitialized: the model is lazy and has seen no input. Call it once on an "
+                "example, and load its trained weights."
+            )
         if not tensor.is_floating_point():
             continue
         sound = torch.isfinite(tensor)
@@ -186,14 +200,37 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             return program.run_decompositions({**RECURRENT, **_SPELLED})
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "specialized it to be a constant" in str(error):
+            reason, mend = (
+                "the code fixes the batch size",
+                "Take it from x.shape[0], or write -1, not len(x) or a number.",
+            )
+        else:
+            mend = (
+                "Control flow that depends on the values of tensors, .item(), and code outside torch cannot be "
+                "captured. Rewrite that part with tensor operations, and check that the model runs with batch sizes 2 "
+                "and 3."
+            )
         raise CaptureError(
-            f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: {reason}\n"
-            "Control flow that depends on the values of tensors, .item(), and code outside torch cannot be captured. "
-            "Rewrite that part with tensor operations, and check that the model runs with batch sizes 2 and 3."
+            f"torch.export could not capture {type(model).__name__}{_place(model, error)}: "
+            f"{type(error).__name__}: {reason}\n{mend}"
         ) from error
     finally:
         for module in was_training:
             module.training = True
+
+
+def _place(model: nn.Module, error: BaseException) -> str:
+    """Where in the model an error arose: the innermost module that was running, and its line; or nothing."""
+    names = {id(module): name for name, module in model.named_modules()}
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        name = names.get(id(frame.f_locals.get(code.co_varnames[0]))) if code.co_argcount else None
+        if name is not None and code.co_name not in ("_call_impl", "_wrapped_call_impl"):
+            text = linecache.getline(code.co_filename, line).strip()
+            place = f", at {name or type(model).__name__!r}, {Path(code.co_filename).name}:{line} `{text}`"
+    return place
 
 
 def _own(exported: fx.GraphModule) -> fx.GraphModule:
@@ -244,7 +281,9 @@ def _normalise(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _IDENTITIES or (node.target in _DROPOUTS and not node.args[2]):
+        if node.target in _IDENTITIES and any(user.target in _BY_STRIDE for user in node.users):
+            node.target, node.args, node.kwargs = _aten.clone.default, node.args[:1], _CONTIGUOUS
+        elif node.target in _IDENTITIES or (node.target in _DROPOUTS and not node.args[2]):
             rewrite.replace(node, node.args[0])
         elif node.target in _MAKERS and all(isinstance(size, int) for size in node.args[1]):
             # Its operand lends its type alone.

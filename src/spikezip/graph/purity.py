@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import CaptureError
 from spikezip.graph import network
-from spikezip.graph.network import InputSpec
+from spikezip.graph.network import InputSpec, Spec
 
 
 def refuse_impure(gm: fx.GraphModule) -> None:
@@ -45,12 +45,23 @@ def _indexes_by_mask(node: fx.Node) -> bool:
     return any(dtype in (None, torch.bool, torch.uint8) for dtype in types)
 
 
+def refuse_half_precision(gm: fx.GraphModule) -> None:
+    """Raise CaptureError naming the first node that computes in float16 or bfloat16 (autocast, ``.half()``)."""
+    for node in gm.graph.nodes:
+        if "spec" in node.meta and network.spec(node).dtype in (torch.float16, torch.bfloat16):
+            raise CaptureError(
+                f"The node {network.describe(node)} computes in {network.spec(node).dtype}: sums of so few digits are "
+                "exact in no engine. Take autocast and casts out of forward, and convert the model, model.float()."
+            )
+
+
 def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     """Raise CaptureError naming the first node in which one sample of the batch changes another's value.
 
     Found by running pairs of batches that agree in one sample only, the first or the last (so that what looks one way
-    along the batch is seen too), beside very negative and very positive ones (so that extremes over the batch move).
-    Where the batch is not the slowest index of its dimension, the node is marked (see :class:`Spec`).
+    along the batch is seen too), beside very negative and very positive ones (so that extremes over the batch move);
+    and by running a sample alone, as the size of the batch may itself be reckoned with. Where the batch is not the
+    slowest index of its dimension, the node is marked (see :class:`Spec`).
     """
     specs = network.info(gm).inputs
     generator = torch.Generator().manual_seed(0)
@@ -93,6 +104,23 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
                 f"The node {network.describe(culprit)} mixes the samples of a batch: one image changes another's "
                 "answer. Normalise over channels or positions instead, or use BatchNorm in evaluation mode."
             )
+
+    alone, together = run(shared), pairs[0][0]
+    for node in gm.graph.nodes:
+        if node in alone and "spec" in node.meta and not _alike(alone[node], together[node], network.spec(node)):
+            raise CaptureError(
+                f"The node {network.describe(node)} reckons with the size of the batch: one image more changes "
+                "another's answer. Use sizes of images or channels alone."
+            )
+
+
+def _alike(alone: Tensor, together: Tensor, spec: Spec) -> bool:
+    """Whether a sample's value is the same, but for rounding, alone and as the first of two."""
+    if spec.batch_dim is None or not spec.outer:
+        return True
+    first = together.chunk(2, spec.batch_dim)[0]
+    a, b = (torch.nan_to_num(t.abs() if t.is_complex() else t).double() for t in (alone, first))
+    return float((a - b).abs().amax()) <= 1e-3 * float(b.abs().amax()) if a.numel() else True
 
 
 def _values(gm: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Tensor]:

@@ -34,6 +34,7 @@ def spell_averages(gm: fx.GraphModule) -> int:
                 inverse = (1.0 / sizes).to(network.spec(node).dtype)
                 factor = rewrite.new_constant(gm, f"{network.origin(node)}.factor", inverse, like=node)
             new = rewrite.call(gm, _aten.mul.Tensor, (total, factor), like=node) if factor != 1.0 else total
+        new.meta.setdefault("spec", network.spec(node))  # an average of it may be next
         rewrite.replace(node, new)
         count += 1
     if count:

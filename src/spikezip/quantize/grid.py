@@ -120,6 +120,8 @@ class Grids:
     def add(self, node: fx.Node) -> Grid | None:
         """Analyse a node whose operands are known."""
         found = self._of(node) if node.op != "output" else None
+        if found is not None and not bool(found.bound.any()):
+            found = _grid(0, 0.0)  # nothing but zeros: any ratio keeps them
         # Past float64's digits a grid helps nobody.
         self._known[node] = found if found is not None and found.bits < FLOAT64_BITS else None
         return self._known[node]

@@ -57,6 +57,7 @@ class Units:
         self.gm, self.bits = gm, bits
         self.wanted: dict[fx.Node, float | None] = {}
         self.unit: dict[fx.Node, float] = {}
+        self.ratios: dict[fx.Node, int] = {}  # how many conversions a value went through since its neurons
         self.idle: list[fx.Node] = []  # factors that went into a unit
 
     def run(self) -> None:
@@ -69,6 +70,8 @@ class Units:
                 node.args = (fx.map_arg(node.args[0], self._as_output),)
             elif ops.is_signal(node) and not ops.is_constant(node):
                 self.unit[node] = self._rewrite(node)
+                if self._keeps_unit(node):
+                    self.ratios[node] = max((self.ratios.get(n, 0) for n in node.all_input_nodes), default=0)
         for node in self.idle:
             node.replace_all_uses_with(node.all_input_nodes[0])
         for _, quantizer in network.modules_of(self.gm, Quantizer):
@@ -146,7 +149,10 @@ class Units:
             self._slopes(node, constants)
             constants = []
         alone = len(streams) == 1 and kind is not Kind.SUM and not constants
-        unit = self.unit[streams[0]] if alone or (streams and wanted is None) else wanted or 1.0
+        # Streams of streams keep their unit and what joins them is converted: else each sum's ratio, and the digits
+        # of it, would come on top of those before.
+        longest = max(streams, key=lambda n: self.ratios.get(n, 0), default=None)
+        unit = self.unit[longest] if longest is not None and (alone or wanted is None) else wanted or 1.0
         for stream in streams:
             self._convert(node, stream, unit)
         for constant in constants:
@@ -294,6 +300,7 @@ class Units:
             new = rewrite.call(self.gm, _aten.mul.Tensor, (stream, factor), like=stream)
         new.meta["spec"] = stream.meta["spec"]
         self.unit[new] = unit
+        self.ratios[new] = self.ratios.get(stream, 0) + 1
         return new
 
 
