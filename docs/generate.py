@@ -189,6 +189,8 @@ def probes(result: dict[str, Any]) -> str:
 
 
 ENERGY_STEPS = (1, 2, 4, 6, 8, 12, 16, 32)
+#: Models whose ratios are shown at every step; the results hold all.
+RATIOS_SHOWN = ("lemaire-2022", "horowitz-45nm-int8", "memory-45nm-int8")
 
 
 def energy(result: dict[str, Any]) -> str:
@@ -201,14 +203,27 @@ def energy(result: dict[str, Any]) -> str:
         numbers = [run["neuron_layers"], run["t_eq"]["max"], run["bound"]]
         accuracy = [f"{100 * value:.1f}" for value in (run["qann"], run["accuracy"][-1])]
         beside.append([run["name"], *accuracy, equal, *map(str, numbers), _million(run["synops"][-1], 1)])
-    steps = []
-    for run in runs:
-        rows = {"accuracy (%)": [f"{100 * run['accuracy'][t - 1]:.1f}" for t in ENERGY_STEPS]}
-        rows["SynOps (10⁶)"] = [_million(run["synops"][t - 1], 1) for t in ENERGY_STEPS]
-        for priced in run["energy"]:
-            if priced["ratio"]:
-                rows[f"SNN / QANN, {priced['model']}"] = [f"{priced['ratio'][t - 1]:.2f}" for t in ENERGY_STEPS]
-        steps += [[run["name"], what, *cells] for what, cells in rows.items()]
+    ratios = [{row["model"]: row["ratio"] for row in run["energy"] if row["ratio"]} for run in runs]
+    shown = {
+        "Accuracy (%)": [[f"{100 * share:.1f}" for share in run["accuracy"]] for run in runs],
+        "SynOps (10⁶)": [[_million(count, 1) for count in run["synops"]] for run in runs],
+        **{
+            f"Energy, SNN / QANN, `{model}`": [[f"{ratio:.2f}" for ratio in found[model]] for found in ratios]
+            for model in RATIOS_SHOWN
+        },
+    }
+    steps = [
+        f"**{what}**\n\n"
+        + table(
+            ["wiring", *(f"t={t}" for t in ENERGY_STEPS)],
+            [[run["name"], *(row[t - 1] for t in ENERGY_STEPS)] for run, row in zip(runs, rows, strict=True)],
+        )
+        for what, rows in shown.items()
+    ]
+    settled = [
+        [run["name"], *(f"{ratio[-1]:.2f}" for ratio in found.values())]
+        for run, found in zip(runs, ratios, strict=True)
+    ]
     names = [run["name"] for run in runs]
     received, done = [], []
     for rows in zip(*(run["audit"]["rows"] for run in runs), strict=True):
@@ -221,7 +236,9 @@ def energy(result: dict[str, Any]) -> str:
     return (
         table(head, beside)
         + "\n"
-        + table(["wiring", "what", *(f"t={t}" for t in ENERGY_STEPS)], steps)
+        + "\n".join(steps)
+        + "\nEnergy of the settled run, SNN / QANN, by every model:\n\n"
+        + table(["wiring", *(f"`{model}`" for model in ratios[0])], settled)
         + "\nWhat each operation receives:\n\n"
         + table(["operation", *names], received)
         + "\nWhat it does over 32 steps, 10⁶ an image: ACs, and MACs (M); its synapses are the QANN's MACs:\n\n"

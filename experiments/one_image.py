@@ -81,8 +81,8 @@ def draw(image: Tensor, name: str, shown: Maps, logits: Tensor, data: ImageData,
     from matplotlib.figure import Figure
 
     most = shown.activation.flatten(1).amax(1).argsort(descending=True)[:CHANNELS].tolist()
-    titles = ["ANN: activation", "QANN: code", *(f"SNN: code at t={t}" for t in SHOWN)]
-    figure = Figure(figsize=(12, 7.2), layout="constrained")
+    titles = ["ANN", "QANN", *(f"SNN, t={t}" for t in SHOWN)]
+    figure = Figure(figsize=(9, 6.2), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.9, 1.2))
     axes = top.subplots(CHANNELS, len(titles))
     for row, channel in zip(axes, most, strict=True):
@@ -106,7 +106,7 @@ def draw(image: Tensor, name: str, shown: Maps, logits: Tensor, data: ImageData,
     right.set(xlabel="time step t", ylabel="logit", title=f"logits; from t = {settled} (dotted) the QANN's, for ever")
     right.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, fontsize=9, loc="upper left")
-    figure.savefig(RESULT, dpi=110)
+    figure.savefig(RESULT, dpi=150)
 
 
 if __name__ == "__main__":

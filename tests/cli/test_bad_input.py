@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from spikezip import convert
+from spikezip.models import resolve
+
 CONVERT = ("convert", "spikezip:digits", "--data", "digits", "--out", "x.spikezip")
 
 
@@ -83,6 +86,16 @@ def test_data_with_nan_or_without_images(spikezip, tmp_path):
     np.savez(tmp_path / "none.npz", images=images[:0], labels=np.arange(0))
     for name, words in (("nan.npz", "holds NaN"), ("none.npz", "no images")):
         refused(spikezip(*CONVERT, "--data", tmp_path / name), words)
+
+
+def test_a_network_beside_that_is_not_the_bundles(spikezip, tmp_path):
+    source = resolve("spikezip:digits")
+    convert(source.module, source.example, source.example).save(tmp_path / "a.spikezip")
+    run = ("run", tmp_path / "a.spikezip", "--data", "digits", "--out", "x.json")
+    (tmp_path / "wide.py").write_text("import torch\ndef build():\n    return torch.nn.Linear(7, 10)\n")
+    other = spikezip(*run, "--ann", f"{tmp_path / 'wide.py'}:build")
+    refused(other, "does not take the images of the spiking network")
+    refused(spikezip(*run, "--weights", "pretrained"), "--ann")
 
 
 def test_weights_of_another_model(spikezip, tmp_path):

@@ -55,6 +55,14 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     assert f"QANN {100 * record['accuracy']['qann']:.2f} %" in done.stdout
     assert "SETTLED" in done.stdout
 
+    given = ("--ann", f"{model_file}:build", "--weights", trained, "--energy-images", "0", "--out", "beside.json")
+    done = spikezip("run", "a.spikezip", "--data", "digits", "--steps", "24", *given)
+    assert done.exit_code == 0, done.stderr
+    beside = json.loads(Path("beside.json").read_text())
+    assert f"ANN {100 * beside['accuracy']['ann']:.1f} %" in told[0]
+    assert beside["accuracy"]["snn"] == record["accuracy"]["snn"]
+    Path("beside.json").unlink()
+
     done = spikezip("verify", "a.spikezip", "--data", "digits")
     assert done.exit_code == 0, done.stderr
     certificate = json.loads(Path("certificate.json").read_text())

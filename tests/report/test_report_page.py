@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html.parser
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,9 @@ from spikezip.errors import BundleError, OutputError
 from spikezip.report import write_report
 from spikezip.report.figures import Drawing, Run
 from spikezip.report.figures.cost import energy_ratio
+from spikezip.report.figures.maps import firing_rates
+from spikezip.report.figures.neurons import raster, traces
+from spikezip.report.figures.over_time import accuracy
 from spikezip.report.page import BUDGET
 from spikezip.report.record import parse_record
 from spikezip.report.style import house_style
@@ -269,6 +273,55 @@ def test_the_line_of_equal_energy_is_in_sight(make_record):
         (drawing,) = energy_ratio([Run(parse_record(record, "a record"), "a", "a")])
     assert isinstance(drawing, Drawing)
     assert drawing.figure.axes[0].get_ylim()[1] > 1
+
+
+@pytest.mark.parametrize("shares", [[0.991, 0.989, 0.986], [1.0, 1.0, 1.0], [0.501, 0.5, 0.5], [0.001, 0.0, 0.002]])
+def test_a_hair_of_accuracy_does_not_look_like_a_cliff(shares):
+    record = {"format": "spikezip.record/1", "name": "a", "steps": 3, "accuracy": {"snn": shares}}
+    with house_style():
+        (drawing,) = accuracy([Run(parse_record(record, "a record"), "a", "a")])
+    assert isinstance(drawing, Drawing)
+    low, high = drawing.figure.axes[0].get_ylim()
+    assert high - low >= 4.9 or low == -2
+    assert high <= 102
+    assert low < 100 * min(shares) and 100 * max(shares) < high
+
+
+def test_time_axes_end_a_little_after_all_is_silent(make_record):
+    record = make_record(steps=40)
+    assert record["settled"]["outcome"] == "SETTLED"
+    last = record["settled"]["t_eq_max"] + max(3, record["settled"]["t_eq_max"] // 5)
+    assert last < 40
+    with house_style():
+        run = Run(parse_record(record, "a record"), "a", "a")
+        drawings = [d for make in (accuracy, energy_ratio) for d in make([run])]
+        drawings += [d for make in (firing_rates, raster, traces) for d in make(run)]
+        unsettled = Run(parse_record(make_record(steps=6), "a record"), "a", "a")
+        (whole,) = accuracy([unsettled])
+    for drawing in [d for d in drawings if isinstance(d, Drawing)]:
+        assert last <= drawing.figure.axes[0].get_xlim()[1] < last + 1.5, drawing.name
+    assert isinstance(drawings[0], Drawing) and len(drawings[0].data.rows) == 40, "the data hold all"
+    assert isinstance(whole, Drawing) and whole.figure.axes[0].get_xlim()[1] > 6
+
+
+def test_records_of_one_name_are_told_apart_by_their_folders(tmp_path, make_record):
+    for name in ("pulse", "even"):
+        (tmp_path / name).mkdir()
+        record = small(make_record, layers=[])
+        record["encoding"]["name"] = name
+        (tmp_path / name / "record.json").write_text(json.dumps(record))
+    page = Outline(write_report([tmp_path / "pulse", tmp_path / "even"], tmp_path / "r.html").read_text("utf-8"))
+    assert {"run-resnet20-pulse", "run-resnet20-even"} <= set(page.ids)
+    assert "encoding" in page.text[: page.text.index("Accuracy, and what it costs")]
+
+
+def test_what_a_model_covers_and_leaves_out_stands_beside_its_figures(tmp_path, make_record):
+    record = small(make_record)
+    record["energy"]["models"][0].update(about="Arithmetic alone.", unpriced=["tracer_add", "memory accesses"])
+    page = Outline(write_report(record, tmp_path / "r.html").read_text("utf-8"))
+    assert "Arithmetic alone. Counted, but without a price in it: tracer add, memory accesses." in page.text
+    first, others = page.ids.index("pareto-energy-1"), page.ids.index("pareto-energy-2")
+    assert first < page.ids.index("agreement") < others, "the first model's figures stand with the accuracy"
 
 
 def test_names_of_runs_stay_apart_in_a_legend(tmp_path, make_record):

@@ -9,7 +9,7 @@ import pytest
 
 from spikezip.report.figures.cost import pareto_front
 from spikezip.report.record import parse_record
-from spikezip.report.summary import outcome, verdict
+from spikezip.report.summary import outcome, story, verdict
 from spikezip.report.tables import Column, Table, latex_escape, percent
 
 
@@ -105,3 +105,20 @@ def test_an_unsettled_proof_says_why_it_proves_nothing():
     assert said.headline == "Not shown equal to its quantized network (QANN)"
     assert "no code differs" in said.sentence
     assert "when the steps ran out (STEP_LIMIT)" in said.sentence
+
+
+def test_the_story_says_when_it_is_as_good_and_what_it_costs():
+    content = {"format": "spikezip.record/1", "name": "a", "steps": 4}
+    assert story(parse_record(content, "it")) is None
+    content["accuracy"] = {"qann": 0.9, "snn": [0.2, 0.895, 0.5, 0.9]}
+    assert story(parse_record(content, "it")) == (
+        "From t = 4 on it is at least as accurate as its QANN (90.00 %), to within a point."
+    )
+    content["accuracy"] = {"qann": 0.9, "snn": [0.2, 0.95, 0.5, 0.8]}
+    assert story(parse_record(content, "it")) == (
+        "Its accuracy is not within a point of its QANN's (90.00 %) by t = 4."
+    )
+    models = [{"name": n, "snn_pj": [1, 2, 3, e], "qann_pj": 2} for n, e in (("mine", 4), ("b", 5), ("c", 3))]
+    content["energy"] = {"models": [*models, {"name": "chip", "snn_pj": [1, 2, 3, 4]}]}
+    said = story(parse_record(content, "it")) or ""
+    assert "takes 2 times the energy of that QANN on integer hardware, by the model mine, 1.5 to 2.5 times by" in said

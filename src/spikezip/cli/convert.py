@@ -80,5 +80,6 @@ def command(
         snn.save(draft)
     tell(stages, images, "test", check)
     settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
-    screen.say(f"[bold]{out}[/]: {model} as a spiking network, {len(snn.layers)} layers of neurons; {settles}.")
+    layers = screen.counted(len(snn.layers), "layer")
+    screen.say(f"[bold]{out}[/]: {model} as a spiking network, {layers} of neurons; {settles}.")
     screen.say(f"Next: spikezip run {out} --data {data} --out record.json")

@@ -79,4 +79,5 @@ def _show(found: Survey) -> None:
     for reason in found.refused:
         screen.say(f"[red]refused[/]: {reason}")
     if not found.refused:
-        screen.say(f"{found.neuron_layers} layers of neurons, {found.neurons:,} neurons. It can be converted.")
+        layers = screen.counted(found.neuron_layers, "layer")
+        screen.say(f"{layers} of neurons, {found.neurons:,} neurons. It can be converted.")

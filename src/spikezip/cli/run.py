@@ -111,7 +111,9 @@ def command(
         if verify:
             with screen.counting(len(images), "verifying") as done:
                 certificate = spikezip.verify(snn, images, on_batch=done)
-        with screen.counting(len(images), "running") as done:
+        priced = min(energy_images, len(images))
+        tasks = ((len(images), "running"), (priced, "counting operations"))
+        with screen.counting_each(*tasks) as (done, counted):
             record = spikezip.measure(
                 snn,
                 images,
@@ -123,6 +125,7 @@ def command(
                 data=source.name,
                 certificate=certificate,
                 on_batch=done,
+                on_counted=counted,
                 early_exit=rules,
                 energy=energy_images > 0,
                 energy_images=max(energy_images, 1),

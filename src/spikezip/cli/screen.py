@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
@@ -45,6 +46,15 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
+def counted(number: int, thing: str) -> str:
+    """How many of a thing there are.
+
+    >>> counted(1, "layer"), counted(19, "layer")
+    ('1 layer', '19 layers')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def progress() -> Progress:
     """A progress bar on stderr with count, elapsed and remaining time; it leaves nothing behind.
 
@@ -77,9 +87,16 @@ def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]
 @contextmanager
 def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
     """A progress bar over ``total`` images; yields what is to be told how many more are done."""
+    with counting_each((total, what)) as (done,):
+        yield done
+
+
+@contextmanager
+def counting_each(*tasks: tuple[int, str]) -> Iterator[list[Callable[[int], None]]]:
+    """As :func:`counting`, a bar for each of several tasks; one of no images has none."""
     with progress() as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
+        bars = [bar.add_task(what, total=total, visible=total > 0) for total, what in tasks]
+        yield [partial(bar.advance, task) for task in bars]
 
 
 @contextmanager

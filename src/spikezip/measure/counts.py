@@ -14,7 +14,7 @@ Conventions (docs/energy.md says why):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def count(
     *,
     limit: int = 64,
     batch: int = 16,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Counts:
     """Run an SNN step by step and count its operations and memory accesses.
 
@@ -49,6 +50,7 @@ def count(
         steps: steps of the run; None until every image has settled.
         limit: only this many images are run (the first); counts are means over them.
         batch: images run together.
+        on_batch: told how many images were done, batch by batch (for a progress bar).
 
     Returns:
         The :class:`Counts`.
@@ -66,7 +68,10 @@ def count(
         raise StageError(f"steps={steps!r}: a run has a whole number of steps, at least 1.")
     tally = _Tally(snn, steps or snn.t_off(1) + snn.bound + 1)
     for start in range(0, inputs[0].shape[0], batch):
-        tally.run(tuple(x[start : start + batch] for x in inputs))
+        piece = tuple(x[start : start + batch] for x in inputs)
+        tally.run(piece)
+        if on_batch:
+            on_batch(piece[0].shape[0])
     return tally.result(inputs[0].shape[0], steps)
 
 

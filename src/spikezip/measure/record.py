@@ -73,6 +73,7 @@ def measure(
     energy_images: int = 64,
     energy_models: Sequence[EnergyModel] | None = None,
     early_exit: Sequence[EarlyExit] = (),
+    on_counted: Callable[[int], None] | None = None,
 ) -> Record:
     """Run an SNN and count: accuracy at every step, spikes, distance from the QANN, when it settled.
 
@@ -96,6 +97,7 @@ def measure(
         energy_images: how many images that is done on, step by step; the first ones.
         energy_models: the models to price them with; a few of those that come with spikezip if not given.
         early_exit: rules of early exit; what each would give on these images, found from the same run.
+        on_counted: as ``on_batch``, for the images that operations are counted on.
 
     Returns:
         The :class:`Record`.
@@ -119,7 +121,7 @@ def measure(
         tally.add(piece, answers, ann, engine)
         if on_batch:
             on_batch(piece[0].shape[0])
-    counts = count_operations(snn, inputs, steps, limit=energy_images) if energy else None
+    counts = count_operations(snn, inputs, steps, limit=energy_images, on_batch=on_counted) if energy else None
     return Record(
         {
             "format": "spikezip.record/1",
