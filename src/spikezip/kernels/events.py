@@ -37,7 +37,9 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         dense: computes rows in which too much changed.
     """
     library = native.library(build=False)
-    if not hasattr(library, "spikezip_events") or codes.top > _MOST or (geometry and geometry[2:] != ([1, 1], 1)):
+    if library is None or not hasattr(library, "spikezip_events"):
+        return None
+    if codes.top > _MOST or (geometry and geometry[2:] != ([1, 1], 1)):
         return None
     shape = _shape(codes.rows, weight, geometry)
     if shape[2] % 8 or codes.rows.shape[0] * shape[3] * shape[4] * weight.numel() < _WORTH:
