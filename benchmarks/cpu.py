@@ -4,7 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/cpu.py sweep      # the sweep over all axes
     OMP_NUM_THREADS=1 python benchmarks/cpu.py others     # a transformer to its end; a machine without compiler
 
-Each writes experiments/results/speed-NAME.json, and (but for ``others``) one figure per network beside it.
+Each writes experiments/results/speed-NAME.json, and (but for ``others``) one figure per network beside it. Figures of
+different processors stand side by side there: a run replaces those of its own processor. ``--part 0`` runs the first
+network of a suite alone.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ TO_THE_END = 64  #: steps that every image settles in
 
 SUITES: dict[str, tuple[Part, ...]] = {
     "rivals": (
-        Part("resnet18", bench.Axes((8, 16, 32)), bench.Effort(RIVALS, rounds=3)),
-        Part("vgg16", bench.Axes((8, 16, 32)), bench.Effort(RIVALS, rounds=3)),
+        Part("resnet18", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=3)),
+        Part("vgg16", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=3)),
     ),
     "sweep": (
         Part(
@@ -88,21 +90,29 @@ def measure(part: Part, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=list(SUITES))
+    parser.add_argument("--part", type=int, help="the number of one network, from 0; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("experiments/results"))
     chosen = parser.parse_args()
-    runs: list[dict[str, Any]] = []
-    for part in SUITES[chosen.suite]:
-        runs.append(measure(part, chosen.seed))
+    path = chosen.out / f"speed-{chosen.suite}.json"
+    parts = SUITES[chosen.suite]
+    for part in parts if chosen.part is None else [parts[chosen.part]]:
+        run = measure(part, chosen.seed)
+        runs = json.loads(path.read_text())["runs"] if path.exists() else []
+        runs = [old for old in runs if _what(old) != _what(run)] + [run]
         whole = {"format": "spikezip.speeds/1", **provenance(chosen.seed), "runs": runs}
-        whole["versions"] |= runs[-1]["versions"]
         # After each network: a long run may be cut short.
-        (chosen.out / f"speed-{chosen.suite}.json").write_text(json.dumps(whole, indent=1) + "\n")
+        path.write_text(json.dumps(whole, indent=1) + "\n")
         if part.weight_bits and chosen.suite != "others":
             with house_style():
-                figure = speed(runs[-1])
+                figure = speed(run)
                 for kind, data in (("svg", file_svg(figure)), ("png", file_png(figure))):
                     (chosen.out / f"speed-{chosen.suite}-{part.network}.{kind}").write_bytes(data)
+
+
+def _what(run: dict[str, Any]) -> tuple[object, ...]:
+    """What a run measured, and on which processor."""
+    return run["processor"], run["model"], run["weight_bits"]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.graph import capture, network
-from spikezip.kernels import native
+from spikezip.kernels import events, native
 from spikezip.levels import Levels
 from spikezip.morph import morph
 from spikezip.quantize import quantize, to_integer
@@ -26,13 +26,19 @@ from spikezip.spike import Constant, Even, Pulse, SpikingNetwork, spike
 ENCODINGS = [Pulse(), Even(5), Constant()]
 
 
-@pytest.fixture(params=["native", "torch"])
+@pytest.fixture(params=["native", "events", "torch"])
 def scans(request, monkeypatch):
-    """Once with the compiled scan, however small the work, and once without."""
-    if request.param == "native":
+    """With the compiled scan, however small the work; with event-driven synapses too; and without either."""
+    if request.param != "torch":
         monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
         if native.library() is None:
             pytest.skip("no C++ compiler here")
+        if request.param == "events":
+            if not hasattr(native.library(), "spikezip_events"):
+                pytest.skip("no AVX2 here")
+            monkeypatch.setattr(events, "_WORTH", 0)
+            # As if a row of every kind took as long as the others: about half of them are added up spike by spike.
+            monkeypatch.setattr(events, "_seconds", lambda call: [call(), 1.0][1])
     else:
         monkeypatch.setattr(native, "suits", lambda terms, start: False)
     return request.param

@@ -1,4 +1,4 @@
-"""The scan in C++, compiled on first use by whatever compiler is at hand; without one, torch does the work."""
+"""Kernels in C++, compiled on first use by whatever compiler is at hand; without one, torch does the work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spikezip.kernels.alone import is_alone
 from spikezip.kernels.rows import Rows
 from spikezip.levels import Levels
 
-_SOURCE = Path(__file__).with_name("scan.cpp")
+_SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events.cpp")]
 # Without contraction, each operation rounds as torch's does. No -ffast-math for the same reason.
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17"]
 _WORTH_COMPILING = 1 << 21  #: neurons times steps; below, torch is done before a compiler is
@@ -74,8 +74,8 @@ _loaded: dict[str, ctypes.CDLL | None] = {}
 
 
 def library(build: bool = True) -> ctypes.CDLL | None:
-    """The compiled scan; None if there is no compiler, or it has not been built and ``build`` is not set."""
-    if "scan" not in _loaded:
+    """The compiled kernels; None if there is no compiler, or they have not been built and ``build`` is not set."""
+    if "kernels" not in _loaded:
         path = _path()
         if not path.exists():
             if not build:
@@ -87,10 +87,10 @@ def library(build: bool = True) -> ctypes.CDLL | None:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-                _loaded["scan"] = None
+                _loaded["kernels"] = None
                 return None
-        _loaded["scan"] = _load(path)
-    return _loaded["scan"]
+        _loaded["kernels"] = _load(path)
+    return _loaded["kernels"]
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -113,15 +113,21 @@ def _load(path: Path) -> ctypes.CDLL:
     ]
     found.spikezip_numbers.restype = None
     found.spikezip_numbers.argtypes = [pointer, i32, i64, i64, i64, pointer]
+    if hasattr(found, "spikezip_events"):  # only where the processor has AVX2
+        found.spikezip_changes.restype = i64
+        found.spikezip_changes.argtypes = [pointer, pointer, i64, i64, i64, i32, *[pointer] * 4]
+        found.spikezip_events.restype = None
+        found.spikezip_events.argtypes = [pointer, pointer, pointer, i32, pointer, pointer, pointer, i64, pointer]
     return found
 
 
 @functools.cache
 def _path() -> Path:
-    """Where the compiled scan is kept: one file per source, compiler and processor."""
+    """Where the compiled kernels are kept: one file per source, compiler and processor."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    key = "\n".join([_SOURCE.read_text(), *_FLAGS, str(_compiler()), platform.machine(), _processor()])
-    return Path(cache) / "spikezip" / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    sources = [source.read_text() for source in _SOURCES]
+    key = "\n".join([*sources, *_FLAGS, str(_compiler()), platform.machine(), _processor()])
+    return Path(cache) / "spikezip" / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
 
 def _compiler() -> str | None:
@@ -147,15 +153,15 @@ def _compile(path: Path) -> str | None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             done = subprocess.run(
-                [compiler, *_FLAGS, "-shared", "-fPIC", "-o", str(made), str(_SOURCE)],
+                [compiler, *_FLAGS, "-shared", "-fPIC", "-o", str(made), *map(str, _SOURCES)],
                 capture_output=True, text=True, timeout=120,
             )  # fmt: skip
             if done.returncode:
-                return f"{compiler} could not compile spikezip's scan: {done.stderr.strip()[:300]}."
+                return f"{compiler} could not compile spikezip's kernels: {done.stderr.strip()[:300]}."
             ctypes.CDLL(str(made))
             made.replace(path)  # whole or not at all: other processes may be doing the same
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"spikezip's scan could not be compiled: {error}."
+        return f"spikezip's kernels could not be compiled: {error}."
     return None
 
 

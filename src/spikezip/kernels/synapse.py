@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from spikezip.graph import network, ops
+from spikezip.kernels import events
 from spikezip.kernels.alone import is_alone
 from spikezip.kernels.precision import TF32_WHOLE, tf32
 from spikezip.kernels.rows import Rows
@@ -61,9 +62,14 @@ class Synapse:
     def __call__(self, codes: Rows, *, bias: bool = True) -> Rows:
         """Sums of weight times code, still to be scaled; with their bias or without."""
         if codes.rows.device.type == "cpu":
-            if codes.zero not in self.packed:
-                self.packed[codes.zero] = _pack(self.weight, self.geometry, codes.zero)
-            sums = _sums(codes.rows, self.packed[codes.zero], self.weight.shape[0], self.geometry, codes.zero)
+
+            def dense(rows: Tensor) -> Tensor:
+                if codes.zero not in self.packed:
+                    self.packed[codes.zero] = _pack(self.weight, self.geometry, codes.zero)
+                return _sums(rows, self.packed[codes.zero], self.weight.shape[0], self.geometry, codes.zero)
+
+            sums = events.sums(codes, self.weight, self.geometry, self.packed, dense)
+            sums = dense(codes.rows) if sums is None else sums
         else:
             sums = self.in_floats(codes)
         channels = 1 if self.geometry else sums.dim() - 1

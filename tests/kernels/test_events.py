@@ -1,0 +1,115 @@
+"""The event-driven kernel gives the dense sums, to the bit, for any window, change of codes, and order of rows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikezip.kernels import events, native
+from spikezip.kernels.rows import Rows
+
+NEVER_DENSE = {("limit", torch.get_num_threads()): math.inf}
+# Input and output channels, size of the image, window, stride, padding.
+WINDOWS = [
+    (8, 5, (6, 7), (3, 3), [1, 1], [1, 1]),
+    (16, 64, (9, 5), (3, 2), [2, 1], [0, 1]),
+    (64, 130, (4, 4), (3, 3), [2, 2], [1, 1]),
+    (8, 70, (5, 5), (1, 1), [2, 2], [0, 0]),
+    (8, 3, (2, 3), (5, 7), [1, 3], [4, 5]),
+]
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    monkeypatch.setattr(events, "_WORTH", 0)
+    if not hasattr(native.library(), "spikezip_events"):
+        pytest.skip("no C++ compiler, or no AVX2, here")
+
+
+def draw(low: int, high: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def codes(steps: int, images: int, shape: tuple[int, ...], top: int, zero: int, share: float) -> Rows:
+    """Codes in which a share of the neurons jumps at every step, rows in an order that is nobody's."""
+    jumps = torch.rand((steps, images, *shape), generator=torch.Generator().manual_seed(1)) < share
+    values = draw(0, top, steps, images, *shape)
+    for t in range(1, steps):
+        values[t] = torch.where(jumps[t], values[t], values[t - 1])
+    places = torch.randperm(steps * images, generator=torch.Generator().manual_seed(2)).reshape(steps, images)
+    rows = torch.empty((steps * images, *shape), dtype=torch.uint8)
+    rows[places.flatten()] = values.flatten(0, 1).to(torch.uint8)
+    # Nothing happens at the second step.
+    map = torch.cat([places[:1], places])
+    return Rows(rows, map, torch.float32, zero, top=top)
+
+
+def never(rows: Tensor) -> Tensor:
+    raise AssertionError("no row was to be computed densely")
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=repr)
+@pytest.mark.parametrize(("top", "zero"), [(1, 0), (7, 3), (64, 64)])
+def test_convolutions(window, top, zero):
+    inputs, outputs, size, kernel, stride, padding = window
+    weight = draw(-127, 127, outputs, inputs, *kernel).to(torch.int8)
+    weight[0], weight[-1] = 127, -127
+    given = codes(3, 2, (inputs, *size), top, zero, 0.5)
+    found = events.sums(given, weight, (stride, padding, [1, 1], 1), dict(NEVER_DENSE), never)
+    wanted = F.conv2d(given.rows.double() - zero, weight.double(), None, stride, padding)
+    assert torch.equal(found.double(), wanted)
+
+
+@pytest.mark.parametrize("places", [(), (5,), (2, 3)])
+def test_linear_layers(places):
+    weight = draw(-127, 127, 70, 24).to(torch.int8)
+    given = codes(4, 3, (*places, 24), 7, 2, 0.3)
+    found = events.sums(given, weight, None, dict(NEVER_DENSE), never)
+    assert torch.equal(found.double(), F.linear(given.rows.double() - 2, weight.double()))
+
+
+def test_sums_of_many_changes_do_not_overflow():
+    """All that can change, by as much as it can, in one direction: sums pass 16 bits many times over."""
+    weight = torch.full((64, 512, 3, 3), -127, dtype=torch.int8)
+    rows = torch.stack([torch.zeros(512, 3, 3), torch.full((512, 3, 3), 64.0)]).to(torch.uint8)
+    given = Rows(rows, torch.tensor([[0], [1]]), torch.float32, 0, top=64)
+    found = events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), dict(NEVER_DENSE), never)
+    assert torch.equal(found.double(), F.conv2d(rows.double(), weight.double(), None, 1, 1))
+
+
+def test_rows_in_which_much_changed_are_computed_densely():
+    weight = draw(-127, 127, 64, 16, 3, 3).to(torch.int8)
+    given = codes(4, 2, (16, 5, 5), 7, 0, 0.2)
+    asked = []
+
+    def dense(rows: Tensor) -> Tensor:
+        asked.append(rows.shape[0])
+        return F.conv2d(rows.float(), weight.float(), None, 1, 1)
+
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    limit = {("limit", torch.get_num_threads()): 200.0}  # of 400: what an image begins with is more, what follows less
+    found = events.sums(given, weight, geometry, limit, dense)
+    assert asked == [2]
+    assert torch.equal(found, F.conv2d(given.rows.float(), weight.float(), None, 1, 1))
+    assert events.sums(given, weight, geometry, {("limit", torch.get_num_threads()): 0.0}, dense) is None
+
+
+def test_what_it_does_not_take():
+    weight = draw(-127, 127, 8, 8, 3, 3).to(torch.int8)
+    given = codes(2, 2, (8, 5, 5), 7, 0, 0.5)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+
+    def taken(given: Rows, weight: Tensor, geometry) -> bool:
+        return events.sums(given, weight, geometry, dict(NEVER_DENSE), never) is not None
+
+    assert taken(given, weight, geometry)
+    assert not taken(given, weight, ([1, 1], [1, 1], [2, 2], 1))
+    assert not taken(given, weight[:, :4], ([1, 1], [1, 1], [1, 1], 2))
+    assert not taken(codes(2, 2, (8, 5, 5), 65, 0, 0.5), weight, geometry)
+    assert not taken(codes(2, 2, (12, 5, 5), 7, 0, 0.5), draw(-127, 127, 8, 12, 3, 3).to(torch.int8), geometry)
+    shared = given.with_rows(given.rows, given.map[:, :1].expand(-1, 2))  # the second image's rows are nobody's
+    assert not taken(shared, weight, geometry)
