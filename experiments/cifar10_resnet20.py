@@ -2,10 +2,9 @@
 
     python experiments/cifar10_resnet20.py --data PATH/TO/CIFAR [--trained]
 
-Training-free at 8 levels (pulse, even release) and 16 (pulse), and (``--trained``) the networks that `spikezip train`
-made in runs/ of the recipes cifar10-resnet20-pet-short and cifar10-resnet20-t2. Writes
-experiments/results/cifar10-resnet20.json and the figure beside it. Runs whose record is in runs/cifar10-resnet20 are
-not run again (``--again`` runs all).
+Training-free at 8 levels (pulse, even release) and 16 (pulse), and (``--trained``) those networks that `spikezip train`
+has made in runs/ of the recipes in ``TRAINED``. Writes experiments/results/cifar10-resnet20.json and the figure beside
+it. Rows that are in the file are kept, not run again (``--again`` runs what can be run).
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ SEED = 0
 CALIBRATION = 512
 STEPS = 32
 COUNTED = 64  #: images that synaptic operations are counted on
-TRAINED = {
-    "PET (one epoch), 8 levels, even:8": "r20-pet-short",
+TRAINED = {  # the name of a recipe in experiments/recipes, and of its folder in runs/
+    "PET (one epoch), 8 levels, even:8": "cifar10-resnet20-pet-short",
     "trajectory for t=2 (8 epochs), 3 levels, even:2": "cifar10-resnet20-t2",
+    "trajectory for t=2 (3 epochs), MS blocks, 3 levels, even:2": "cifar10-resnet20-t2-ms",
     "trajectory for t=4 (1 epoch), 5 levels, even:4": "cifar10-resnet20-t4",
 }
 
@@ -50,27 +50,21 @@ def main() -> None:
     source = resolve("spikezip:resnet20", weights="pretrained", root=options.data)
     data = open_data("cifar10", options.data, mean=source.mean, std=source.std)
     images, labels = data.tensors("test", options.limit)
-    runs = []
+    kept = {run["name"]: run for run in json.loads(options.out.read_text())["runs"]} if options.out.exists() else {}
     for name, make in networks(source, data, options.trained).items():
-        slug = "".join(c if c.isalnum() else "-" for c in name)
-        path = Path("runs/cifar10-resnet20") / f"{slug}-{len(images)}.json"
-        if options.again or not path.exists():
-            one(path, name, make(), images, labels, source, data, options.certified)
-        run = row(json.loads(path.read_text()))
-        counted = path.with_suffix(".synops")
-        if options.again or not counted.exists():
-            counted.write_text(json.dumps(count(make(), images[:COUNTED], STEPS).synops.tolist()))
-        run["synops"] = json.loads(counted.read_text())
-        runs.append(run)
+        if name in kept and not options.again:
+            continue
+        run = one(name, make(), images, labels, source, data, options.certified)
+        kept[name] = run
         best = max(run["snn"])
         print(
             f"{name}: QANN {run['qann']:.4f}, best {best:.4f} at t={run['snn'].index(best) + 1}, equal={run['equal']}",
             flush=True,
         )
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"experiment": "cifar10-resnet20", **provenance(SEED), "runs": runs}, indent=1)
+        text = json.dumps({"experiment": "cifar10-resnet20", **provenance(SEED), "runs": list(kept.values())}, indent=1)
         options.out.write_text(text + "\n")
-    draw(runs, options.out.with_suffix(".svg"))
+    draw(list(kept.values()), options.out.with_suffix(".svg"))
 
 
 def networks(source: ModelSource, data: ImageData, trained: bool) -> dict[str, Any]:
@@ -87,12 +81,12 @@ def networks(source: ModelSource, data: ImageData, trained: bool) -> dict[str, A
         for levels, encoding in ((8, "pulse"), (8, "even:8"), (16, "pulse"))
     }
     if trained:
-        made |= {name: functools.partial(spikezip.load, f"runs/{run}/snn.spikezip") for name, run in TRAINED.items()}
+        bundles = {name: Path("runs") / run / "snn.spikezip" for name, run in TRAINED.items()}
+        made |= {name: functools.partial(spikezip.load, path) for name, path in bundles.items() if path.exists()}
     return made
 
 
 def one(
-    path: Path,
     name: str,
     snn: spikezip.SNN,
     images: torch.Tensor,
@@ -100,8 +94,8 @@ def one(
     source: ModelSource,
     data: ImageData,
     certified: int,
-) -> None:
-    """Measure and certify one network; its record goes to ``path``."""
+) -> dict[str, Any]:
+    """Measure and certify one network: its row."""
     certificate = spikezip.verify(snn, images[:certified], seed=SEED)
     record = spikezip.measure(
         snn,
@@ -116,8 +110,7 @@ def one(
         energy=False,
         distances=128,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record.save(path, overwrite=True)
+    return row(record.content) | {"synops": count(snn, images[:COUNTED], STEPS).synops.tolist()}
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:

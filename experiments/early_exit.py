@@ -1,6 +1,6 @@
 """Early exit of the CIFAR-10 ResNet-20: accuracy against the mean exit step, thresholds chosen on validation images.
 
-    python experiments/early_exit.py --data PATH/TO/CIFAR [--pet runs/r20-pet-short/snn.spikezip]
+    python experiments/early_exit.py --data PATH/TO/CIFAR [--pet runs/cifar10-resnet20-pet-short/snn.spikezip]
 
 Training-free at 8 levels (pulse, even release) and (``--pet``) a fine-tuned network. Each is run once without early
 exit on the 5,000 validation images (held out of the training set here; the published network was trained on them) and
