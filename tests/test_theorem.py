@@ -136,6 +136,20 @@ def test_graded_tracker_of_slew_one_is_the_published_neuron(drive):
         assert tracer.item() == expected
 
 
+def test_the_two_neurons_of_the_documentation():
+    """docs/theorem.md, "By hand": every column of its table, from the published neuron."""
+    theta, levels = Fraction(1), Levels(0, 3)
+    first = PUBLISHED.run([Fraction(26, 10), *[Fraction(0)] * 3], theta, levels)
+    spikes = [o for _, _, o in first]
+    currents = [Fraction(2) - Fraction(spikes[0], 2), *(-Fraction(o, 2) for o in spikes[1:])]
+    second = PUBLISHED.run(currents, theta, levels)
+    assert [s for _, s, _ in first] == [1, 2, 3, 3]
+    assert list(accumulate(currents)) == [Fraction(3, 2), 1, Fraction(1, 2), Fraction(1, 2)]
+    assert [code(u, theta, levels) for u in accumulate(currents)] == [2, 1, 1, 1]
+    assert [s for _, s, _ in second] == [1, 1, 1, 1]
+    assert (spikes, [o for _, _, o in second]) == ([1, 1, 1, 0], [1, 0, 0, 0])
+
+
 # -- networks, along the road a user takes ----------------------------------------------------------------------------
 
 _HUGE = 1 << 20  #: more levels a step than any range: the QANN in one step

@@ -1,0 +1,116 @@
+"""The theorem's conditions: a certificate finds each one broken that no earlier stage would have refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from spikezip.errors import CaptureError, StageError
+from spikezip.graph import network, purity
+from spikezip.levels import Levels
+from spikezip.measure.equivalence import conditions
+from spikezip.pipeline import SNN, convert, verify
+from spikezip.quantize import Quantizer
+from spikezip.spike import STBIF, Even, Pulse, Shares, SpikingNetwork
+from spikezip.spike.swap import check_qann
+
+
+@pytest.fixture(scope="module")
+def snn() -> SNN:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(32, 4)
+    return convert(model, x[:1], x)
+
+
+def broken(snn: SpikingNetwork) -> set[str]:
+    return {c.id for c in conditions(snn) if not c.holds}
+
+
+def forked(snn: SpikingNetwork) -> SpikingNetwork:
+    return replace(snn, graph=network.fork(snn.graph))
+
+
+def test_all_hold_in_a_network_that_came_by_the_road(snn):
+    assert [c.id for c in conditions(snn)] == ["C1", "C2", "C3", "C4", "C5", "C6"]
+    assert broken(snn) == set()
+    assert all(c.evidence for c in conditions(snn))
+    assert verify(snn, torch.randn(5, 4)).conditions == conditions(snn)
+
+
+def test_c1_codes_without_zero_and_thresholds_that_are_not_positive(snn):
+    with pytest.raises(StageError, match=r"1\.\.3 are not admissible: a neuron starts at 0"):
+        Levels(1, 3)
+    qann = network.fork(snn.qann)
+    _, quantizer = next(network.modules_of(qann, Quantizer))
+    quantizer.scale.data.fill_(0.0)
+    with pytest.raises(StageError, match="a threshold must be positive and finite"):
+        check_qann(qann)
+
+
+def test_c2_what_draws_at_random(snn):
+    noisy = forked(snn)
+    source = next(n for n in noisy.graph.graph.nodes if network.op_name(n) == "linear")
+    with noisy.graph.graph.inserting_after(source):
+        drawn = noisy.graph.graph.call_function(torch.ops.aten.rand_like.default, (source,))
+    drawn.meta = dict(source.meta)
+    noisy.graph.recompile()
+    with pytest.raises(CaptureError, match=r"'0' \(rand_like\) draws random numbers"):
+        purity.refuse_impure(noisy.graph)
+    assert broken(noisy) == {"C2"}
+    assert "rand_like" in next(c.evidence for c in conditions(noisy) if c.id == "C2")
+
+
+@dataclass(frozen=True)
+class Never:
+    """An encoding that keeps a quarter of the input back."""
+
+    def share(self, t: int, steps: int) -> float:
+        return min(t / 4, 0.75)
+
+    def t_off(self, steps: int) -> int:
+        return 3
+
+
+def test_c3_an_input_that_never_arrives_whole(snn):
+    assert broken(replace(snn, encoding=Never())) == {"C3"}
+    assert broken(replace(snn, bias_encoding=Never())) == {"C3"}
+    for encoding in (Pulse(), Even(3), Shares((1, 3, 4))):
+        assert broken(replace(snn, encoding=encoding)) == set()
+    with pytest.raises(StageError, match="none above the last"):
+        Shares((5, 4))
+
+
+def test_c4_a_graph_that_runs_in_a_circle(snn):
+    circle = forked(snn)
+    first, second = [n for n in circle.graph.graph.nodes if network.op_name(n) == "linear"]
+    first.replace_input_with(first.args[0], second)
+    with pytest.raises(RuntimeError, match="was used before it has been defined"):
+        conditions(circle)
+
+
+def test_c5_a_tracer_with_other_limits_than_its_quantizer(snn):
+    other = forked(snn)
+    _, neuron = next(network.modules_of(other.graph, STBIF))
+    assert neuron.levels == Levels(0, 7)
+    neuron.levels = Levels(0, 6)
+    qann = snn.qann
+
+    class Beside(SpikingNetwork):
+        @property
+        def qann(self):
+            return qann
+
+    assert broken(Beside(other.graph, other.encoding, other.bias_encoding)) == {"C5"}
+
+
+def test_c6_says_in_which_arithmetic(snn):
+    told = conditions(snn)[-1].evidence
+    assert "integer weights (8 bits)" in told
+    assert "0 of 2 in float64" in told
+    entries = tuple(replace(e, arithmetic="inexact", bits=float("inf")) for e in snn.note("exactness"))
+    rough = forked(snn)
+    network.remark(rough.graph, exactness=entries)
+    assert "off the grid: 0, 2 (same kernels, same batches)" in conditions(rough)[-1].evidence
