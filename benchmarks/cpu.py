@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/cpu.py rivals     # the sweep beside other packages' ways
     OMP_NUM_THREADS=1 python benchmarks/cpu.py sweep      # the sweep over all axes
+    OMP_NUM_THREADS=1 python benchmarks/cpu.py events     # with and without the event-driven kernel
     OMP_NUM_THREADS=1 python benchmarks/cpu.py others     # a transformer to its end; a machine without compiler
 
-Each writes experiments/results/speed-NAME.json, and (but for ``others``) one figure per network beside it. Figures of
-different processors stand side by side there: a run replaces those of its own processor. ``--part 0`` runs the first
-network of a suite alone.
+Each writes experiments/results/speed-NAME.json; ``rivals`` and ``sweep`` also one figure per network beside it. Results
+of different processors stand side by side there: a run replaces those of its own processor. ``--part 0`` runs the
+first part of a suite alone.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Part:
     shape: tuple[int, ...] = (3, 32, 32)
 
 
+GAIN = bench.Effort(("sweep", "dense sweep"), rounds=3, slow_rounds=3)
 TO_THE_END = 64  #: steps that every image settles in
 
 SUITES: dict[str, tuple[Part, ...]] = {
@@ -59,6 +61,12 @@ SUITES: dict[str, tuple[Part, ...]] = {
         ),
         Part("vgg16", bench.Axes((8, 16, 32, 64), (8, 16)), bench.Effort(("sweep",), rounds=3)),
         Part("resnet18", bench.Axes((32,)), bench.Effort(("sweep",), rounds=3), weight_bits=None),
+    ),
+    "events": (
+        Part("resnet18", bench.Axes((8, 16, 32)), GAIN),
+        Part("resnet18", bench.Axes((32,), active=(0.25,)), GAIN),
+        Part("resnet18", bench.Axes((16,), batch=(1,)), GAIN),
+        Part("vgg16", bench.Axes((8, 32)), GAIN),
     ),
     "others": (
         Part(
@@ -90,7 +98,7 @@ def measure(part: Part, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=list(SUITES))
-    parser.add_argument("--part", type=int, help="the number of one network, from 0; all if not given")
+    parser.add_argument("--part", type=int, help="the number of one part, from 0; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("experiments/results"))
     chosen = parser.parse_args()
@@ -103,7 +111,7 @@ def main() -> None:
         whole = {"format": "spikezip.speeds/1", **provenance(chosen.seed), "runs": runs}
         # After each network: a long run may be cut short.
         path.write_text(json.dumps(whole, indent=1) + "\n")
-        if part.weight_bits and chosen.suite != "others":
+        if part.weight_bits and chosen.suite in ("rivals", "sweep"):
             with house_style():
                 figure = speed(run)
                 for kind, data in (("svg", file_svg(figure)), ("png", file_png(figure))):
@@ -112,7 +120,8 @@ def main() -> None:
 
 def _what(run: dict[str, Any]) -> tuple[object, ...]:
     """What a run measured, and on which processor."""
-    return run["processor"], run["model"], run["weight_bits"]
+    base = run["settings"][0]
+    return run["processor"], run["model"], run["weight_bits"], base["batch"], base["active"]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What a training step costs beside a step of the plain ANN: LSQ, PET with 4 paths, trajectories.
 
-    OMP_NUM_THREADS=1 python benchmarks/training.py [--batch 64] [--rounds 3] [--device cuda]
+    OMP_NUM_THREADS=1 python benchmarks/training.py [--batch 64] [--rounds 3] [--device cuda] [--only LSQ PET]
 
 ResNet-18 (CIFAR form, BatchNorm folded, float32, channels last); a step is forward, loss and backward. Every timed step
-stands between two of the ANN, by whose mean it is divided. Writes experiments/results/speed-training.json.
+stands between two of the ANN, by whose mean it is divided. Writes experiments/results/speed-training.json after each
+row, which takes the place of the same row of the same processor or GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from spikezip import Even, Levels, Morph, capture, morph, quantize
 from spikezip.bench.memory import peak_mib
+from spikezip.bench.speed import processor
 from spikezip.measure.provenance import provenance
 from spikezip.models import resnet18
 from spikezip.train import Folded, InTurn, Rescaled, ensemble, unroll
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile too (minutes more)")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/speed-training.json"))
     choices = parser.parse_args()
@@ -61,17 +64,23 @@ def main() -> None:
     if choices.compiled:
         steps["ANN, compiled"] = step(torch.compile(ann), ann, images, labels)  # type: ignore[arg-type]
         steps["LSQ, 9 levels, compiled"] = step(torch.compile(qann), qann, images, labels)  # type: ignore[arg-type]
-    rows = measured(plain, steps, choices.rounds, device)
-    whole = {
-        "experiment": "speed-training",
-        **provenance(0),
-        "model": "resnet18",
-        "batch": choices.batch,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "rows": rows,
-    }
-    choices.out.write_text(json.dumps(whole, indent=1) + "\n")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    facts = {"model": "resnet18", "batch": choices.batch, "threads": torch.get_num_threads(), "device": where}
+    for name, run in steps.items():
+        if any(name.startswith(begin) for begin in choices.only):
+            record(choices.out, {"what": name, **facts, **measured(plain, run, choices.rounds, device)})
+
+
+def record(path: Path, row: dict[str, Any]) -> None:
+    """Put a row into the file, in place of the one that measured the same."""
+    same = ("what", "batch", "threads", "device")
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [old for old in rows if any(old[key] != row[key] for key in same)]
+    path.write_text(
+        json.dumps({"experiment": "speed-training", **provenance(0), "rows": [*rows, row]}, indent=1) + "\n"
+    )
+    most = f"{row['steps']:.2f} ANN steps ({row['least']:.2f}-{row['most']:.2f}), memory {row['memory']}"
+    print(f"{row['what']}: {most}", flush=True)
 
 
 def step(module: nn.Module, owner: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -86,28 +95,26 @@ def step(module: nn.Module, owner: nn.Module, images: Tensor, labels: Tensor) ->
     return run
 
 
-def measured(
-    plain: Callable[[], None], steps: dict[str, Callable[[], None]], rounds: int, device: torch.device
-) -> list[dict[str, Any]]:
-    """Median, least and most multiples of the plain step; memory over the start."""
-    memory = {}
-    for name, run in {"ANN": plain, **steps}.items():
-        run()  # compilers and caches are made ready before anything is timed
-        memory[name] = _memory(run, device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
+def measured(plain: Callable[[], None], run: Callable[[], None], rounds: int, device: torch.device) -> dict[str, Any]:
+    """Median, least and most multiples of the plain step; memory over the start, as a multiple of its."""
+    memory = []
+    for call in (plain, run):
+        call()  # compilers and caches are made ready before anything is timed
+        memory.append(_memory(call, device))
+    times = []
     before = _seconds(plain, device)
     for _ in range(rounds):
-        for name, run in steps.items():
-            took, after = _seconds(run, device), _seconds(plain, device)
-            times[name].append(2 * took / (before + after))
-            before = after
-    rows = []
-    for name, found in times.items():
-        more = memory[name] / memory["ANN"] if memory[name] and memory["ANN"] else None
-        middle = statistics.median(found)
-        rows.append({"what": name, "steps": middle, "least": min(found), "most": max(found), "memory": more})
-        print(f"{name}: {middle:.2f} ANN steps ({min(found):.2f}-{max(found):.2f}), memory {more}", flush=True)
-    return rows
+        took, after = _seconds(run, device), _seconds(plain, device)
+        times.append(2 * took / (before + after))
+        before = after
+    more = round(memory[1] / memory[0], 3) if all(memory) else None
+    return {
+        "steps": statistics.median(times),
+        "least": min(times),
+        "most": max(times),
+        "rounds": rounds,
+        "memory": more,
+    }
 
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:

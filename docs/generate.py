@@ -286,10 +286,30 @@ def _times(row: dict[str, Any]) -> str:
     return f"{row['ann_forwards']:.1f} ({row['least']:.1f}–{row['most']:.1f})"
 
 
+def _by_processor(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Runs of each processor, the one that was measured last first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(result["runs"], key=lambda run: run["created"], reverse=True):
+        found.setdefault(run["processor"], []).insert(0, run)
+    return found
+
+
+def _each_processor(result: dict[str, Any], made: Callable[[list[dict[str, Any]]], str]) -> str:
+    """A table for each processor, with where its numbers come from."""
+    parts = []
+    for processor, runs in _by_processor(result).items():
+        parts.append(f"**{processor}**\n\n{made(runs)}{provenance(runs[-1])}")
+    return "\n".join(parts)
+
+
 def rivals(result: dict[str, Any]) -> str:
     """Whole runs of the sweep beside other ways to run the same network, in ANN forwards."""
+    return _each_processor(result, _rivals)
+
+
+def _rivals(runs: list[dict[str, Any]]) -> str:
     rows = []
-    for run in result["runs"]:
+    for run in runs:
         found = {(row["engine"], row["steps"]): row for row in run["settings"][0]["rows"]}
         for steps in sorted({steps for _, steps in found}):
             ours = found["sweep", steps]
@@ -299,16 +319,40 @@ def rivals(result: dict[str, Any]) -> str:
                 cells.append(f"{_times(row)}: {row['ann_forwards'] / ours['ann_forwards']:.1f} x" if row else "–")
             rows.append(cells)
     head = ["network", "T", "sweep", "SpikeZIP-TF's loop", "SpikingJelly, step", "SpikingJelly, multi-step"]
-    setting = result["runs"][0]["settings"][0]
+    setting = runs[0]["settings"][0]
     told = f"8-bit weights, {setting['levels']} levels, batch {setting['batch']}, one thread:\n\n"
-    return told + table(head, rows) + provenance(result)
+    return told + table(head, rows)
+
+
+def gains(result: dict[str, Any]) -> str:
+    """Whole runs with and without the event-driven kernel, in ANN forwards."""
+    return _each_processor(result, _gains)
+
+
+def _gains(runs: list[dict[str, Any]]) -> str:
+    rows = []
+    for run in runs:
+        for setting in run["settings"]:
+            found = {(row["engine"], row["steps"]): row for row in setting["rows"]}
+            active = f"{100 * setting['active_units']:.0f} %"
+            for steps in sorted({steps for _, steps in found}):
+                with_events, without = found["sweep", steps], found["dense sweep", steps]
+                times = f"{without['ann_forwards'] / with_events['ann_forwards']:.2f} x"
+                cells = [run["model"], str(setting["batch"]), active, str(steps)]
+                rows.append([*cells, _times(with_events), _times(without), times])
+    head = ["network", "batch", "active units", "T", "sweep", "without events", "gain"]
+    return table(head, rows)
 
 
 def sweeps(result: dict[str, Any]) -> str:
     """Whole runs of the sweep, one thing varied at a time, in ANN forwards."""
-    every = sorted({row["steps"] for run in result["runs"] for s in run["settings"] for row in s["rows"]})
+    return _each_processor(result, _sweeps)
+
+
+def _sweeps(runs: list[dict[str, Any]]) -> str:
+    every = sorted({row["steps"] for run in runs for s in run["settings"] for row in s["rows"]})
     rows = []
-    for run in result["runs"]:
+    for run in runs:
         for setting in run["settings"]:
             found = {row["steps"]: row for row in setting["rows"]}
             bits = f"{run['weight_bits']}-bit" if run["weight_bits"] else "float"
@@ -318,19 +362,34 @@ def sweeps(result: dict[str, Any]) -> str:
             peak = max(row["peak_mib"] for row in setting["rows"])
             rows.append([*cells, f"{peak:.0f} / {setting['ann_peak_mib']:.0f}"])
     head = ["network", "weights", "levels", "batch", "width", "active units", *(f"T={t}" for t in every)]
-    return table([*head, "peak MiB, SNN / ANN"], rows) + provenance(result)
+    return table([*head, "peak MiB, SNN / ANN"], rows)
 
 
 def others(result: dict[str, Any]) -> str:
     """A transformer to its end, and the sweep in torch alone, in ANN forwards."""
+    return _each_processor(result, _others)
+
+
+def _others(runs: list[dict[str, Any]]) -> str:
     rows = []
-    for run in result["runs"]:
+    for run in runs:
         for setting in run["settings"]:
             for row in setting["rows"]:
                 ends = min(row["steps"], setting["settled_at"][1])
                 each = f"{row['ann_forwards'] / ends:.2f}"
                 rows.append([run["model"], str(setting["batch"]), row["engine"], str(ends), _times(row), each])
-    return table(["network", "batch", "way", "steps run", "ANN forwards", "a step"], rows) + provenance(result)
+    return table(["network", "batch", "way", "steps run", "ANN forwards", "a step"], rows)
+
+
+def training(result: dict[str, Any]) -> str:
+    """A training step, in steps of the plain ANN."""
+    rows = []
+    for row in result["rows"]:
+        memory = f"{row['memory']:.2f}" if row["memory"] else "–"
+        time = f"{row['steps']:.2f} ({row['least']:.2f}–{row['most']:.2f})"
+        rows.append([row["what"], row["device"], str(row["batch"]), str(row["rounds"]), time, memory])
+    head = ["what", "on", "batch", "timings", "time, ANN steps", "memory, ANN's"]
+    return table(head, rows) + provenance(result)
 
 
 def mutation(result: dict[str, Any]) -> str:
@@ -352,12 +411,13 @@ def short_rivals(result: dict[str, Any]) -> str:
     """The README's table of speed: a whole run in ANN forwards."""
     names = ("sweep", "plain loop", "spikingjelly step", "spikingjelly multi-step")
     rows = []
-    for run in result["runs"]:
+    for run in next(iter(_by_processor(result).values())):
         found = {(row["engine"], row["steps"]): row["ann_forwards"] for row in run["settings"][0]["rows"]}
         for steps in (8, 16, 32):
             rows.append([f"{run['model']}, T={steps}", *(f"{found[name, steps]:.1f}" for name in names)])
     rivals = ["SpikeZIP-TF's loop", "SpikingJelly 2.0, step", "SpikingJelly 2.0, multi-step"]
-    return table(["whole run, in ANN forwards", "spikezip", *rivals], rows)
+    processor = next(iter(_by_processor(result)))
+    return table([f"whole run, in ANN forwards ({processor})", "spikezip", *rivals], rows)
 
 
 def early_exit(result: dict[str, Any]) -> str:
@@ -449,6 +509,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
     "speed-others": others,
+    "speed-events": gains,
+    "speed-training": training,
 }
 
 #: Tables whose result has another name.

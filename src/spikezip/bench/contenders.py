@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikezip.bench.cases import Case
 from spikezip.bench.loops import Layer, LayerLoop, StepLoop
-from spikezip.kernels import torch_alone
+from spikezip.kernels import dense_synapses, torch_alone
 from spikezip.run.reference import reference
 from spikezip.run.sweep import sweep
 from spikezip.spike import STBIF
@@ -57,6 +57,11 @@ def _torch_alone(case: Case, steps: int) -> Tensor:
         return sweep(case.snn, (case.images,), steps).logits
 
 
+def _dense(case: Case, steps: int) -> Tensor:
+    with dense_synapses():
+        return sweep(case.snn, (case.images,), steps).logits
+
+
 CONTENDERS: dict[str, Contender] = {
     "sweep": Contender(
         lambda c, steps: sweep(c.snn, (c.images,), steps).logits,
@@ -71,6 +76,7 @@ CONTENDERS: dict[str, Contender] = {
         lambda c, steps: reference(c.snn, (c.images,), steps).logits,
         "this library's step by step form, the one everything else is compared with",
     ),
+    "dense sweep": Contender(_dense, "the same sweep without the event-driven kernel"),
     "plain loop": Contender(
         lambda c, steps: StepLoop(c.snn).outputs(c.images, steps),
         "SpikeZIP-TF's loop restated: membranes, one operation a step, in plain torch",

@@ -1,6 +1,7 @@
 """Neurons and synapses on rows of time steps; nothing above knows which implementation ran."""
 
 from spikezip.kernels.alone import torch_alone
+from spikezip.kernels.events import dense_synapses
 from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
 from spikezip.kernels.scan import Scan, scan
@@ -12,6 +13,7 @@ __all__ = [
     "Scan",
     "Sum",
     "Synapse",
+    "dense_synapses",
     "full_precision",
     "gather",
     "max_pool2d",

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,7 +25,19 @@ _MOST = 64  #: levels between two rows that its products hold
 _WORTH = 1 << 22  #: multiplications; below, looking for what changed is not worth it
 _TRIED = 8  #: rows that are timed
 
+_off: ContextVar[bool] = ContextVar("dense_synapses", default=False)
+
 Dense = Callable[[Tensor], Tensor]  #: sums of some rows, computed one product after the other
+
+
+@contextmanager
+def dense_synapses() -> Iterator[None]:
+    """Within: every row is computed densely, to see what spikes save. Results are the same bits."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
 
 
 def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor | None:
@@ -37,7 +51,7 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         dense: computes rows in which too much changed.
     """
     library = native.library(build=False)
-    if library is None or not hasattr(library, "spikezip_events"):
+    if _off.get() or library is None or not hasattr(library, "spikezip_events"):
         return None
     if codes.top > _MOST or (geometry and geometry[2:] != ([1, 1], 1)):
         return None
