@@ -101,10 +101,14 @@ def beside_published(result: dict[str, Any]) -> str:
 
 
 def spread(figure: dict[str, Any], times: float = 100.0) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{times * figure['mean']:.2f}" + (
-        f" ± {times * figure['std']:.2f}" if figure["std"] is not None else " (one seed)"
-    )
+    """Mean over seeds, and standard deviation where there are several."""
+    return f"{times * figure['mean']:.2f}" + (f" ± {times * figure['std']:.2f}" if figure["std"] is not None else "")
+
+
+def over_seeds(variants: dict[str, Any]) -> str:
+    """What :func:`spread` shows, in words."""
+    seeds = max(row["seeds"] for row in variants.values())
+    return "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
 
 
 def fronts() -> str:
@@ -135,10 +139,9 @@ def fronts() -> str:
             )
         head = ["network", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in AT[:4])]
         head += ["settled", "T_eq", "SynOps (10⁶), T=1 / 2 / 4", "SNN = QANN"]
-        seeds = max(row["seeds"] for row in result["variants"].values())
         told = (
             f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs, batch {said['batch']}, "
-            f"AdamW {said['rate']:g}; mean ± standard deviation over {seeds} seeds."
+            f"AdamW {said['rate']:g}; {over_seeds(result['variants'])}."
         )
         parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
     return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"
@@ -404,11 +407,12 @@ def ablation(result: dict[str, Any]) -> str:
         )
     head = ["variant", *(f"t={key[1:]}" for key in steps), "settled", "QANN", "T_eq", "SynOps (10³)", "equal"]
     counted = "images through the network" if said["equal"] == "passes" else "images"
-    seeds = max(row["seeds"] for row in variants.values())
     told = (
         f"{said['network']} on {said['data']}, {said['levels']} levels, {said['encoding']}, 8-bit weights; budget "
-        f"{said['epochs']} epochs of {said['images']:,} {counted}, AdamW {said['rate']:g}, batch {said['batch']}; "
-        f"mean ± standard deviation over {seeds} seeds, accuracy in percent:\n\n"
+        f"{said['epochs']} × {said['images']:,} {counted}, AdamW {said['rate']:g}, batch {said['batch']}; "
+        f"{over_seeds(variants)}; accuracy in percent"
+        + (f" on {said['test_images']:,} test images" if said["test_images"] else "")
+        + ":\n\n"
     )
     return told + table(head, rows) + provenance(result)
 

@@ -105,7 +105,7 @@ def main() -> None:
             if not wanted or (variant, seed) in done:
                 continue
             row = cell(ann, source, data, recipe_of(variant, lines, settings, seed), settings)
-            about = {**provenance(None), "seed": f"0 to {options.seeds - 1}"}
+            about = {**provenance(None), "seed": f"0 to {seed}" if seed else "0"}
             cells["rows"].append({"variant": variant, "seed": seed, "lines": lines, "commit": about["commit"], **row})
             text = json.dumps({"experiment": "ablation", **about, **summary(cells)}, indent=1)
             out.write_text(text + "\n")

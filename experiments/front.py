@@ -108,7 +108,7 @@ def main() -> None:
             folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
             recipe = recipe_of(product, lines, settings, seed)
             row = cell(source.module, source, data, recipe, settings, out=folder)
-            about = {**provenance(None), "seed": f"0 to {options.seeds - 1}"}
+            about = {**provenance(None), "seed": f"0 to {seed}" if seed else "0"}
             cells["rows"].append({"variant": product, "seed": seed, "lines": lines, "commit": about["commit"], **row})
             text = json.dumps({"experiment": "front", **about, "ann": ann, **summary(cells)}, indent=1)
             out.write_text(text + "\n")
