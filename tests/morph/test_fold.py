@@ -89,8 +89,9 @@ def test_how_many_there_were():
     assert keep_batch_norm(morph(captured("conv2d")[1])) == 0
 
 
-def test_a_bias_that_is_still_computed_is_not_folded_into():
-    model, ann, x = captured("computed bias")
+@pytest.mark.parametrize("name", ["computed bias", "addmm of a signal", "addmm with factors"])
+def test_a_bias_that_is_not_stored_is_not_folded_into(name):
+    model, ann, x = captured(name)
     folded = network.fork(ann)
     fold_batch_norm(folded)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
