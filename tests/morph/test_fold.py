@@ -15,7 +15,7 @@ from spikezip.errors import CaptureError, StageError
 from spikezip.graph import capture, network
 from spikezip.graph import rewrite as graph_rewrite
 from spikezip.morph import BatchNorm, Morph, morph
-from spikezip.morph.fold import LiveBatchNorm, fold_batch_norm, keep_batch_norm
+from spikezip.morph.fold import LiveBatchNorm, fold_batch_norm, keep_batch_norm, refuse_live
 
 
 def _batch_norms(gm) -> int:
@@ -89,8 +89,9 @@ def test_how_many_there_were():
     assert keep_batch_norm(morph(captured("conv2d")[1])) == 0
 
 
-def test_a_bias_that_is_still_computed_is_not_folded_into():
-    model, ann, x = captured("computed bias")
+@pytest.mark.parametrize("name", ["computed bias", "addmm of a signal", "addmm with factors"])
+def test_a_bias_that_is_not_stored_is_not_folded_into(name):
+    model, ann, x = captured(name)
     folded = network.fork(ann)
     fold_batch_norm(folded)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
@@ -162,3 +163,39 @@ def test_only_the_result_of_several_answers_can_be_used(rewrite):
         both.graph.call_function(torch.ops.aten.neg.default, (other,))
     with pytest.raises(StageError, match=r"'1' .*hands out its statistics; only its result can be used"):
         rewrite(both)
+
+
+@pytest.mark.parametrize("rewrite", [fold_batch_norm, keep_batch_norm])
+def test_the_form_that_has_a_training_switch(rewrite):
+    """``aten.batch_norm``, as graphs of other makers hold it: alike when the switch is off, refused when it is on."""
+    _, ann, x = captured("another momentum")
+    for training in (False, True):
+        other = network.fork(ann)
+        result = next(n for n in other.graph.nodes if n.target is operator.getitem)
+        *tensors, momentum, eps = result.args[0].args
+        with other.graph.inserting_before(result):
+            norm = other.graph.call_function(
+                torch.ops.aten.batch_norm.default, (*tensors, training, momentum, eps + 0.5, False)
+            )
+        norm.meta = dict(result.meta)
+        graph_rewrite.replace(result, norm)
+        graph_rewrite.tidy(other)
+        if training:
+            with pytest.raises(StageError, match=r"'1' .*normalises by the statistics of the batch"):
+                rewrite(other)
+            continue
+        wanted = other(x)
+        rewrite(other)
+        torch.testing.assert_close(other(x), wanted, rtol=1e-12, atol=1e-12)
+        for module in other.modules():
+            if isinstance(module, LiveBatchNorm):
+                assert (module.momentum, module.eps) == (0.3, eps + 0.5)
+
+
+def test_a_live_one_is_refused_by_name():
+    live = network.fork(captured("conv2d")[1])
+    keep_batch_norm(live)
+    with pytest.raises(StageError, match=r"'1' .*is a live BatchNorm, and spike\(\) takes a network without"):
+        refuse_live(live, "spike")
+    fold_batch_norm(live)
+    refuse_live(live, "spike")
