@@ -1,6 +1,6 @@
 """Why ST-BIF: the same QANN with other neurons, behind one protocol.
 
-    python experiments/neurons.py --data PATH/TO/CIFAR [--pet runs/cifar10-resnet20-pet-short/snn.spikezip] [--images 1000]
+    python experiments/neurons.py --data PATH/TO/CIFAR [--pet runs/cifar10-resnet20-pet-short/snn.spikezip] [--images N]
 
 Same weights, thresholds (the quantizers' scales), start (theta/2), encodings and 64 steps; only the rule of firing
 differs. Networks: the digits network (trained here, on all digits of the test split) and the CIFAR-10 ResNet-20
