@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import spikezip
 from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.errors import InputError, StageError
-from spikezip.graph import network
+from spikezip.graph import network, rewrite
 from spikezip.measure.counts import count
 from spikezip.measure.streams import Reader, Streams
 from spikezip.measure.windows import summed
@@ -454,7 +454,7 @@ def test_sums_of_spikes_rounded_to_fixed_point_are_told_and_priced_as_that():
     snn = spiking(Rerouted(), (2,))
     sums = [n for n in snn.graph.graph.nodes if network.op_name(n) == "add"]
     for node in sums:  # as an integer network does where a sum lies on no grid
-        rounding = network.free_name(snn.graph, f"{node.name}_grid")
+        rounding = rewrite.free_name(snn.graph, f"{node.name}_grid")
         snn.graph.add_submodule(rounding, FixedPoint(8, 2**16))
         with snn.graph.graph.inserting_after(node):
             rounded = snn.graph.graph.call_module(rounding, (node,))

@@ -119,7 +119,7 @@ def _alike(alone: Tensor, together: Tensor, spec: Spec) -> bool:
     if spec.batch_dim is None or not spec.outer:
         return True
     first = together.chunk(2, spec.batch_dim)[0]
-    a, b = (torch.nan_to_num(t.abs() if t.is_complex() else t).double() for t in (alone, first))
+    a, b = (torch.nan_to_num(t.detach().abs() if t.is_complex() else t.detach()).double() for t in (alone, first))
     return float((a - b).abs().amax()) <= 1e-3 * float(b.abs().amax()) if a.numel() else True
 
 
