@@ -73,15 +73,12 @@ def resnet20(result: dict[str, Any]) -> str:
     return told + table(head, rows) + provenance(result)
 
 
-AT = ("1", "2", "4", "8", "16", "32")
-
-
 def published(data: str, network: str) -> list[list[str]]:
-    """What others publish for a network: method, spike alphabet, hidden steps, ANN, (no QANN), accuracy at ``AT``."""
+    """What others publish for a network: method, spike alphabet, hidden steps, ANN, no QANN, accuracy by ``STEPS``."""
     told = json.loads((ROOT / "experiments" / "anchors.json").read_text())["anchors"]
     rows = []
     for row in (r for r in told if (r["data"], r["network"]) == (data, network)):
-        cells = [f"{row['at'][t]:.2f}" if t in row["at"] else "–" for t in AT]
+        cells = [f"{row['at'][str(t)]:.2f}" if str(t) in row["at"] else "–" for t in STEPS]
         name = f"{row['method']} ({row['source']})"
         rows.append([name, row["spikes"], str(row["hidden_steps"]), str(row["ann"]), "–", *cells])
     return rows
@@ -91,10 +88,10 @@ def beside_published(result: dict[str, Any]) -> str:
     """ResNet-20's rows beside published ones: spike alphabet, hidden steps, accuracy at T, synaptic operations."""
     rows = [[*row, "–"] for row in published("cifar10", "ResNet-20")]
     for run in result["runs"]:
-        cells = [percent(run["snn"][int(t) - 1]) for t in AT]
+        cells = [percent(run["snn"][t - 1]) for t in STEPS]
         cost = " / ".join(f"{run['synops'][t - 1] / 1e6:.1f}" for t in (2, 4, 32)) if "synops" in run else "–"
         rows.append([run["name"], "ternary", "0", percent(run["ann"]), percent(run["qann"]), *cells, cost])
-    head = ["method", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in AT), "SynOps (10⁶), T=2 / 4 / 32"]
+    head = ["method", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in STEPS), "SynOps (10⁶), T=2 / 4 / 32"]
     if all(row[-1] == "–" for row in rows):  # not counted for any
         head, rows = head[:-1], [row[:-1] for row in rows]
     return table(head, rows) + provenance(result)
@@ -121,7 +118,7 @@ def fronts() -> str:
         network = said["network"].partition(":")[2]
         rows = [[*row[:9], "–", "–", "–", "–"] for row in published(said["data"], known.get(network, network))]
         for name, row in result["variants"].items():
-            cells = [spread(row[f"t{t}"]) for t in AT[:4]]
+            cells = [spread(row[f"t{t}"]) for t in STEPS[:4]]
             cost = " / ".join(f"{row[f'synops_t{t}']['mean'] / 1e6:.2f}" for t in (1, 2, 4))
             rows.append(
                 [
@@ -137,7 +134,7 @@ def fronts() -> str:
                     "yes" if row["equal"] else "**no**",
                 ]
             )
-        head = ["network", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in AT[:4])]
+        head = ["network", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in STEPS[:4])]
         head += ["settled", "T_eq", "SynOps (10⁶), T=1 / 2 / 4", "SNN = QANN"]
         told = (
             f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs, batch {said['batch']}, "
