@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 from published_lsq import published
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
+
+_FUSED = importlib.import_module("spikezip.quantize.fused")  # the function quantize hides the module of that name
 
 UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
 
@@ -155,3 +159,32 @@ def test_gradient_scale_does_not_depend_on_how_a_batch_is_cut():
     assert whole.grad is not None
     assert parts.grad is not None
     assert float(whole.grad) == pytest.approx(float(parts.grad), rel=1e-12)
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["one scale", "a scale a path"])
+def test_compiled_or_not_the_same(columns: bool, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(3)
+    drive, grad = torch.randn(2, 6, 33, 4) * 2
+    parts = [0.7, 0.3], [0, -1], [7, 2]
+    answers = []
+    for least in (1 << 30, 1):
+        monkeypatch.setattr(_FUSED, "_WORTH_COMPILING", least)
+        scale, low, high = (torch.tensor(p).reshape(2, 1, 1, 1) if columns else torch.tensor(p[0]) for p in parts)
+        x, theta = drive.unflatten(0, (2, 3)).clone().requires_grad_(), scale.requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without a compiler the plain function runs, and says so
+            out = LSQ.apply(x, theta, low if columns else 0, high if columns else 7, 0.5)
+            assert isinstance(out, Tensor)
+            out.backward(grad.unflatten(0, (2, 3)))
+        answers.append((out.detach(), x.grad, theta.grad))
+    for plain, compiled in zip(*answers, strict=True):
+        torch.testing.assert_close(compiled, plain)
+
+
+def test_without_gradients_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    """The bits that an SNN is held to are torch's own."""
+    monkeypatch.setattr(_FUSED, "_WORTH_COMPILING", 1)
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
+    quantizer = Quantizer(UNSIGNED, 0.5)
+    with torch.no_grad():
+        assert quantizer(torch.tensor([0.3, 9.0])).tolist() == [0.5, 3.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_compiled_or_not_the_same(monkeypatch: pytest.MonkeyPatch):
     drive, grad = torch.randn(6, 33, 4) * 2, torch.randn(6, 33, 4)
     answers = []
     for least in (1 << 30, 1):
-        monkeypatch.setattr("spikezip.train.fused._WORTH_COMPILING", least)
+        monkeypatch.setattr(importlib.import_module("spikezip.quantize.fused"), "_WORTH_COMPILING", least)
         scale, x = nn.Parameter(torch.tensor(0.7)), drive.clone().requires_grad_()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without a compiler the plain function runs, and says so

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikezip.levels import Levels
+from spikezip.quantize.fused import fused
 
 
 class LSQ(torch.autograd.Function):
@@ -21,21 +22,37 @@ class LSQ(torch.autograd.Function):
         # Only the drive is kept, which exists anyway; the ratio and codes are computed again in the backward pass.
         ctx.save_for_backward(drive, scale)
         ctx.reading = lowest, highest, gain
-        return (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale).to(drive.dtype)
+        # What is not trained is never left to a compiler: its bits are those an SNN is held to.
+        climb = _climbed_in_one_pass if any(ctx.needs_input_grad) else _climbed
+        return climb(drive, scale, lowest, highest)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         drive, scale = ctx.saved_tensors
         lowest, highest, gain = ctx.reading
-        ratio = drive / scale
-        codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
-        inside = (ratio > lowest) & (ratio < highest)
-        # d(scale * q)/d scale = q - u/scale inside, and q = the limit outside (LSQ, eq. 3).
-        slope = codes.sub_(ratio.mul_(inside)).mul_(grad)
-        own = drive.dim() - scale.dim()
-        others = [d for d in range(drive.dim()) if d < own or scale.shape[d - own] == 1]
-        per_scale = slope.sum(others, dtype=scale.dtype).reshape(scale.shape)
-        return grad * inside, per_scale * gain, None, None, None
+        through, per_scale = _hand_back(grad, drive, scale, lowest, highest)
+        return through, per_scale * gain, None, None, None
+
+
+def _climbed(drive: Tensor, scale: Tensor, lowest: int | Tensor, highest: int | Tensor) -> Tensor:
+    return (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale).to(drive.dtype)
+
+
+_climbed_in_one_pass = fused(_climbed)
+
+
+@fused
+def _hand_back(
+    grad: Tensor, drive: Tensor, scale: Tensor, lowest: int | Tensor, highest: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    ratio = drive / scale
+    codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
+    inside = (ratio > lowest) & (ratio < highest)
+    # d(scale * q)/d scale = q - u/scale inside, and q = the limit outside (LSQ, eq. 3).
+    slope = codes.sub_(ratio.mul_(inside)).mul_(grad)
+    own = drive.dim() - scale.dim()
+    others = [d for d in range(drive.dim()) if d < own or scale.shape[d - own] == 1]
+    return grad * inside, slope.sum(others, dtype=scale.dtype).reshape(scale.shape)
 
 
 def gradient_scale(drive: Tensor, limit: int, batch_dim: int = 0) -> float:

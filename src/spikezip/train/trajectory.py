@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
+from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import gradient_scale
 from spikezip.spike.encoding import Encoding, Pulse, Shares
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch, parted
-from spikezip.train.fused import fused
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
 from spikezip.train.objective import answers, beside, check_logits, with_features
 
