@@ -34,6 +34,7 @@ TRAINED = {  # the name of a recipe in experiments/recipes, and of its folder in
     "trajectory for t=2 (8 epochs), 3 levels, even:2": "cifar10-resnet20-t2",
     "trajectory for t=2 (3 epochs), MS blocks, 3 levels, even:2": "cifar10-resnet20-t2-ms",
     "trajectory for t=4 (1 epoch), 5 levels, even:4": "cifar10-resnet20-t4",
+    "trajectory for t=4 (4 epochs), MS blocks, 5 levels, even:4": "cifar10-resnet20-t4-ms",
 }
 
 
