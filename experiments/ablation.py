@@ -14,29 +14,19 @@ finished cell is kept in experiments/results/ablation-DATASET.json and not run a
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from cells import RESULTS, Cells, cell, passes
 from torch import nn
 
-import spikezip
 from spikezip.data import ImageData, open_data
-from spikezip.measure.counts import count as count_operations
-from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
-from spikezip.run import execute
-from spikezip.spike import parse_encoding
 from spikezip.train import AdamW, Plan, train
-from spikezip.train.recipe import Recipe, Stage, check_recipe
+from spikezip.train.recipe import Recipe, check_recipe
 
-RESULTS = Path(__file__).parent / "results"
-STEPS = (1, 2, 4, 8)
 NETWORKS = {"digits": "spikezip:digits", "cifar10": "spikezip:resnet20", "cifar100": "spikezip:resnet20"}
-CERTIFIED, COUNTED = 256, 64  #: test images of the certificate, and of the count of operations
 RCR = {"morph": {"residual": "rcr"}}
 
 
@@ -92,25 +82,13 @@ def main() -> None:
         key: getattr(options, key) for key in ("images", "epochs", "equal", "levels", "rate", "batch", "test_images")
     }
     settings = {"data": options.data_set, "network": name, "encoding": f"even:{options.levels}", **budget}
-    cells = json.loads(out.read_text()) if out.exists() else {"settings": settings, "rows": []}
-    if cells["settings"] != settings:
-        parser.error(f"{out} was made with other settings: {cells['settings']}. Give another --out.")
-    done = {(row["variant"], row["seed"]) for row in cells["rows"]}
+    cells = Cells(out, settings, parser, experiment="ablation")
     source = resolve(name, weights=None if options.data_set == "digits" else "pretrained", root=options.data)
     data = open_data(options.data_set, options.data, mean=source.mean, std=source.std)
     ann = trained_ann(source, data) if options.data_set == "digits" else source.module
-    for seed in range(options.seeds):
-        for variant, lines in variants(options.levels).items():
-            wanted = not options.only or any(part in variant for part in options.only)
-            if not wanted or (variant, seed) in done:
-                continue
-            row = cell(ann, source, data, recipe_of(variant, lines, settings, seed), settings)
-            about = {**provenance(None), "seed": f"0 to {seed}" if seed else "0"}
-            cells["rows"].append({"variant": variant, "seed": seed, "lines": lines, "commit": about["commit"], **row})
-            text = json.dumps({"experiment": "ablation", **about, **summary(cells)}, indent=1)
-            out.write_text(text + "\n")
-            accuracy = " ".join(f"{100 * row[f't{t}']:.1f}" for t in STEPS)
-            print(f"{variant}, seed {seed}: {accuracy}, QANN {100 * row['qann']:.1f}", flush=True)
+    for variant, lines, seed in cells.missing(variants(options.levels), options.seeds, options.only):
+        row = cell(ann, source, data, recipe_of(variant, lines, settings, seed), settings)
+        cells.keep(variant, lines, seed, row)
 
 
 def trained_ann(source: ModelSource, data: ImageData) -> nn.Module:
@@ -140,80 +118,6 @@ def recipe_of(variant: str, lines: dict[str, Any], settings: dict[str, Any], see
     recipe = check_recipe({**shared, **lines})
     share = passes(recipe) if settings["equal"] == "passes" else 1
     return recipe.model_copy(update={"train_images": max(round(settings["images"] / share), settings["batch"])})
-
-
-def passes(recipe: Recipe) -> float:
-    """How often an image goes through the network in a step of training, forward and backward."""
-    match recipe.stage:
-        case Stage.PET:
-            return 1 + len(recipe.paths or ())
-        case Stage.TRAJECTORY:
-            return len(recipe.steps or ()) + (recipe.settled > 0)
-        case Stage.SPEQ:
-            return 4 / 3  # forward twice and backward, which costs twice as much, once
-    return 1
-
-
-def cell(
-    ann: nn.Module,
-    source: ModelSource,
-    data: ImageData,
-    recipe: Recipe,
-    settings: dict[str, Any],
-    out: Path | None = None,
-) -> dict[str, Any]:
-    """One variant with one seed, fine-tuned (in ``out``, from where it was cut off) and measured."""
-    torch.manual_seed(recipe.seed)
-    morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
-    real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
-    qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
-    began = time.perf_counter()
-    done = train(qann, data, recipe.plan(ann if recipe.needs_teacher else None), out=out, resume=out is not None)
-    seconds = time.perf_counter() - began
-    snn = spikezip.spike(spikezip.to_integer(done.network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
-    images, labels = data.tensors("test", settings["test_images"])
-    run = execute(snn, images)
-    right = (run.logits.argmax(-1) == labels).double().mean(1)
-    counts = count_operations(snn, (images,), len(right), limit=COUNTED)
-    certificate = spikezip.verify(snn, images[:CERTIFIED])
-    settled = run.settled_at.double()
-    return {
-        **{f"t{t}": float(right[min(t, len(right)) - 1]) for t in STEPS},
-        "settled": float(right[-1]),
-        "qann": share_right(snn.qann, images, labels),
-        "t_eq": float(settled.mean()),
-        "t_eq_max": int(settled.max()),
-        "synops": float(counts.synops[-1]),
-        **{f"synops_t{t}": float(counts.synops[min(t, len(right)) - 1]) for t in STEPS},
-        "spikes": float(run.total_spikes.double().sum(0).mean()),
-        "equal": certificate.equal,
-        "passes": passes(recipe),
-        "images_seen": done.history[-1].images * len(done.history),
-        "seconds": round(seconds, 1),
-    }
-
-
-@torch.no_grad()
-def share_right(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Accuracy, in batches."""
-    answers = torch.cat([network(part).argmax(-1) for part in images.split(250)])
-    return float((answers == labels).double().mean())
-
-
-def summary(cells: dict[str, Any]) -> dict[str, Any]:
-    """The rows, and before them mean and standard deviation over seeds of each figure of each variant."""
-    found: dict[str, Any] = {}
-    for variant in dict.fromkeys(row["variant"] for row in cells["rows"]):
-        rows = [row for row in cells["rows"] if row["variant"] == variant]
-        figures = [key for key, value in rows[0].items() if isinstance(value, float)]
-        found[variant] = {"seeds": len(rows), "equal": all(row["equal"] for row in rows)} | {
-            key: {
-                "mean": statistics.fmean(row[key] for row in rows),
-                "std": statistics.stdev(row[key] for row in rows) if len(rows) > 1 else None,
-            }
-            for key in figures
-        }
-    return {"settings": cells["settings"], "variants": found, "rows": cells["rows"]}
 
 
 if __name__ == "__main__":

@@ -13,20 +13,17 @@ runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from ablation import cell, share_right, summary
+from cells import RESULTS, Cells, cell, share_right
 
 from spikezip.cli.sources import open_both
-from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource
 from spikezip.models.source import MODELS
 from spikezip.train import train
 from spikezip.train.recipe import Recipe, check_recipe
 
-RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/front")
 TEACHER = {"distil": {"weight": 1.0, "temperature": 2.0}}
 
@@ -97,25 +94,13 @@ def main() -> None:
     if not published:
         train_ann(source, data, options.ann_epochs, options.batch, RUNS / name / "ann")
     settings["ann_epochs"] = None if published else options.ann_epochs
-    cells = json.loads(out.read_text()) if out.exists() else {"settings": settings, "rows": []}
-    if cells["settings"] != settings:
-        parser.error(f"{out} was made with other settings: {cells['settings']}. Give another --out.")
     ann = share_right(source.module, *data.tensors("test", options.test_images))
     print(f"ANN {100 * ann:.2f}", flush=True)
-    done = {(row["variant"], row["seed"]) for row in cells["rows"]}
-    for seed in range(options.seeds):
-        for product, lines in PRODUCTS.items():
-            if (options.only and not any(part in product for part in options.only)) or (product, seed) in done:
-                continue
-            folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
-            recipe = recipe_of(product, lines, settings, seed)
-            row = cell(source.module, source, data, recipe, settings, out=folder)
-            about = {**provenance(None), "seed": f"0 to {seed}" if seed else "0"}
-            cells["rows"].append({"variant": product, "seed": seed, "lines": lines, "commit": about["commit"], **row})
-            text = json.dumps({"experiment": "front", **about, "ann": ann, **summary(cells)}, indent=1)
-            out.write_text(text + "\n")
-            accuracy = " ".join(f"{100 * row[f't{t}']:.2f}" for t in (1, 2, 4, 8))
-            print(f"{product}, seed {seed}: t=1, 2, 4, 8: {accuracy}, QANN {100 * row['qann']:.2f}", flush=True)
+    cells = Cells(out, settings, parser, experiment="front", ann=ann)
+    for product, lines, seed in cells.missing(PRODUCTS, options.seeds, options.only):
+        folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
+        row = cell(source.module, source, data, recipe_of(product, lines, settings, seed), settings, out=folder)
+        cells.keep(product, lines, seed, row)
 
 
 def train_ann(source: ModelSource, data: Any, epochs: int, batch: int, folder: Path) -> None:
