@@ -110,6 +110,28 @@ def test_where_the_batch_lies():
     assert found["win"].outer
 
 
+class Chaotic(nn.Module):
+    """Its layers make every rounding larger, until two ways of rounding give two answers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(30))
+        for layer in self.layers:
+            nn.init.normal_(layer.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+def test_rounding_that_grows_is_not_taken_for_a_reckoning_with_the_size_of_the_batch():
+    """A sum's last bit may depend on the number of rows."""
+    model, x = Chaotic().eval(), torch.randn(2, 64)
+    assert torch.equal(capture(model, x)(x), model(x))
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 

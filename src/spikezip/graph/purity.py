@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -105,25 +106,40 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
                 "answer. Normalise over channels or positions instead, or use BatchNorm in evaluation mode."
             )
 
-    alone, together = run(shared), pairs[0][0]
-    for node in gm.graph.nodes:
-        if node in alone and "spec" in node.meta and not _alike(alone[node], together[node], network.spec(node)):
+    _check_size(gm, shared, pairs[0][0])
+
+
+def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node, Tensor]) -> None:
+    """Refuse what gives a sample another value alone than as the first of two.
+
+    Each node is given what its operands were among two, so that no rounding grows from node to node.
+    """
+
+    def first_of_two(node: fx.Node, alone: Any) -> Any:
+        spec: Spec | None = node.meta.get("spec")
+        if node not in together or spec is None or spec.batch_dim is None or not spec.outer:
+            return alone
+        first = together[node].chunk(2, spec.batch_dim)[0]
+        if not _alike(alone, first):
             raise CaptureError(
                 f"The node {network.describe(node)} reckons with the size of the batch: one image more changes "
                 "another's answer. Use sizes of images or channels alone."
             )
+        return first
+
+    _values(gm, sample, first_of_two)
 
 
-def _alike(alone: Tensor, together: Tensor, spec: Spec) -> bool:
-    """Whether a sample's value is the same, but for rounding, alone and as the first of two."""
-    if spec.batch_dim is None or not spec.outer:
-        return True
-    first = together.chunk(2, spec.batch_dim)[0]
+def _alike(alone: Tensor, first: Tensor) -> bool:
+    """Whether two tensors are the same, but for rounding."""
     a, b = (torch.nan_to_num(t.detach().abs() if t.is_complex() else t.detach()).double() for t in (alone, first))
     return float((a - b).abs().amax()) <= 1e-3 * float(b.abs().amax()) if a.numel() else True
 
 
-def _values(gm: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Tensor]:
+def _values(
+    gm: fx.GraphModule, inputs: list[Tensor], instead: Callable[[fx.Node, Any], Any] = lambda node, value: value
+) -> dict[fx.Node, Tensor]:
+    """Each node's value; ``instead`` gives what its readers are to have."""
     found: dict[fx.Node, Tensor] = {}
 
     class Values(fx.Interpreter):
@@ -137,7 +153,7 @@ def _values(gm: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Tensor]:
                 ) from error
             if isinstance(result, Tensor):
                 found[n] = result
-            return result
+            return instead(n, result)
 
     interpreter = Values(gm, garbage_collect_values=False)
     interpreter.extra_traceback = False
