@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
+
+Limit = Any  #: a number, or a tensor that broadcasts against the drive: one entry a path
 
 
 class LSQ(torch.autograd.Function):
@@ -34,7 +37,7 @@ class LSQ(torch.autograd.Function):
         return through, per_scale * gain, None, None, None
 
 
-def _climbed(drive: Tensor, scale: Tensor, lowest: int | Tensor, highest: int | Tensor) -> Tensor:
+def _climbed(drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit) -> Tensor:
     return (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale).to(drive.dtype)
 
 
@@ -42,9 +45,7 @@ _climbed_in_one_pass = fused(_climbed)
 
 
 @fused
-def _hand_back(
-    grad: Tensor, drive: Tensor, scale: Tensor, lowest: int | Tensor, highest: int | Tensor
-) -> tuple[Tensor, Tensor]:
+def _hand_back(grad: Tensor, drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit) -> tuple[Tensor, Tensor]:
     ratio = drive / scale
     codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
     inside = (ratio > lowest) & (ratio < highest)
