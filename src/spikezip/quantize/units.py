@@ -70,7 +70,7 @@ class Units:
                 node.args = (fx.map_arg(node.args[0], self._as_output),)
             elif ops.is_signal(node) and not ops.is_constant(node):
                 self.unit[node] = self._rewrite(node)
-                if self._keeps_unit(node):
+                if self._keeps_unit(node) or (node.op == "call_function" and ops.kind(node) is Kind.PRODUCT):
                     self.ratios[node] = max((self.ratios.get(n, 0) for n in node.all_input_nodes), default=0)
         for node in self.idle:
             node.replace_all_uses_with(node.all_input_nodes[0])
