@@ -205,6 +205,8 @@ class Block:
         def fetch(n: fx.Node) -> Any:
             return self._size(n, rows) if is_size(n) else operands[n]
 
+        if node.target is _aten.max_pool3d.default:  # refuses the layout that 2-d convolutions leave
+            operands = {n: v.contiguous() for n, v in operands.items()}
         args, kwargs = fx.map_arg(node.args, fetch), fx.map_arg(node.kwargs, fetch)
         spec: Spec | None = node.meta.get("spec")
         if index is not None and self.bias_shares is not None:
