@@ -14,7 +14,8 @@ from published_lsq import published
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
 
-_FUSED = importlib.import_module("spikezip.quantize.fused")  # the function quantize hides the module of that name
+# The function quantize hides the package of that name.
+_FUSED, _QUANTIZER = (importlib.import_module(f"spikezip.quantize.{name}") for name in ("fused", "quantizer"))
 
 UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
 
@@ -181,10 +182,18 @@ def test_compiled_or_not_the_same(columns: bool, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(compiled, plain)
 
 
-def test_without_gradients_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
+def test_only_what_is_trained_is_compiled(monkeypatch: pytest.MonkeyPatch):
     """The bits that an SNN is held to are torch's own."""
-    monkeypatch.setattr(_FUSED, "_WORTH_COMPILING", 1)
-    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
+    told: list[str] = []
+
+    def compiled(drive: Tensor, scale: Tensor, *limits: int) -> Tensor:
+        told.append("compiled")
+        return drive
+
+    monkeypatch.setattr(_QUANTIZER, "_climbed_in_one_pass", compiled)
     quantizer = Quantizer(UNSIGNED, 0.5)
     with torch.no_grad():
         assert quantizer(torch.tensor([0.3, 9.0])).tolist() == [0.5, 3.5]
+    assert not told
+    quantizer(torch.tensor([0.3, 9.0]))
+    assert told

@@ -25,9 +25,7 @@ class LSQ(torch.autograd.Function):
         # Only the drive is kept, which exists anyway; the ratio and codes are computed again in the backward pass.
         ctx.save_for_backward(drive, scale)
         ctx.reading = lowest, highest, gain
-        # What is not trained is never left to a compiler: its bits are those an SNN is held to.
-        climb = _climbed_in_one_pass if any(ctx.needs_input_grad) else _climbed
-        return climb(drive, scale, lowest, highest)
+        return _climbed_in_one_pass(drive, scale, lowest, highest)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
@@ -54,6 +52,16 @@ def _hand_back(grad: Tensor, drive: Tensor, scale: Tensor, lowest: Limit, highes
     own = drive.dim() - scale.dim()
     others = [d for d in range(drive.dim()) if d < own or scale.shape[d - own] == 1]
     return grad * inside, slope.sum(others, dtype=scale.dtype).reshape(scale.shape)
+
+
+def staircase(drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit, gain: Limit) -> Tensor:
+    """:class:`LSQ` where gradients are recorded; its values by torch's own operations where they are not.
+
+    The latter are the bits that an SNN is held to: no compiler makes them.
+    """
+    if torch.is_grad_enabled():
+        return LSQ.apply(drive, scale, lowest, highest, gain)  # type: ignore[return-value]
+    return _climbed(drive, scale, lowest, highest)
 
 
 def gradient_scale(drive: Tensor, limit: int, batch_dim: int = 0) -> float:
@@ -96,7 +104,7 @@ def lsq(drive: Tensor, scale: Tensor, levels: Levels, batch_dim: int = 0) -> Ten
     """
     limit = max(levels.highest, -levels.lowest)
     gain = gradient_scale(drive, limit, batch_dim)
-    return LSQ.apply(drive, scale, levels.lowest, levels.highest, gain)  # type: ignore[return-value]
+    return staircase(drive, scale, levels.lowest, levels.highest, gain)
 
 
 class Quantizer(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from spikezip.errors import StageError
 from spikezip.graph.network import Spec
 from spikezip.morph.fold import LiveBatchNorm
-from spikezip.quantize.quantizer import LSQ, Quantizer, gradient_scale, lsq
+from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq, staircase
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
 from spikezip.train.paths import Main, Path, PathScale, Reading, magnitude
 
@@ -124,8 +124,8 @@ class PathsQuantizer(nn.Module):
         scales = torch.stack([cast(Quantizer, quantizer).scale for quantizer in self.quantizers])
         columns = (scales * self.factors, self.lowest, self.highest, self.factors.new_tensor(gains))
         shape = (paths,) + (1,) * (parted.dim() - 1 - self.batch_dim)
-        out = LSQ.apply(parted, *(column.view(shape) for column in columns))
-        return out.flatten(self.batch_dim, self.batch_dim + 1)  # type: ignore[union-attr]
+        out = staircase(parted, *(column.view(shape) for column in columns))
+        return out.flatten(self.batch_dim, self.batch_dim + 1)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{r.factor:.4g}s*[{r.levels.lowest}..{r.levels.highest}]" for r in self.readings)
