@@ -22,6 +22,7 @@ FAST_OPS = {
     "average pooling, border not counted", "adaptive average pooling, uneven windows", "PReLU behind a convolution",
     "GELU behind a convolution", "BatchNorm behind spikes", "LayerNorm", "squeeze-excitation", "layer scale",
     "concatenation", "pad with a number", "scaled dot-product attention", "a convolution called twice",
+    "max pooling 3d", "recurrence, unrolled",
 }  # fmt: skip
 
 
