@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
@@ -63,12 +63,9 @@ def test_variants_differ_in_paths_and_residuals_alone(data: str, p: str):
 
 
 @pytest.mark.parametrize("equal", ["passes", "images"])
-def test_every_variant_of_the_ablation_is_a_recipe_of_the_same_budget(equal: str):
-    path = EXAMPLES[0].parents[1] / "ablation.py"
-    place = importlib.util.spec_from_file_location("ablation", path)
-    assert place and place.loader
-    ablation = importlib.util.module_from_spec(place)
-    place.loader.exec_module(ablation)
+def test_every_variant_of_the_ablation_is_a_recipe_of_the_same_budget(equal: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES[0].parents[1])
+    ablation = importlib.import_module("ablation")
     settings = {
         "network": "spikezip:digits", "data": "digits", "levels": 8, "encoding": "even:8", "epochs": 2, "batch": 32,
         "rate": 1e-3, "images": 9600, "equal": equal,
