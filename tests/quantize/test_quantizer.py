@@ -173,7 +173,7 @@ def test_compiled_or_not_the_same(columns: bool, monkeypatch: pytest.MonkeyPatch
         scale, low, high = (torch.tensor(p).reshape(2, 1, 1, 1) if columns else torch.tensor(p[0]) for p in parts)
         x, theta = drive.unflatten(0, (2, 3)).clone().requires_grad_(), scale.requires_grad_()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # without a compiler the plain function runs, and says so
+            warnings.simplefilter("ignore", RuntimeWarning)  # without a compiler the plain function runs, and says so
             out = LSQ.apply(x, theta, low if columns else 0, high if columns else 7, 0.5)
             assert isinstance(out, Tensor)
             out.backward(grad.unflatten(0, (2, 3)))
@@ -191,9 +191,15 @@ def test_only_what_is_trained_is_compiled(monkeypatch: pytest.MonkeyPatch):
         return drive
 
     monkeypatch.setattr(_QUANTIZER, "_climbed_in_one_pass", compiled)
-    quantizer = Quantizer(UNSIGNED, 0.5)
+    quantizer, drive = Quantizer(UNSIGNED, 0.5), torch.tensor([0.3, 9.0])
     with torch.no_grad():
-        assert quantizer(torch.tensor([0.3, 9.0])).tolist() == [0.5, 3.5]
+        assert quantizer(drive).tolist() == [0.5, 3.5]
+        assert quantizer(drive.clone().requires_grad_()).tolist() == [0.5, 3.5]
     assert not told
-    quantizer(torch.tensor([0.3, 9.0]))
-    assert told
+    quantizer(drive)
+    assert len(told) == 1
+    quantizer.requires_grad_(False)
+    assert quantizer(drive).tolist() == [0.5, 3.5]
+    assert len(told) == 1
+    quantizer(drive.clone().requires_grad_())
+    assert len(told) == 2

@@ -33,9 +33,11 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         if not works or first.numel() < _WORTH_COMPILING or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         try:
-            if compiled is None:  # not before it is needed: torch's compiler takes seconds to import
-                compiled = torch.compile(function, dynamic=True)
-            return compiled(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of torch's compiler, about torch's own ways
+                if compiled is None:  # not before it is needed: torch's compiler takes seconds to import
+                    compiled = torch.compile(function, dynamic=True)
+                return compiled(*args, **kwargs)
         except Exception as reason:  # compilers fail in many ways; the plain function then says what is really wrong
             works = False
             answer = function(*args, **kwargs)

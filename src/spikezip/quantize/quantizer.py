@@ -59,7 +59,7 @@ def staircase(drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit, gain:
 
     The latter are the bits that an SNN is held to: no compiler makes them.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and (drive.requires_grad or scale.requires_grad):
         return LSQ.apply(drive, scale, lowest, highest, gain)  # type: ignore[return-value]
     return _climbed(drive, scale, lowest, highest)
 
