@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 _alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
@@ -14,11 +14,16 @@ def is_alone() -> bool:
     return _alone.get()
 
 
-@contextmanager
-def torch_alone() -> Iterator[None]:
+def torch_alone() -> AbstractContextManager[None]:
     """Within: as on a machine without a compiler and without dot products of bytes. Results are the same bits."""
-    token = _alone.set(True)
+    return switched_on(_alone)
+
+
+@contextmanager
+def switched_on(switch: ContextVar[bool]) -> Iterator[None]:
+    """Within: the switch is on; then as it was before."""
+    token = switch.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        switch.reset(token)

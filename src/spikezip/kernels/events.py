@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels import native
+from spikezip.kernels.alone import switched_on
 from spikezip.kernels.rows import Rows, gather
 
 _BLOCK = 64  #: output channels that the kernel takes at a time
@@ -30,14 +31,9 @@ _off: ContextVar[bool] = ContextVar("dense_synapses", default=False)
 Dense = Callable[[Tensor], Tensor]  #: sums of some rows, computed one product after the other
 
 
-@contextmanager
-def dense_synapses() -> Iterator[None]:
+def dense_synapses() -> AbstractContextManager[None]:
     """Within: every row is computed densely, to see what spikes save. Results are the same bits."""
-    token = _off.set(True)
-    try:
-        yield
-    finally:
-        _off.reset(token)
+    return switched_on(_off)
 
 
 def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor | None:
