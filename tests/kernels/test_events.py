@@ -20,6 +20,9 @@ WINDOWS = [
     (64, 130, (4, 4), (3, 3), [2, 2], [1, 1]),
     (8, 70, (5, 5), (1, 1), [2, 2], [0, 0]),
     (8, 3, (2, 3), (5, 7), [1, 3], [4, 5]),
+    (256, 64, (3, 4), (3, 3), [1, 1], [1, 1]),  # a line of the window is more than the fastest cache holds,
+    (1024, 5, (3, 3), (1, 2), [1, 2], [0, 1]),  # and here a pixel
+    (8, 4, (2, 70), (2, 3), [1, 1], [0, 1]),  # a line of sums is more than is held at once
 ]
 
 

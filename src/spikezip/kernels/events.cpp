@@ -4,6 +4,9 @@
 // The changes of a row are listed pixel by pixel. A line of a convolution's window covers neighbouring pixels, so that
 // an output adds up few contiguous runs of the list. Changes are taken in pairs, for 64 output channels at once, whose
 // sums stay in registers: the weights of a pair are interleaved and multiplied and added in one instruction.
+//
+// Weights are read for every change, so they have to lie in the fastest cache. A segment is as much of the window as fits
+// there: a line of it, or one pixel, or some channels of one; all outputs of a band add up one segment, then the next.
 #include <cstdint>
 
 #ifdef __AVX2__
@@ -19,6 +22,8 @@ constexpr int BLOCK_BITS = 6;
 constexpr int BLOCK = 1 << BLOCK_BITS;  // output channels at a time: the bytes of two registers
 constexpr int MOST = 256;          // levels that 16 bits can add up: 256 * 127 < 2^15
 constexpr int64_t HELD = 1 << 19;  // changes that are listed before they are used
+constexpr int64_t FAST = 1 << 15;  // bytes of weights that stay in the fastest cache
+constexpr int64_t BAND = 1 << 6;   // outputs whose sums are held while segment after segment is added
 
 struct Shape {
     int64_t high, wide, channels;          // of the codes
@@ -37,28 +42,34 @@ struct Places {  // of the bits of a byte that are set
 const Places places;
 
 struct Changes {
-    std::vector<int32_t> at;     // where its weights are, for a window that begins with the image's line
+    std::vector<uint32_t> at;    // where its weights are, for a window that begins with the image's line
     std::vector<int8_t> levels;  // by how much it changed
-    std::vector<int32_t> start;  // of each pixel's changes, an even number; behind each row's last pixel, where they end
+    std::vector<int32_t> start;  // of the changes of each part of a pixel's channels, an even number; then of the next row
+    std::vector<int32_t> total;  // by how much everything before `start` changed
     int64_t size = 0;
+    int32_t sum = 0;
 
-    void add(const uint8_t *now, const uint8_t *before, const Shape &s) {
-        const int64_t line = s.wide * s.channels;
-        const size_t needed = size_t(size + s.high * (line + s.wide) + 8);
+    void add(const uint8_t *now, const uint8_t *before, const Shape &s, int64_t part) {
+        const int64_t line = s.wide * s.channels, parts = s.high * line / part;
+        const size_t needed = size_t(size + s.high * line + parts + 8);
         if (at.size() < needed) {
             at.resize(needed + HELD);
             levels.resize(needed + HELD);
         }
-        start.resize(start.size() + s.high * s.wide + 1);
-        int32_t *begin = start.data() + start.size() - (s.high * s.wide + 1);
-        int32_t *const to = at.data();
+        const size_t known = start.size();
+        start.resize(known + parts + 1);
+        total.resize(known + parts + 1);
+        int32_t *begin = start.data() + known, *so_far = total.data() + known;
+        uint32_t *const to = at.data();
         int8_t *const by = levels.data();
         int64_t n = size;  // not the member, which bytes written could be
+        __m128i risen = _mm_setzero_si128();
         for (int64_t y = 0; y < s.high; y++, now += line, before += line)
-            for (int64_t pixel = 0; pixel < line; pixel += s.channels) {
+            for (int64_t first = 0; first < line; first += part) {
+                const int64_t known = n;
                 *begin++ = int32_t(n);
-                const int64_t first = n;
-                for (int64_t c = pixel; c < pixel + s.channels; c += 8) {
+                *so_far++ = sum + _mm_cvtsi128_si32(risen);
+                for (int64_t c = first; c < first + part; c += 8) {
                     const __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(now + c));
                     const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(before + c));
                     const unsigned changed = ~unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(a, b))) & 255;
@@ -66,65 +77,113 @@ struct Changes {
                     const __m256i channel = _mm256_add_epi32(_mm256_cvtepu8_epi32(which), _mm256_set1_epi32(int32_t(c)));
                     _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + n), _mm256_slli_epi32(channel, BLOCK_BITS));
                     _mm_storel_epi64(reinterpret_cast<__m128i *>(by + n), _mm_shuffle_epi8(_mm_sub_epi8(a, b), which));
+                    const __m128i none = _mm_setzero_si128();
+                    risen = _mm_add_epi32(risen, _mm_sub_epi32(_mm_sad_epu8(a, none), _mm_sad_epu8(b, none)));
                     n += __builtin_popcount(changed);
                 }
-                if ((n - first) & 1) {
-                    to[n] = int32_t(pixel << BLOCK_BITS);
+                if ((n - known) & 1) {
+                    to[n] = uint32_t(first << BLOCK_BITS);
                     by[n++] = 0;
                 }
             }
+        sum += _mm_cvtsi128_si32(risen);
         *begin = int32_t(n);
+        *so_far = sum;
         size = n;
     }
 };
 
-// Adds to one place's sums of the row before: up to BLOCK of them, from a window of the changes' image.
-void add_up(float *to, const float *from, int64_t outputs, const uint8_t *weights, const Shape &s, int64_t y, int64_t x,
-            const int32_t *at, const int8_t *levels, const int32_t *start, int32_t most) {
-    const __m256i offset = _mm256_set1_epi8(-128), none = _mm256_setzero_si256();  // weights are stored plus 128
-    const int64_t left = std::min(std::max(x, int64_t(0)), s.wide), right = std::max(left, std::min(x + s.kernel_wide, s.wide));
-    __m256i shift = none, sum0 = none, sum1 = none, sum2 = none, sum3 = none;
-    auto finish = [=](float *to, const float *from, __m256i shift, __m256i sum0, __m256i sum1, __m256i sum2, __m256i sum3) {
-        alignas(32) int16_t sums[BLOCK];
-        __m256i *const parts = reinterpret_cast<__m256i *>(sums);
-        parts[0] = _mm256_sub_epi16(sum0, shift);
-        parts[1] = _mm256_sub_epi16(sum1, shift);
-        parts[2] = _mm256_sub_epi16(sum2, shift);
-        parts[3] = _mm256_sub_epi16(sum3, shift);
-        if (outputs == BLOCK) for (int64_t i = 0; i < BLOCK; i++) to[i] = from[i] + sums[i];
-        else for (int64_t i = 0; i < outputs; i++) to[i] = from[i] + sums[i];
-    };
-    const int32_t fit = (MOST / most) & ~1;  // changes that 16 bits can add up
-    int32_t room = fit;
-    for (int64_t line = std::max(y, int64_t(0)); line < std::min(y + s.kernel_high, s.high); line++) {
-        const uint8_t *const base = weights + ((line - y) * s.kernel_wide - x) * s.channels * BLOCK;
-        const int32_t end = start[line * s.wide + right];
-        for (int32_t i = start[line * s.wide + left]; i < end;) {
-            const int32_t stop = std::min(end, i + room);
-            room -= stop - i;
-            for (; i < stop; i += 2) {
-                int16_t both;
-                memcpy(&both, levels + i, 2);
-                const __m256i pair = _mm256_set1_epi16(both);
-                const __m256i *const first = reinterpret_cast<const __m256i *>(base + at[i]);
-                const __m256i *const second = reinterpret_cast<const __m256i *>(base + at[i + 1]);
-                const __m256i a = _mm256_loadu_si256(first), b = _mm256_loadu_si256(second);
-                const __m256i c = _mm256_loadu_si256(first + 1), d = _mm256_loadu_si256(second + 1);
-                shift = _mm256_add_epi16(shift, _mm256_maddubs_epi16(offset, pair));
-                sum0 = _mm256_add_epi16(sum0, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a, b), pair));
-                sum1 = _mm256_add_epi16(sum1, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a, b), pair));
-                sum2 = _mm256_add_epi16(sum2, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(c, d), pair));
-                sum3 = _mm256_add_epi16(sum3, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(c, d), pair));
-            }
-            if (room == 0) {
-                finish(to, from, shift, sum0, sum1, sum2, sum3);
-                shift = sum0 = sum1 = sum2 = sum3 = none;
-                from = to;
-                room = fit;
-            }
+// Adds the weights of at most as many changes as 16 bits can add up; `total` is by how much they changed.
+inline void add_few(float *sums, const uint8_t *weights, const uint32_t *at, const int8_t *levels, int64_t i, int64_t end,
+                    int32_t total) {
+    __m256i sum[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) sum[k] = _mm256_set1_epi16(int16_t(-128 * total));  // weights are stored plus 128
+    for (; i < end; i += 2) {
+        int16_t both;
+        memcpy(&both, levels + i, 2);
+        const __m256i pair = _mm256_set1_epi16(both);
+        const uint8_t *const first = weights + at[i], *const second = weights + at[i + 1];
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(first) + k);
+            const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(second) + k);
+            sum[2 * k] = _mm256_add_epi16(sum[2 * k], _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a, b), pair));
+            sum[2 * k + 1] = _mm256_add_epi16(sum[2 * k + 1], _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a, b), pair));
         }
     }
-    finish(to, from, shift, sum0, sum1, sum2, sum3);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++, sums += 16) {
+        const __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sum[k]));
+        const __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sum[k], 1));
+        _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), _mm256_cvtepi32_ps(low)));
+        _mm256_storeu_ps(sums + 8, _mm256_add_ps(_mm256_loadu_ps(sums + 8), _mm256_cvtepi32_ps(high)));
+    }
+}
+
+struct Segment {  // of a window
+    int64_t line;         // of the window
+    int64_t left, right;  // pixels of the window's line; right is the first behind
+    int64_t part;         // of the channels
+};
+
+// How many channels of a pixel fit the fastest cache.
+int64_t part_of(const Shape &s) {
+    int64_t part = s.channels;
+    while (part * BLOCK > FAST && part % 16 == 0) part /= 2;
+    return part;
+}
+
+std::vector<Segment> segments_of(const Shape &s, int64_t part) {
+    std::vector<Segment> found;
+    const int64_t parts = s.channels / part;
+    const int64_t pixels = parts > 1 ? 1 : std::max<int64_t>(1, std::min(s.kernel_wide, FAST / (s.channels * BLOCK)));
+    for (int64_t line = 0; line < s.kernel_high; line++)
+        for (int64_t left = 0; left < s.kernel_wide; left += pixels)
+            for (int64_t part = 0; part < parts; part++)
+                found.push_back({line, left, std::min(left + pixels, s.kernel_wide), part});
+    return found;
+}
+
+// Adds what a segment gives to the sums of one line of outputs.
+void add_line(float *sums, const uint8_t *weights, const Shape &s, const Segment &segment, int64_t parts, int64_t y,
+              const Changes &changes, const int32_t *start, const int32_t *total, int32_t fit) {
+    const int64_t line = y * s.down - s.top + segment.line;
+    if (line < 0 || line >= s.high) return;
+    const uint32_t *const at = changes.at.data();
+    const int8_t *const levels = changes.levels.data();
+    for (int64_t out = 0, x = -s.left; out < s.out_wide; out++, x += s.right, sums += BLOCK) {
+        const int64_t left = std::max(x + segment.left, int64_t(0)), right = std::min(x + segment.right, s.wide);
+        if (left >= right) continue;
+        const int64_t first = (line * s.wide + left) * parts + segment.part;
+        const int64_t last = parts > 1 ? first + 1 : first + right - left;
+        int32_t i = start[first];
+        const int32_t end = start[last];
+        const uint8_t *const base = weights + (segment.line * s.kernel_wide - x) * s.channels * BLOCK;
+        if (i == end) continue;
+        if (end - i <= fit) {
+            add_few(sums, base, at, levels, i, end, total[last] - total[first]);
+            continue;
+        }
+        for (int32_t stop; i < end; i = stop) {
+            stop = std::min(end, i + fit);
+            int32_t some = 0;
+            for (int32_t k = i; k < stop; k++) some += levels[k];
+            add_few(sums, base, at, levels, i, stop, some);
+        }
+    }
+}
+
+// One line of outputs: that of the row before, and what changed.
+void write_line(float *to, const float *from, const float *more, const Shape &s, int64_t outputs) {
+    for (int64_t x = 0; x < s.out_wide; x++, to += s.outputs, more += BLOCK) {
+        if (!from) {
+            memcpy(to, more, outputs * sizeof(float));
+            continue;
+        }
+        for (int64_t i = 0; i < outputs; i++) to[i] = from[i] + more[i];
+        from += s.outputs;
+    }
 }
 
 }  // namespace
@@ -168,27 +227,38 @@ extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, cons
                                 const int64_t *order, const int64_t *before, const int64_t *most, int64_t count, float *sums) {
     const Shape s = *shape;
     const int64_t neurons = s.high * s.wide * s.channels, row_of_sums = s.out_high * s.out_wide * s.outputs;
+    const int64_t part = part_of(s), parts = s.channels / part, cells = s.high * s.wide * parts + 1;
+    const std::vector<Segment> segments = segments_of(s, part);
+    const int64_t band = std::max<int64_t>(1, BAND / s.out_wide);  // lines
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
-    const std::vector<float> noughts(BLOCK);
+    std::vector<float> held(band * s.out_wide * BLOCK);
     Changes changes;
     for (int64_t first = 0, end = 0; first < count; first = end) {
         changes.size = 0;
+        changes.sum = 0;
         changes.start.clear();
+        changes.total.clear();
         for (; end < count && changes.size < HELD; end++)
-            changes.add(rows + order[end] * neurons, before[end] < 0 ? nothing.data() : rows + before[end] * neurons, s);
+            changes.add(rows + order[end] * neurons, before[end] < 0 ? nothing.data() : rows + before[end] * neurons, s, part);
         for (int64_t o = 0; o < s.outputs; o += BLOCK) {
             const uint8_t *const block = weights + o * s.kernel_high * s.kernel_wide * s.channels;
-            const int32_t *start = changes.start.data();
-            for (int64_t r = first; r < end; r++, start += s.high * s.wide + 1) {
-                float *to = sums + order[r] * row_of_sums + o;
-                const float *from = before[r] < 0 ? noughts.data() : sums + before[r] * row_of_sums + o;
-                for (int64_t y = 0; y < s.out_high; y++)
-                    for (int64_t x = 0; x < s.out_wide; x++) {
-                        add_up(to, from, std::min<int64_t>(BLOCK, s.outputs - o), block, s, y * s.down - s.top,
-                               x * s.right - s.left, changes.at.data(), changes.levels.data(), start, int32_t(most[r]));
-                        to += s.outputs;
-                        from += before[r] < 0 ? 0 : s.outputs;
+            const int64_t lines = (end - first) * s.out_high, outputs = std::min<int64_t>(BLOCK, s.outputs - o);
+            for (int64_t top = 0; top < lines; top += band) {
+                const int64_t bottom = std::min(lines, top + band);
+                std::fill(held.begin(), held.end(), 0.0f);
+                for (const Segment &segment : segments)
+                    for (int64_t l = top; l < bottom; l++) {
+                        const int64_t r = l / s.out_high;
+                        const int32_t fit = int32_t(MOST / most[first + r]) & ~1;  // changes that 16 bits can add up
+                        add_line(held.data() + (l - top) * s.out_wide * BLOCK, block, s, segment, parts, l % s.out_high,
+                                 changes, changes.start.data() + r * cells, changes.total.data() + r * cells, fit);
                     }
+                for (int64_t l = top; l < bottom; l++) {
+                    const int64_t r = first + l / s.out_high, line = l % s.out_high * s.out_wide * s.outputs + o;
+                    const float *from = before[r] < 0 ? nullptr : sums + before[r] * row_of_sums + line;
+                    write_line(sums + order[r] * row_of_sums + line, from, held.data() + (l - top) * s.out_wide * BLOCK, s,
+                               outputs);
+                }
             }
         }
     }
