@@ -75,7 +75,11 @@ SUITES: dict[str, tuple[Part, ...]] = {
             bench.Effort(("sweep",), rounds=5),
             shape=(3, 224, 224),
         ),
-        Part("resnet18", bench.Axes((8, 16, 32)), bench.Effort(("sweep", "torch alone"), rounds=3, slow_rounds=3)),
+        Part(
+            "resnet18",
+            bench.Axes((8, 16, 32)),
+            bench.Effort(("sweep", "no compiler", "torch alone"), rounds=3, slow_rounds=3),
+        ),
     ),
 }
 

@@ -363,7 +363,7 @@ def _sweeps(runs: list[dict[str, Any]]) -> str:
 
 
 def others(result: dict[str, Any]) -> str:
-    """A transformer to its end, and the sweep in torch alone, in ANN forwards."""
+    """A transformer to its end, and the sweep without what is compiled, in ANN forwards."""
     return _each_processor(result, _others)
 
 

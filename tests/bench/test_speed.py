@@ -86,7 +86,7 @@ def test_folding_all_steps_into_the_batch_gives_the_same_outputs():
 
 
 def test_unknown_and_missing_contenders(monkeypatch):
-    with pytest.raises(InputError, match=r"no contender 'fast'\. There are: sweep, torch alone, reference"):
+    with pytest.raises(InputError, match=r"no contender 'fast'\. There are: sweep, torch alone, no compiler"):
         bench.benchmark("n", build, SHAPE, effort=bench.Effort(("fast",)))
     gone = dataclasses.replace(bench.CONTENDERS["plain loop"], package="no_such_package")
     monkeypatch.setitem(bench.CONTENDERS, "plain loop", gone)

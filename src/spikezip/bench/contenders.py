@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikezip.bench.cases import Case
 from spikezip.bench.loops import Layer, LayerLoop, StepLoop
-from spikezip.kernels import dense_synapses, torch_alone
+from spikezip.kernels import dense_synapses, no_compiler, torch_alone
 from spikezip.run.reference import reference
 from spikezip.run.sweep import sweep
 from spikezip.spike import STBIF
@@ -57,6 +57,11 @@ def _torch_alone(case: Case, steps: int) -> Tensor:
         return sweep(case.snn, (case.images,), steps).logits
 
 
+def _no_compiler(case: Case, steps: int) -> Tensor:
+    with no_compiler():
+        return sweep(case.snn, (case.images,), steps).logits
+
+
 def _dense(case: Case, steps: int) -> Tensor:
     with dense_synapses():
         return sweep(case.snn, (case.images,), steps).logits
@@ -70,8 +75,9 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "torch alone": Contender(
         _torch_alone,
-        "the same sweep as on a machine without a compiler and without dot products of bytes",
+        "the same sweep without compiled kernels and without 8-bit operations",
     ),
+    "no compiler": Contender(_no_compiler, "the same sweep as on a machine without a compiler"),
     "reference": Contender(
         lambda c, steps: reference(c.snn, (c.images,), steps).logits,
         "this library's step by step form, the one everything else is compared with",

@@ -1,6 +1,6 @@
 """Neurons and synapses on rows of time steps; nothing above knows which implementation ran."""
 
-from spikezip.kernels.alone import torch_alone
+from spikezip.kernels.alone import no_compiler, torch_alone
 from spikezip.kernels.events import dense_synapses
 from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
@@ -17,6 +17,7 @@ __all__ = [
     "full_precision",
     "gather",
     "max_pool2d",
+    "no_compiler",
     "pack",
     "scan",
     "threads",

@@ -1,4 +1,4 @@
-"""Whether torch's public operations do all the work."""
+"""What is left out to see what it is worth: compiled kernels, 8-bit operations."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 _alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
+_no_compiler: ContextVar[bool] = ContextVar("no_compiler", default=False)
 
 
 def is_alone() -> bool:
-    """Whether compiled kernels and 8-bit operations are left out here."""
+    """Whether torch's public operations do everything here."""
     return _alone.get()
 
 
 def torch_alone() -> AbstractContextManager[None]:
-    """Within: as on a machine without a compiler and without dot products of bytes. Results are the same bits."""
+    """Within: without compiled kernels and without 8-bit operations. Results are the same bits."""
     return switched_on(_alone)
+
+
+def has_no_compiler() -> bool:
+    """Whether compiled kernels are left out here."""
+    return _alone.get() or _no_compiler.get()
+
+
+def no_compiler() -> AbstractContextManager[None]:
+    """Within: as on a machine without a compiler. Results are the same bits."""
+    return switched_on(_no_compiler)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spikezip.kernels.alone import is_alone
+from spikezip.kernels.alone import has_no_compiler
 from spikezip.kernels.rows import Rows
 from spikezip.levels import Levels
 
@@ -58,8 +58,6 @@ class Found:
 def suits(terms: list[Rows], start: Tensor | None) -> bool:
     """Whether these rows can be scanned natively, and are worth it."""
     rows = [t.rows for t in terms]
-    if is_alone():
-        return False
     if any(r.device.type != "cpu" or r.dtype not in _TYPES or r.shape[1:] != rows[0].shape[1:] for r in rows):
         return False
     if any(t.dtype not in (torch.float32, torch.float64) for t in terms):
@@ -75,6 +73,8 @@ _loaded: dict[str, ctypes.CDLL | None] = {}
 
 def library(build: bool = True) -> ctypes.CDLL | None:
     """The compiled kernels; None if there is no compiler, or they have not been built and ``build`` is not set."""
+    if has_no_compiler():
+        return None
     if "kernels" not in _loaded:
         path = _path()
         if not path.exists():
