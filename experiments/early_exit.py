@@ -1,17 +1,19 @@
 """Early exit of the CIFAR-10 ResNet-20: accuracy against the mean exit step, thresholds chosen on validation images.
 
-    python experiments/early_exit.py --data PATH/TO/CIFAR [--pet runs/cifar10-resnet20-pet-short/snn.spikezip]
+    python experiments/early_exit.py --data PATH/TO/CIFAR [--trained]
 
-Training-free at 8 levels (pulse, even release) and (``--pet``) a fine-tuned network. Each is run once without early
-exit on the 5,000 validation images (held out of the training set here; the published network was trained on them) and
-on the test images; logits at every step are kept in runs/early-exit. Thresholds are chosen on validation images alone.
-A part of the test images is then run with the rule chosen, engine and all, to see that it leaves at the same steps and
-what that saves. Writes experiments/results/early-exit.json and the figure beside it.
+Training-free at 8 levels (pulse, even release) and (``--trained``) those networks that `spikezip train` made in runs/
+of the recipes in experiments/recipes. A network whose row is in the file already is not run again. Each is run once
+without early exit on the 5,000 validation images (held out of the training set here; the published network was trained
+on them) and on the test images; logits at every step are kept in runs/early-exit. Thresholds are chosen on validation
+images alone. A part of the test images is then run with the rule chosen, engine and all, to see that it leaves at the
+same steps and what that saves. Writes experiments/results/early-exit.json and the figure beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -34,6 +36,10 @@ SEED = 0
 CALIBRATION = 512
 STEPS = 20  # by which every image has settled
 KINDS = (Margin, Probability, Entropy)
+TRAINED = {  # the name of a recipe in experiments/recipes, and of its folder in runs/
+    "PET (one epoch), even:8": "cifar10-resnet20-pet-short",
+    "trained for t = 4, even:4": "cifar10-resnet20-t4-ms",
+}
 LOST = (0.0, 0.005, 0.01)  # accuracy that may be lost on validation images
 
 
@@ -42,24 +48,27 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
     parser.add_argument("--limit", type=int, help="only the first so many test images")
     parser.add_argument("--timed", type=int, default=512, help="test images that are run again with the rule")
-    parser.add_argument("--pet", type=Path, help="bundle of the fine-tuned network")
+    parser.add_argument("--trained", action="store_true", help="the fine-tuned networks in runs/ too")
     parser.add_argument("--out", type=Path, default=RESULTS / "early-exit.json")
-    parser.add_argument("--again", action="store_true", help="run what is kept already too")
+    parser.add_argument("--again", action="store_true", help="run what is in the file or kept already too")
     options = parser.parse_args()
     torch.manual_seed(SEED)
     source = resolve("spikezip:resnet20", weights="pretrained", root=options.data)
     data = open_data("cifar10", options.data, mean=source.mean, std=source.std)
-    networks = []
-    for name, make in made(source, data, options.pet).items():
+    there = json.loads(options.out.read_text())["networks"] if options.out.exists() else []
+    networks = {network["name"]: network for network in there}
+    for name, make in made(source, data, options.trained).items():
+        if name in networks and not options.again:
+            continue
         snn = make()
         runs = {split: kept(name, snn, data, split, options.limit, options.again) for split in ("val", "test")}
-        networks.append(one(name, snn, runs, data, options.timed))
-        text = json.dumps({"experiment": "early-exit", **provenance(SEED), "networks": networks}, indent=1)
-        options.out.write_text(text + "\n")
-    draw(networks, options.out.with_suffix(".svg"))
+        networks[name] = one(name, snn, runs, data, options.timed)
+        document = {"experiment": "early-exit", **provenance(SEED), "networks": list(networks.values())}
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    draw(list(networks.values()), options.out.with_suffix(".svg"))
 
 
-def made(source: ModelSource, data: ImageData, pet: Path | None) -> dict[str, Callable[[], spikezip.SNN]]:
+def made(source: ModelSource, data: ImageData, trained: bool) -> dict[str, Callable[[], spikezip.SNN]]:
     """Name of each network and how it is made."""
     real = data.calibration(CALIBRATION, SEED)
 
@@ -69,8 +78,9 @@ def made(source: ModelSource, data: ImageData, pet: Path | None) -> dict[str, Ca
         )
 
     networks = {f"training-free, {encoding}": converted(encoding) for encoding in ("pulse", "even:8")}
-    if pet is not None:
-        networks["PET (one epoch), even:8"] = lambda: spikezip.load(pet)
+    if trained:
+        bundles = {name: Path("runs") / run / "snn.spikezip" for name, run in TRAINED.items()}
+        networks |= {name: functools.partial(spikezip.load, path) for name, path in bundles.items() if path.exists()}
     return networks
 
 
