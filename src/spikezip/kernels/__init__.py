@@ -6,7 +6,7 @@ from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
 from spikezip.kernels.scan import Scan, scan
 from spikezip.kernels.synapse import Synapse, pack
-from spikezip.kernels.threads import threads
+from spikezip.kernels.threads import share_out, threads
 
 __all__ = [
     "Rows",
@@ -20,6 +20,7 @@ __all__ = [
     "no_compiler",
     "pack",
     "scan",
+    "share_out",
     "threads",
     "torch_alone",
     "tracers",

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,28 +70,30 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
 
 
 _loaded: dict[str, ctypes.CDLL | None] = {}
+_loading = threading.Lock()  # who comes second finds what the first has compiled
 
 
 def library(build: bool = True) -> ctypes.CDLL | None:
     """The compiled kernels; None if there is no compiler, or they have not been built and ``build`` is not set."""
     if has_no_compiler():
         return None
-    if "kernels" not in _loaded:
-        path = _path()
-        if not path.exists():
-            if not build:
-                return None
-            problem = _compile(path)
-            if problem:
-                warnings.warn(
-                    f"{problem} Neurons run in torch instead: the same spikes, more slowly.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                _loaded["kernels"] = None
-                return None
-        _loaded["kernels"] = _load(path)
-    return _loaded["kernels"]
+    with _loading:
+        if "kernels" not in _loaded:
+            path = _path()
+            if not path.exists():
+                if not build:
+                    return None
+                problem = _compile(path)
+                if problem:
+                    warnings.warn(
+                        f"{problem} Neurons run in torch instead: the same spikes, more slowly.",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    _loaded["kernels"] = None
+                    return None
+            _loaded["kernels"] = _load(path)
+        return _loaded["kernels"]
 
 
 def _load(path: Path) -> ctypes.CDLL:

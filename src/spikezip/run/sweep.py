@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, full_precision, gather, tracers
+from spikezip.kernels import Rows, full_precision, gather, share_out, tracers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -52,7 +53,8 @@ def sweep(
             computed is not kept.
         block: time steps per block; 32, or with a confidence rule 8, if not given.
         chunk: images taken together; if not given, few (64 rows of an image at a step: 4 images for 16 steps), so that
-            values stay in a processor's cache and memory small, or as many (2,048 rows) as keep a GPU busy.
+            values stay in a processor's cache and memory small, or as many (2,048 rows) as keep a GPU busy. On a
+            processor each of torch's threads has a chunk of its own (without ``observe``, which is told one by one).
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -62,16 +64,22 @@ def sweep(
     """
     so_far = _Results(snn, plan_of(snn), inputs, steps, state, early_exit)
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
-    rows = _ROWS if inputs[0].device.type == "cpu" else _ROWS_OF_GPU
-    chunk = chunk or max(1, rows // min(block, steps))
-    images = inputs[0].shape[0]
-    for first in range(0, images, chunk):
-        so_far.add(torch.arange(first, min(first + chunk, images)), stop, observe, block)
+    images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
+    if chunk is None:
+        chunk = max(1, (_ROWS if on_cpu else _ROWS_OF_GPU) // min(block, steps))
+        if on_cpu and observe is None:
+            chunk = min(chunk, -(-images // torch.get_num_threads()))
+    chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
+    if on_cpu and observe is None:
+        share_out(lambda some: so_far.add(some, stop, None, block), chunks)
+    else:
+        for some in chunks:
+            so_far.add(some, stop, observe, block)
     return so_far.run(stop)
 
 
 class _Results:
-    """What a run has found so far; chunks of images are added one after the other."""
+    """What a run has found so far; chunks of images are added in any order, by any thread."""
 
     def __init__(
         self,
@@ -94,6 +102,7 @@ class _Results:
         self.negative = {name: torch.zeros_like(counts) for name, counts in self.spikes.items()}
         self.outputs: list[Tensor] = []
         self.done = 0
+        self.lock = threading.Lock()  # of what all images share: who makes the tensors, and how far anyone came
 
     def add(self, chunk: Tensor, stop: bool, observe: Observer | None, block: int) -> None:
         """Run some images to their end."""
@@ -126,7 +135,8 @@ class _Results:
             self.settled_at[running[first]] = (done + rest)[first]
             self.exited_at[running[left]] = (done + leave)[left]
             done = times[-1]
-            self.done = max(self.done, done)
+            with self.lock:
+                self.done = max(self.done, done)
             running = running[~(left | ended if stop else left)]
 
     def _count(self, part: Block, span: slice, running: Tensor, leave: Tensor) -> None:
@@ -162,13 +172,14 @@ class _Results:
         return some
 
     def _store(self, name: str, running: Tensor, last: Tensor) -> None:
-        if name not in self.tracers:
-            self.tracers[name] = last.new_empty((self.images, *last.shape[1:]))
+        with self.lock:
+            if name not in self.tracers:
+                self.tracers[name] = last.new_empty((self.images, *last.shape[1:]))
         self.tracers[name][running.to(last.device)] = last
 
     def _write(self, results: list[Tensor], span: slice, running: Tensor, leave: Tensor) -> None:
-        if not self.outputs:
-            self.outputs = [r.new_empty((self.steps, self.images, *r.shape[2:])) for r in results]
+        with self.lock:
+            self.outputs = self.outputs or [r.new_empty((self.steps, self.images, *r.shape[2:])) for r in results]
         steps = torch.arange(span.stop - span.start).unsqueeze(1)
         early = bool((leave <= steps[-1]).any())
         for whole, result in zip(self.outputs, results, strict=True):
