@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/cpu.py sweep      # the sweep over all axes
     OMP_NUM_THREADS=1 python benchmarks/cpu.py events     # with and without the event-driven kernel
     OMP_NUM_THREADS=1 python benchmarks/cpu.py others     # a transformer to its end; a machine without compiler
+    python benchmarks/cpu.py threads                      # with one thread and with more
 
 Each writes experiments/results/speed-NAME.json; ``rivals`` and ``sweep`` also one figure per network beside it. Results
 of different processors stand side by side there: a run replaces those of its own processor. ``--part 0`` runs the
@@ -46,6 +47,7 @@ class Part:
 
 
 GAIN = bench.Effort(("sweep", "dense sweep"), rounds=3, slow_rounds=3)
+BATCHES = bench.Axes((16,), batch=(32, 8, 1))
 TO_THE_END = 64  #: steps that every image settles in
 
 SUITES: dict[str, tuple[Part, ...]] = {
@@ -81,6 +83,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
             bench.Effort(("sweep", "no compiler", "torch alone"), rounds=3, slow_rounds=3),
         ),
     ),
+    "threads": tuple(Part("resnet18", BATCHES, bench.Effort(("sweep",), threads=threads)) for threads in (1, 2)),
 }
 
 
@@ -125,7 +128,7 @@ def main() -> None:
 def _what(run: dict[str, Any]) -> tuple[object, ...]:
     """What a run measured, and on which processor."""
     base = run["settings"][0]
-    return run["processor"], run["model"], run["weight_bits"], base["batch"], base["active"]
+    return run["processor"], run["model"], run["weight_bits"], base["batch"], base["active"], run["threads"]
 
 
 if __name__ == "__main__":

@@ -378,6 +378,22 @@ def _others(runs: list[dict[str, Any]]) -> str:
     return table(["network", "batch", "way", "steps run", "ANN forwards", "a step"], rows)
 
 
+def threads(result: dict[str, Any]) -> str:
+    """Whole runs with one thread and with more: in ANN forwards of as many threads, and against one thread."""
+    return _each_processor(result, _threads)
+
+
+def _threads(runs: list[dict[str, Any]]) -> str:
+    one = {s["batch"]: s["rows"][0]["seconds"] for run in runs if run["threads"] == 1 for s in run["settings"]}
+    rows = []
+    for run in sorted(runs, key=lambda run: run["threads"]):
+        for setting in run["settings"]:
+            row, batch = setting["rows"][0], setting["batch"]
+            faster = f"{one[batch] / row['seconds']:.2f} x" if batch in one else "–"
+            rows.append([run["model"], str(run["threads"]), str(batch), str(row["steps"]), _times(row), faster])
+    return table(["network", "threads", "batch", "T", "ANN forwards", "faster than one thread"], rows)
+
+
 def training(result: dict[str, Any]) -> str:
     """A training step, in steps of the plain ANN."""
     rows = []
@@ -507,6 +523,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed-sweep": sweeps,
     "speed-others": others,
     "speed-events": gains,
+    "speed-threads": threads,
     "speed-training": training,
 }
 
