@@ -6,9 +6,10 @@ from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
 from spikezip.kernels.scan import Scan, scan
 from spikezip.kernels.synapse import Synapse, pack
-from spikezip.kernels.threads import share_out, threads
+from spikezip.kernels.threads import MOST_WORKERS, share_out, threads
 
 __all__ = [
+    "MOST_WORKERS",
     "Rows",
     "Scan",
     "Sum",

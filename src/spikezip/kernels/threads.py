@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+#: Workers at most: Python lets one thread at a time in, and takes about a twentieth of what a worker does.
+MOST_WORKERS = 16
 
 
 @contextmanager
@@ -25,12 +27,12 @@ def threads(count: int) -> Iterator[None]:
 
 
 def share_out(work: Callable[[T], None], tasks: list[T]) -> None:
-    """Do ``work`` for every task, on as many of torch's threads as there are tasks; each has its share of the others.
+    """Do ``work`` for every task, several at once: as many as torch has threads (16 at most), each with its share of them.
 
     Operations between whose threads little is to be divided gain from that, and code that has but one thread.
     """
     count = torch.get_num_threads()
-    workers = min(count, len(tasks))
+    workers = min(count, len(tasks), MOST_WORKERS)
     if workers < 2:
         for task in tasks:
             work(task)

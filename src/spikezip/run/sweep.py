@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, full_precision, gather, share_out, tracers
+from spikezip.kernels import MOST_WORKERS, Rows, full_precision, gather, share_out, tracers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -68,7 +68,7 @@ def sweep(
     if chunk is None:
         chunk = max(1, (_ROWS if on_cpu else _ROWS_OF_GPU) // min(block, steps))
         if on_cpu and observe is None:
-            chunk = min(chunk, -(-images // torch.get_num_threads()))
+            chunk = min(chunk, -(-images // min(torch.get_num_threads(), MOST_WORKERS)))
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
     if on_cpu and observe is None:
         share_out(lambda some: so_far.add(some, stop, None, block), chunks)
