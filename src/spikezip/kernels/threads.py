@@ -27,9 +27,9 @@ def threads(count: int) -> Iterator[None]:
 
 
 def share_out(work: Callable[[T], None], tasks: list[T]) -> None:
-    """Do ``work`` for every task, several at once: as many as torch has threads (16 at most), each with its share of them.
+    """Do ``work`` for every task, several tasks at once, each with its share of torch's threads.
 
-    Operations between whose threads little is to be divided gain from that, and code that has but one thread.
+    Code that has but one thread gains from that, and so do operations that are too small to be divided.
     """
     count = torch.get_num_threads()
     workers = min(count, len(tasks), MOST_WORKERS)
