@@ -37,13 +37,14 @@ def share_out(work: Callable[[T], None], tasks: list[T]) -> None:
         for task in tasks:
             work(task)
         return
-    grad = torch.is_grad_enabled()
+    share, grad = count // workers, torch.is_grad_enabled()
 
     def alike(task: T) -> None:
         with torch.set_grad_enabled(grad):  # new threads begin with gradients
             work(task)
 
-    with threads(count // workers), ThreadPoolExecutor(workers) as pool:
+    # Each thread has a number of its own; the libraries below torch's operations would begin with all.
+    with threads(share), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
         begun = [pool.submit(copy_context().run, alike, task) for task in tasks]
         try:
             for each in begun:
