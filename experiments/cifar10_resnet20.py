@@ -33,6 +33,7 @@ TRAINED = {  # the name of a recipe in experiments/recipes, and of its folder in
     "PET (one epoch), 8 levels, even:8": "cifar10-resnet20-pet-short",
     "trajectory for t=2 (8 epochs), 3 levels, even:2": "cifar10-resnet20-t2",
     "trajectory for t=2 (3 epochs), MS blocks, 3 levels, even:2": "cifar10-resnet20-t2-ms",
+    "trajectory for t=2 (12 epochs), MS blocks, 3 levels, even:2": "cifar10-resnet20-t2-ms-on",
     "trajectory for t=4 (1 epoch), 5 levels, even:4": "cifar10-resnet20-t4",
     "trajectory for t=4 (4 epochs), MS blocks, 5 levels, even:4": "cifar10-resnet20-t4-ms",
 }

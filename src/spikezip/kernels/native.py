@@ -248,7 +248,7 @@ def _repeated(values: Tensor | float | None, period: int, dtype: torch.dtype) ->
         return None
     if not isinstance(values, Tensor):
         return torch.full((period,), values, dtype=dtype)
-    return values.to(dtype).repeat(period // values.numel())
+    return values.to(dtype).expand(period // values.numel(), -1).reshape(-1)
 
 
 def _address(tensor: Tensor | None) -> int | None:
