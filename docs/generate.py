@@ -450,7 +450,8 @@ def early_exit(result: dict[str, Any]) -> str:
         timed.append([net["name"], str(run["images"]), f"{run['threshold']:.5f}", same, *seconds])
     ends = ["network", "images", "margin", "same exit steps", "s, until settled", "s, early exit"]
     told = "\nRun again with the rule in the engine (single runs on a shared machine):\n\n"
-    return table(head, rows) + told + table(ends, timed) + provenance(result)
+    commits = ", ".join(f"{net['name']}: {net['commit']}" for net in result["networks"])
+    return table(head, rows) + told + table(ends, timed) + f"\n*Commits: {commits}.*\n" + provenance(result)
 
 
 IN_README: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {

@@ -10,18 +10,19 @@ it. Rows that are in the file are kept, not run again (``--again`` runs what can
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from bundles import trained
 
 import spikezip
 from spikezip.data import ImageData, open_data
 from spikezip.measure import count
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
+from spikezip.report.style import series_style
 from spikezip.spike import parse_encoding
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,7 +30,7 @@ SEED = 0
 CALIBRATION = 512
 STEPS = 32
 COUNTED = 64  #: images that synaptic operations are counted on
-TRAINED = {  # the name of a recipe in experiments/recipes, and of its folder in runs/
+TRAINED = {  # recipes in experiments/recipes
     "PET (one epoch), 8 levels, even:8": "cifar10-resnet20-pet-short",
     "trajectory for t=2 (8 epochs), 3 levels, even:2": "cifar10-resnet20-t2",
     "trajectory for t=2 (3 epochs), MS blocks, 3 levels, even:2": "cifar10-resnet20-t2-ms",
@@ -69,7 +70,7 @@ def main() -> None:
     draw(list(kept.values()), options.out.with_suffix(".svg"))
 
 
-def networks(source: ModelSource, data: ImageData, trained: bool) -> dict[str, Any]:
+def networks(source: ModelSource, data: ImageData, with_trained: bool) -> dict[str, Any]:
     """Name of each run and how its SNN is made."""
 
     def converted(levels: int, encoding: str) -> Any:
@@ -82,10 +83,7 @@ def networks(source: ModelSource, data: ImageData, trained: bool) -> dict[str, A
         f"training-free, {levels} levels, {encoding}": converted(levels, encoding)
         for levels, encoding in ((8, "pulse"), (8, "even:8"), (16, "pulse"))
     }
-    if trained:
-        bundles = {name: Path("runs") / run / "snn.spikezip" for name, run in TRAINED.items()}
-        made |= {name: functools.partial(spikezip.load, path) for name, path in bundles.items() if path.exists()}
-    return made
+    return made | (trained(TRAINED) if with_trained else {})
 
 
 def one(
@@ -145,14 +143,12 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against time of all runs, as SVG and PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    colours = ["#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7"]
-    for run, colour in zip(runs, colours, strict=False):
+    for number, run in enumerate(runs):
         steps = range(1, len(run["snn"]) + 1)
-        axes.plot(
-            steps, [100 * a for a in run["snn"]], color=colour, label=f"{run['name']} (QANN {100 * run['qann']:.2f})"
-        )
+        look = series_style(number) | {"marker": None}
+        axes.plot(steps, [100 * a for a in run["snn"]], **look, label=f"{run['name']} (QANN {100 * run['qann']:.2f})")
     axes.axhline(100 * runs[0]["ann"], color="#666666", linewidth=1, linestyle=":")
     axes.annotate(
         f"ANN {100 * runs[0]['ann']:.2f}", (len(runs[0]["snn"]), 100 * runs[0]["ann"]), ha="right", va="bottom"

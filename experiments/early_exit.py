@@ -13,7 +13,6 @@ same steps and what that saves. Writes experiments/results/early-exit.json and t
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bundles import trained
 
 import spikezip
 from spikezip.data import ImageData, open_data
@@ -36,7 +36,7 @@ SEED = 0
 CALIBRATION = 512
 STEPS = 20  # by which every image has settled
 KINDS = (Margin, Probability, Entropy)
-TRAINED = {  # the name of a recipe in experiments/recipes, and of its folder in runs/
+TRAINED = {  # recipes in experiments/recipes
     "PET (one epoch), even:8": "cifar10-resnet20-pet-short",
     "trained for t = 4, even:4": "cifar10-resnet20-t4-ms",
 }
@@ -62,13 +62,14 @@ def main() -> None:
             continue
         snn = make()
         runs = {split: kept(name, snn, data, split, options.limit, options.again) for split in ("val", "test")}
-        networks[name] = one(name, snn, runs, data, options.timed)
-        document = {"experiment": "early-exit", **provenance(SEED), "networks": list(networks.values())}
+        about = provenance(SEED)
+        networks[name] = one(name, snn, runs, data, options.timed) | {"commit": about["commit"]}
+        document = {"experiment": "early-exit", **about, "networks": list(networks.values())}
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     draw(list(networks.values()), options.out.with_suffix(".svg"))
 
 
-def made(source: ModelSource, data: ImageData, trained: bool) -> dict[str, Callable[[], spikezip.SNN]]:
+def made(source: ModelSource, data: ImageData, with_trained: bool) -> dict[str, Callable[[], spikezip.SNN]]:
     """Name of each network and how it is made."""
     real = data.calibration(CALIBRATION, SEED)
 
@@ -78,10 +79,7 @@ def made(source: ModelSource, data: ImageData, trained: bool) -> dict[str, Calla
         )
 
     networks = {f"training-free, {encoding}": converted(encoding) for encoding in ("pulse", "even:8")}
-    if trained:
-        bundles = {name: Path("runs") / run / "snn.spikezip" for name, run in TRAINED.items()}
-        networks |= {name: functools.partial(spikezip.load, path) for name, path in bundles.items() if path.exists()}
-    return networks
+    return networks | (trained(TRAINED) if with_trained else {})
 
 
 def kept(name: str, snn: spikezip.SNN, data: ImageData, split: str, limit: int | None, again: bool) -> Run:
