@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from spikezip.kernels import no_compiler, share_out, threads
+from spikezip.kernels import no_compiler, share_out, threads, workers
 from spikezip.kernels.alone import has_no_compiler
 
 
@@ -21,7 +21,7 @@ def test_every_task_is_done_in_the_callers_context():
         seen[task] = (torch.is_grad_enabled(), has_no_compiler(), torch.get_num_threads())
 
     with threads(5), no_compiler(), torch.no_grad():
-        share_out(work, [0, 1])
+        share_out(work, [0, 1], workers())
         assert torch.get_num_threads() == 5
     assert seen == {0: (False, True, 2), 1: (False, True, 2)}
 
@@ -29,7 +29,7 @@ def test_every_task_is_done_in_the_callers_context():
 def test_one_thread_works_here():
     seen = []
     with threads(1):
-        share_out(lambda task: seen.append((task, threading.current_thread())), [1, 2])
+        share_out(lambda task: seen.append((task, threading.current_thread())), [1, 2], workers())
     assert seen == [(1, threading.current_thread()), (2, threading.current_thread())]
 
 
@@ -42,5 +42,5 @@ def test_what_goes_wrong_is_heard_and_ends_it():
         raise ValueError(f"task {task}")
 
     with threads(2), pytest.raises(ValueError, match="task 0"):
-        share_out(work, list(range(100)))
+        share_out(work, list(range(100)), workers())
     assert len(begun) < 50

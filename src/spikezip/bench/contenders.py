@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,37 +53,29 @@ def _jelly_node(neuron: STBIF, mode: str) -> Layer:
     return node.eval()
 
 
-def _torch_alone(case: Case, steps: int) -> Tensor:
-    with torch_alone():
-        return sweep(case.snn, (case.images,), steps).logits
+def _sweep(case: Case, steps: int) -> Tensor:
+    return sweep(case.snn, (case.images,), steps).logits
 
 
-def _no_compiler(case: Case, steps: int) -> Tensor:
-    with no_compiler():
-        return sweep(case.snn, (case.images,), steps).logits
+def _without(switch: Callable[[], AbstractContextManager[None]]) -> Callable[[Case, int], Tensor]:
+    def run(case: Case, steps: int) -> Tensor:
+        with switch():
+            return _sweep(case, steps)
 
-
-def _dense(case: Case, steps: int) -> Tensor:
-    with dense_synapses():
-        return sweep(case.snn, (case.images,), steps).logits
+    return run
 
 
 CONTENDERS: dict[str, Contender] = {
-    "sweep": Contender(
-        lambda c, steps: sweep(c.snn, (c.images,), steps).logits,
-        "this library's default: layer by layer, on what changes",
-        fast=True,
-    ),
+    "sweep": Contender(_sweep, "this library's default: layer by layer, on what changes", fast=True),
     "torch alone": Contender(
-        _torch_alone,
-        "the same sweep without compiled kernels and without 8-bit operations",
+        _without(torch_alone), "the same sweep without compiled kernels and without 8-bit operations"
     ),
-    "no compiler": Contender(_no_compiler, "the same sweep as on a machine without a compiler"),
+    "no compiler": Contender(_without(no_compiler), "the same sweep as on a machine without a compiler"),
     "reference": Contender(
         lambda c, steps: reference(c.snn, (c.images,), steps).logits,
         "this library's step by step form, the one everything else is compared with",
     ),
-    "dense sweep": Contender(_dense, "the same sweep without the event-driven kernel"),
+    "dense sweep": Contender(_without(dense_synapses), "the same sweep without the event-driven kernel"),
     "plain loop": Contender(
         lambda c, steps: StepLoop(c.snn).outputs(c.images, steps),
         "SpikeZIP-TF's loop restated: membranes, one operation a step, in plain torch",

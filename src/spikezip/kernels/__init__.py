@@ -6,10 +6,9 @@ from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
 from spikezip.kernels.scan import Scan, scan
 from spikezip.kernels.synapse import Synapse, pack
-from spikezip.kernels.threads import MOST_WORKERS, share_out, threads
+from spikezip.kernels.threads import share_out, threads, workers
 
 __all__ = [
-    "MOST_WORKERS",
     "Rows",
     "Scan",
     "Sum",
@@ -26,4 +25,5 @@ __all__ = [
     "torch_alone",
     "tracers",
     "union",
+    "workers",
 ]

@@ -140,8 +140,8 @@ std::vector<Segment> segments_of(const Shape &s, int64_t part) {
     const int64_t pixels = parts > 1 ? 1 : std::max<int64_t>(1, std::min(s.kernel_wide, FAST / (s.channels * BLOCK)));
     for (int64_t line = 0; line < s.kernel_high; line++)
         for (int64_t left = 0; left < s.kernel_wide; left += pixels)
-            for (int64_t part = 0; part < parts; part++)
-                found.push_back({line, left, std::min(left + pixels, s.kernel_wide), part});
+            for (int64_t which = 0; which < parts; which++)
+                found.push_back({line, left, std::min(left + pixels, s.kernel_wide), which});
     return found;
 }
 

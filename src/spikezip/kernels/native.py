@@ -78,22 +78,19 @@ def library(build: bool = True) -> ctypes.CDLL | None:
     if has_no_compiler():
         return None
     with _loading:
-        if "kernels" not in _loaded:
-            path = _path()
-            if not path.exists():
-                if not build:
-                    return None
-                problem = _compile(path)
-                if problem:
-                    warnings.warn(
-                        f"{problem} Neurons run in torch instead: the same spikes, more slowly.",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-                    _loaded["kernels"] = None
-                    return None
-            _loaded["kernels"] = _load(path)
-        return _loaded["kernels"]
+        if "kernels" not in _loaded and (build or _path().exists()):
+            _loaded["kernels"] = _open(_path())
+        return _loaded.get("kernels")
+
+
+def _open(path: Path) -> ctypes.CDLL | None:
+    problem = None if path.exists() else _compile(path)
+    if problem is None:
+        return _load(path)
+    warnings.warn(
+        f"{problem} Neurons run in torch instead: the same spikes, more slowly.", RuntimeWarning, stacklevel=3
+    )
+    return None
 
 
 def _load(path: Path) -> ctypes.CDLL:

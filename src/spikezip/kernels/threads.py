@@ -11,8 +11,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-#: Workers at most: Python lets one thread at a time in, and takes about a twentieth of what a worker does.
-MOST_WORKERS = 16
+_MOST = 16  #: workers: Python lets one thread at a time in, and takes about a twentieth of what a worker does
 
 
 @contextmanager
@@ -26,25 +25,29 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def share_out(work: Callable[[T], None], tasks: list[T]) -> None:
-    """Do ``work`` for every task, several tasks at once, each with its share of torch's threads.
+def workers() -> int:
+    """How many tasks are best done at once: as many as torch has threads, up to a limit."""
+    return min(torch.get_num_threads(), _MOST)
+
+
+def share_out(work: Callable[[T], None], tasks: list[T], at_once: int) -> None:
+    """Do ``work`` for every task, so many of them at once, each with its share of torch's threads.
 
     Code that has but one thread gains from that, and so do operations that are too small to be divided.
     """
-    count = torch.get_num_threads()
-    workers = min(count, len(tasks), MOST_WORKERS)
-    if workers < 2:
+    at_once = min(at_once, len(tasks))
+    if at_once < 2:
         for task in tasks:
             work(task)
         return
-    share, grad = count // workers, torch.is_grad_enabled()
+    share, grad = max(1, torch.get_num_threads() // at_once), torch.is_grad_enabled()
 
     def alike(task: T) -> None:
         with torch.set_grad_enabled(grad):  # new threads begin with gradients
             work(task)
 
     # Each thread has a number of its own; the libraries below torch's operations would begin with all.
-    with threads(share), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+    with threads(share), ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
         begun = [pool.submit(copy_context().run, alike, task) for task in tasks]
         try:
             for each in begun:

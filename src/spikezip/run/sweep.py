@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import MOST_WORKERS, Rows, full_precision, gather, share_out, tracers
+from spikezip.kernels import Rows, full_precision, gather, share_out, tracers, workers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -65,16 +65,11 @@ def sweep(
     so_far = _Results(snn, plan_of(snn), inputs, steps, state, early_exit)
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
-    if chunk is None:
-        chunk = max(1, (_ROWS if on_cpu else _ROWS_OF_GPU) // min(block, steps))
-        if on_cpu and observe is None:
-            chunk = min(chunk, -(-images // min(torch.get_num_threads(), MOST_WORKERS)))
+    at_once = workers() if on_cpu and observe is None else 1
+    rows = _ROWS if on_cpu else _ROWS_OF_GPU
+    chunk = chunk or max(1, min(rows // min(block, steps), -(-images // at_once)))
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
-    if on_cpu and observe is None:
-        share_out(lambda some: so_far.add(some, stop, None, block), chunks)
-    else:
-        for some in chunks:
-            so_far.add(some, stop, observe, block)
+    share_out(lambda some: so_far.add(some, stop, observe, block), chunks, at_once)
     return so_far.run(stop)
 
 
