@@ -56,6 +56,7 @@ class STBIF(nn.Module):
         levels: limits of the tracer, those of the quantizer.
         threshold: theta > 0, the quantizer's scale.
         slew: levels per step; 1 is the paper's ternary spike, larger ones are graded spikes.
+        initial: the code at which every tracer of the layer starts, ``S_0``.
 
     >>> neuron = STBIF(Levels(0, 3), torch.tensor(1.0))
     >>> tracer = torch.zeros(1)
@@ -69,12 +70,15 @@ class STBIF(nn.Module):
 
     threshold: Tensor
 
-    def __init__(self, levels: Levels, threshold: Tensor, slew: int = 1):
+    def __init__(self, levels: Levels, threshold: Tensor, slew: int = 1, initial: int = 0):
         super().__init__()
         if isinstance(slew, bool) or not isinstance(slew, int) or slew < 1:
             raise StageError(f"slew={slew!r}: a neuron moves a whole number of levels a step, at least 1.")
+        if isinstance(initial, bool) or not isinstance(initial, int) or not levels.lowest <= initial <= levels.highest:
+            raise StageError(f"initial={initial!r}: a tracer starts at one of its codes, {levels}.")
         self.levels = levels
         self.slew = slew
+        self.initial = initial
         self.register_buffer("threshold", threshold.detach().clone())
 
     def target(self, drive: Tensor) -> Tensor:
@@ -90,4 +94,14 @@ class STBIF(nn.Module):
         return -(-self.levels.range // self.slew)
 
     def extra_repr(self) -> str:
-        return f"{self.levels.lowest}..{self.levels.highest}, theta={float(self.threshold):.4g}, slew={self.slew}"
+        said = f"{self.levels.lowest}..{self.levels.highest}, theta={float(self.threshold):.4g}, slew={self.slew}"
+        return f"{said}, initial={self.initial}" if self.initial else said
+
+
+def starting_code(levels: Levels, code: int) -> int:
+    """Where the tracers of a layer start, if those of the network start at ``code``: 0 where codes may be negative.
+
+    >>> [starting_code(levels, 2) for levels in (Levels(0, 7), Levels(0, 1), Levels(-4, 3))]
+    [2, 1, 0]
+    """
+    return 0 if levels.lowest < 0 else min(code, levels.highest)

@@ -15,7 +15,7 @@ from spikezip.morph.fold import refuse_live
 from spikezip.quantize.place import Carriers, needs_neuron
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Encoding, Pulse, parse_encoding
-from spikezip.spike.neuron import STBIF
+from spikezip.spike.neuron import STBIF, starting_code
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def spike(
     *,
     bias_encoding: Encoding | None = None,
     slew: int = 1,
+    initial_code: int | None = None,
 ) -> SpikingNetwork:
     """Turn every quantizer into a layer of ST-BIF neurons.
 
@@ -86,6 +87,9 @@ def spike(
         bias_encoding: how biases are; if not given, as was learned (:class:`~spikezip.train.Trajectory`), or as the
             input.
         slew: levels a neuron may move per step (1: the paper's ternary spikes).
+        initial_code: where tracers start, in layers without negative codes. What they then stand for is a constant,
+            held by the membranes that read it from the start; only what leaves it is sent. If not given, as was
+            trained (:class:`~spikezip.train.Trajectory`), or 0, the paper's.
 
     Returns:
         The SNN; the QANN is not changed.
@@ -97,8 +101,12 @@ def spike(
     network.expect(qann, Stage.QANN, "spike")
     check_qann(qann)
     graph = network.fork(qann)
+    code = network.note(qann, "initial_code", 0) if initial_code is None else initial_code
+    if isinstance(code, bool) or not isinstance(code, int) or code < 0:
+        raise StageError(f"initial_code={code!r}: tracers start at a whole number, 0 or more.")
     for node, quantizer in list(network.modules_of(graph, Quantizer)):
-        graph.set_submodule(str(node.target), STBIF(quantizer.levels, quantizer.scale, slew))
+        initial = starting_code(quantizer.levels, code)
+        graph.set_submodule(str(node.target), STBIF(quantizer.levels, quantizer.scale, slew, initial))
     network.remark(graph, stage=Stage.SNN)
     graph.eval().requires_grad_(False)
     learned = network.note(qann, "bias_shares")

@@ -29,7 +29,7 @@ from spikezip.train.folder import Folder
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone
 from spikezip.train.sums import Sums
-from spikezip.train.trajectory import BiasShares
+from spikezip.train.trajectory import BiasShares, Trajectory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -223,6 +223,8 @@ class _Run:
             shares = [encoding_text(m.encoding()) for m in self.plain.modules() if isinstance(m, BiasShares)]
             kind = type(self.plan.objective).__name__.lower()
             graph_network.remark(result, fine_tuning=kind)
+            if isinstance(self.plan.objective, Trajectory):
+                graph_network.remark(result, initial_code=self.plan.objective.initial_code)
             if shares or graph_network.note(result, "bias_shares"):
                 graph_network.remark(result, bias_shares=shares[0] if shares else None)
         return result.to(device)

@@ -177,6 +177,7 @@ class Recipe(_Part):
         execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
         steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
         bias_shares: ``encoding``, or ``learned``: when biases arrive is trained too (trajectory alone).
+        initial_code: where tracers start, 0 where not given (trajectory alone; see :func:`spikezip.spike`).
         settled: the weight of the QANN's own answer beside them.
         penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
@@ -200,6 +201,7 @@ class Recipe(_Part):
     execution: Literal["folded", "in-turn", "recompute"] = "folded"
     steps: list[Weight] | None = None
     bias_shares: Literal["encoding", "learned"] = "encoding"
+    initial_code: Annotated[int, Field(ge=0)] = 0
     settled: Weight = 0.0
     penalty: PenaltyPart = PenaltyPart()
     speq: SPEQPart = SPEQPart()
@@ -234,7 +236,7 @@ class Recipe(_Part):
     def _fits_its_stage(self) -> Recipe:
         of_pet, of_trajectory, of_speq = (
             {"paths", "scale", "execution"},
-            {"steps", "settled", "bias_shares", "penalty"},
+            {"steps", "settled", "bias_shares", "penalty", "initial_code"},
             {"speq"},
         )
         of_qann = {"levels", "calibration", "encoding", "morph", "start"}
@@ -307,7 +309,9 @@ class Recipe(_Part):
             weights = tuple(self.steps or ())
             encoding, learned = parse_encoding(self.encoding), self.bias_shares == "learned"
             penalty = Penalty(self.penalty.spikes, self.penalty.settling)
-            objective = Trajectory(weights, encoding, self.settled, criterion, teacher, learned, penalty)
+            objective = Trajectory(
+                weights, encoding, self.settled, criterion, teacher, learned, penalty, self.initial_code
+            )
         elif self.stage is Stage.SPEQ:
             part = self.speq
             soft = {"cosine": CosineLabels, "kl": TeacherLabels}[part.divergence](part.temperature)

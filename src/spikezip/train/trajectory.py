@@ -13,6 +13,7 @@ from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import gradient_scale
 from spikezip.spike.encoding import Encoding, Pulse, Shares
+from spikezip.spike.neuron import starting_code
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch, parted
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
@@ -27,6 +28,7 @@ def unroll(
     settled: bool = True,
     bias_shares: BiasShares | None = None,
     activity: bool = False,
+    initial_code: int = 0,
 ) -> fx.GraphModule:
     """The network whose outputs are those of the SNN at steps 1 to ``steps``, and of the QANN it settles on.
 
@@ -40,6 +42,7 @@ def unroll(
         settled: whether the QANN's own answer follows the steps.
         bias_shares: learned shares of the biases, for as many steps.
         activity: give what :class:`Activity` counts, summed over all layers, as a second output.
+        initial_code: where tracers start (see :func:`spikezip.spike`).
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[T + 1, B, ...]`` (``[T, ...]`` without ``settled``), the first step first.
@@ -55,7 +58,8 @@ def unroll(
     shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
 
     def read(quantizer: Any, dim: int) -> nn.Module:
-        return Tracker(quantizer.scale, quantizer.levels, steps, settled, dim)
+        initial = starting_code(quantizer.levels, initial_code)
+        return Tracker(quantizer.scale, quantizer.levels, steps, settled, dim, initial)
 
     unrolled = in_one_batch(qann, shares, read, bias_shares)
     return _with_activity(unrolled) if activity else unrolled
@@ -120,7 +124,7 @@ class Tracker(nn.Module):
 
     ::
 
-        S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -1, +1)        S_0 = 0        out_t = theta * S_t
+        S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -1, +1)        out_t = theta * S_t
 
     Where a tracer has arrived (``S_t = Q(U_t)``) the gradient is LSQ's; where it lags, ``S_t = S_{t-1} +- 1`` follows
     the step before, and so does the gradient.
@@ -131,29 +135,39 @@ class Tracker(nn.Module):
         steps: how many steps the batch holds, step after step.
         settled: whether the QANN's values, quantized alone, follow them.
         batch_dim: the dimension that holds the samples of all steps.
+        initial: ``S_0``.
 
     Shape: ``[(T + settled) * B, ...]`` to the same.
     """
 
-    def __init__(self, scale: nn.Parameter, levels: Levels, steps: int, settled: bool, batch_dim: int = 0):
+    def __init__(
+        self, scale: nn.Parameter, levels: Levels, steps: int, settled: bool, batch_dim: int = 0, initial: int = 0
+    ):
         super().__init__()
         self.scale = scale
         self.levels = levels
         self.steps = steps
         self.settled = settled
         self.batch_dim = batch_dim
+        self.initial = initial
 
     def forward(self, drive: Tensor) -> Tensor:
         rows = self.steps + self.settled
         unfolded = drive.unflatten(self.batch_dim, (rows, drive.shape[self.batch_dim] // rows))
         gain = gradient_scale(drive, max(self.levels.highest, -self.levels.lowest), self.batch_dim)
         out = _Track.apply(
-            unfolded.movedim(self.batch_dim, 0), self.scale, self.levels.lowest, self.levels.highest, self.steps, gain
+            unfolded.movedim(self.batch_dim, 0),
+            self.scale,
+            self.levels.lowest,
+            self.levels.highest,
+            self.steps,
+            self.initial,
+            gain,
         )
         return out.movedim(0, self.batch_dim).flatten(self.batch_dim, self.batch_dim + 1)  # type: ignore[union-attr]
 
     def extra_repr(self) -> str:
-        return f"{self.levels.lowest}..{self.levels.highest}, {self.steps} steps"
+        return f"{self.levels.lowest}..{self.levels.highest} from {self.initial}, {self.steps} steps"
 
 
 class Activity(nn.Module):
@@ -175,13 +189,14 @@ class Activity(nn.Module):
         self.scale = tracker.scale
         self.levels = tracker.levels
         self.steps, self.settled, self.batch_dim = tracker.steps, tracker.settled, tracker.batch_dim
+        self.initial = tracker.initial
 
     def forward(self, values: Tensor) -> Tensor:
         gain = gradient_scale(values, max(self.levels.highest, -self.levels.lowest), self.batch_dim)
         # The tracker's own gradient of the scale has this factor; the division's is to have it too.
         scale = self.scale.detach() + gain * (self.scale - self.scale.detach())
         codes = parted(values, self.steps + self.settled, self.batch_dim) / scale
-        spikes = codes[0].abs().sum() + (codes[1 : self.steps] - codes[: self.steps - 1]).abs().sum()
+        spikes = (codes[0] - self.initial).abs().sum() + (codes[1 : self.steps] - codes[: self.steps - 1]).abs().sum()
         left = (codes[self.steps - 1] - codes[self.steps]).abs().sum() if self.settled else torch.zeros_like(spikes)
         return torch.stack([spikes, left])
 
@@ -213,8 +228,8 @@ class _Track(torch.autograd.Function):
     """``[T (+ 1), B, ...]`` drives to the same of values, with the gradients of :class:`Tracker`."""
 
     @staticmethod
-    def forward(ctx, drive, scale, lowest, highest, steps, gain):  # type: ignore[override]
-        out = _follow(drive, scale, lowest, highest, steps)
+    def forward(ctx, drive, scale, lowest, highest, steps, initial, gain):  # type: ignore[override]
+        out = _follow(drive, scale, lowest, highest, steps, initial)
         ctx.save_for_backward(drive, scale, out)  # out is kept anyway, by the operation that reads it
         ctx.limits = lowest, highest, steps
         ctx.gain = gain
@@ -224,13 +239,13 @@ class _Track(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[override]
         drive, scale, out = ctx.saved_tensors
         through, per_scale = _hand_back(grad, drive, scale, out, *ctx.limits)
-        return through, per_scale.to(scale.dtype) * ctx.gain, None, None, None, None
+        return through, per_scale.to(scale.dtype) * ctx.gain, None, None, None, None, None
 
 
 @fused
-def _follow(drive: Tensor, scale: Tensor, lowest: int, highest: int, steps: int) -> Tensor:
+def _follow(drive: Tensor, scale: Tensor, lowest: int, highest: int, steps: int, initial: int) -> Tensor:
     goals = torch.clamp(torch.floor(drive / scale + 0.5), lowest, highest)
-    rows = [torch.clamp(goals[0], -1, 1)]
+    rows = [torch.clamp(goals[0], initial - 1, initial + 1)]
     for t in range(1, steps):
         rows.append(torch.maximum(torch.minimum(goals[t], rows[-1] + 1), rows[-1] - 1))
     rows += goals[steps:].unbind(0)
@@ -271,6 +286,7 @@ class Trajectory:
         learn_bias_shares: learn when biases arrive (:class:`BiasShares`); ``spike`` then releases them so, unless it
             is told otherwise.
         penalty: weights of spikes and of the way to equilibrium, added to the loss.
+        initial_code: where tracers start; ``spike`` then starts them there, unless it is told otherwise.
 
     Source: spikezip. Unrolling through time with straight-through gradients is surrogate-gradient training (Neftci et
     al., 2019); here the neuron is the converted one, so that what was trained is what settles on the QANN.
@@ -283,6 +299,7 @@ class Trajectory:
     teacher: nn.Module | None = None
     learn_bias_shares: bool = False
     penalty: Penalty = Penalty()
+    initial_code: int = 0
 
     def __post_init__(self):
         if not self.weights or any(not 0 <= w < float("inf") for w in (*self.weights, self.settled)):
@@ -300,6 +317,7 @@ class Trajectory:
             settled=settled,
             bias_shares=BiasShares(self.encoding, steps, settled) if self.learn_bias_shares else None,
             activity=bool(self.penalty),
+            initial_code=self.initial_code,
         )
         return beside(unrolled, self.teacher, self.criterion, readings=steps + settled, index=self._last - 1)
 
