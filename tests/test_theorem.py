@@ -136,6 +136,22 @@ def test_graded_tracker_of_slew_one_is_the_published_neuron(drive):
         assert tracer.item() == expected
 
 
+@pytest.mark.parametrize("encoding", [Pulse(), Even(2)])
+def test_from_the_middle_of_three_codes_all_is_settled_when_the_input_is_there(encoding):
+    """Codes 0..2 are one spike from 1, -1..1 from 0: with a pulse the SNN is its QANN at t = 1, and the bound says so."""
+    images = torch.randn(5, *Drawn.input_shape, generator=torch.Generator().manual_seed(0))
+    model = shuffle_statistics(Drawn(["residual", "pooling", "branches"], outputs=2, seed=1))
+    qann = quantize(morph(capture(model, images[:1])), 3, images)
+    assert {neuron.levels for _, neuron in spike(qann).layers} == {Levels(0, 2), Levels(-1, 1)}
+    snn = spike(qann, encoding, initial_code=1)
+    if encoding == Pulse():
+        assert snn.bound == 0
+        assert execute(snn, images, engine=Engine.REFERENCE).settled_at.tolist() == [1] * len(images)
+        assert spike(qann, encoding).bound > 0
+    else:
+        assert snn.bound > 0, "at t = 1 half of the input may have led a tracer away"
+
+
 def test_the_two_neurons_of_the_documentation():
     """docs/theorem.md, "By hand": every column of its table, from the published neuron."""
     theta, levels = Fraction(1), Levels(0, 3)
@@ -156,10 +172,10 @@ _HUGE = 1 << 20  #: more levels a step than any range: the QANN in one step
 
 
 def settles_on_the_qann(qann, images) -> None:
-    """For every way of releasing the input and every slew: the settled SNN's outputs are the QANN's, bit for bit."""
+    """For every release, slew and initial code: the settled SNN's outputs are the QANN's, bit for bit."""
     for encoding in (Pulse(), Even(3)):
-        for slew in (1, 2, _HUGE):
-            snn = spike(qann, encoding, slew=slew)
+        for slew, initial in ((1, 0), (1, 1), (2, 0), (_HUGE, 0)):
+            snn = spike(qann, encoding, slew=slew, initial_code=initial)
             expected = snn.qann(images)
             expected = expected if isinstance(expected, tuple) else (expected,)
             run = execute(snn, images, engine=Engine.REFERENCE)

@@ -33,6 +33,7 @@ def convert(
     encoding: Encoding = Pulse(),
     bias_encoding: Encoding | None = None,
     slew: int = 1,
+    initial_code: int = 0,
     correct_bias: bool | None = None,
 ) -> SNN:
     """Convert a trained network into an SNN without training.
@@ -48,6 +49,7 @@ def convert(
         encoding: how the input is released over time.
         bias_encoding: how biases are; as the input if not given.
         slew: levels a neuron may move per step.
+        initial_code: where tracers start, in layers without negative codes.
         correct_bias: shift biases so that every channel keeps its mean on the calibration data; None does so if the
             outputs are then nearer to the model's there.
 
@@ -68,7 +70,7 @@ def convert(
     qann = quantize(ann, levels, calibration, signed_levels=signed_levels, correct_bias=correct_bias)
     if weight_bits:
         qann = to_integer(qann, weight_bits)
-    return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew)
+    return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=initial_code)
 
 
 _morph = morph
@@ -80,9 +82,10 @@ def spike(
     *,
     bias_encoding: Encoding | None = None,
     slew: int = 1,
+    initial_code: int | None = None,
 ) -> SNN:
     """Turn every quantizer of a QANN into a layer of ST-BIF neurons (see :func:`spikezip.spike.swap.spike`)."""
-    value = _spike(qann, encoding, bias_encoding=bias_encoding, slew=slew)
+    value = _spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=initial_code)
     return SNN(value.graph, value.encoding, value.bias_encoding)
 
 
@@ -170,7 +173,9 @@ class SNN(SpikingNetwork):
     def to_integer(self, weight_bits: int = 8) -> SNN:
         """The same network with integer weights: equal to its QANN to the bit, in every engine and on every device."""
         new = to_integer(self.qann, weight_bits)
-        return spike(new, self.encoding, bias_encoding=self.bias_encoding, slew=self.slew)
+        return spike(
+            new, self.encoding, bias_encoding=self.bias_encoding, slew=self.slew, initial_code=self.initial_code
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None) -> Path:
         """Write the network to one file (safetensors and JSON); OutputError if it exists and not ``overwrite``."""

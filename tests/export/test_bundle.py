@@ -83,9 +83,9 @@ def test_attention_with_a_mask(images: Tensor, tmp_path: Path):
 def test_re_routed_residual_and_other_encodings(images: Tensor, tmp_path: Path):
     torch.manual_seed(4)
     ann = morph(capture(SmallNet().eval(), images[:1]), Morph(residual=Residual.RCR))
-    snn = spike(quantize(ann, 8, images), Even(3), bias_encoding=Constant(), slew=2)
+    snn = spike(quantize(ann, 8, images), Even(3), bias_encoding=Constant(), slew=2, initial_code=3)
     loaded = _round_trip(snn, tmp_path)
-    assert (loaded.encoding, loaded.bias_encoding, loaded.slew) == (Even(3), Constant(), 2)
+    assert (loaded.encoding, loaded.bias_encoding, loaded.slew, loaded.initial_code) == (Even(3), Constant(), 2, 3)
     _same_run(snn, loaded, images, steps=9)
 
 

@@ -11,14 +11,16 @@ from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike import Encoding, Pulse, SpikingNetwork
 
 
-def spiking(model: nn.Module, shape: tuple[int, ...], encoding: Encoding = Pulse(), slew: int = 1) -> SpikingNetwork:
+def spiking(
+    model: nn.Module, shape: tuple[int, ...], encoding: Encoding = Pulse(), slew: int = 1, initial_code: int = 0
+) -> SpikingNetwork:
     """The model as an SNN whose thresholds are 1."""
     ann = spikezip.morph(spikezip.capture(model.eval(), torch.rand(2, *shape)), spikezip.Morph())
     qann = spikezip.quantize(ann, 8)
     for _, quantizer in network.modules_of(qann, Quantizer):
         quantizer.scale.data.fill_(1.0)
         quantizer.calibrated.fill_(True)
-    return spikezip.spike(qann, encoding, slew=slew)
+    return spikezip.spike(qann, encoding, slew=slew, initial_code=initial_code)
 
 
 class Copies(nn.Module):

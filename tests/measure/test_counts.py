@@ -270,6 +270,24 @@ def test_a_neuron_and_its_tracer():
     assert neuron.snn.memories["tracer"].bits == 3  # 8 levels
 
 
+def test_a_neuron_that_starts_at_its_code_sends_nothing():
+    # Codes 3 and 1, both from 2: one spike up, one down. What 2 stands for is there before, and costs nothing.
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 4, bias=False))
+    model[0].weight.data = torch.eye(2)
+    model[2].weight.data.fill_(1.0)
+    counts = count(spiking(model, (2,), initial_code=2), torch.tensor([[3.0, 1.0], [2.0, 2.0]]), 3)
+    assert each_step(row(counts, "ST-BIF"), "spike_write") == [1, 0, 0]  # 2 spikes of 2 images
+    assert each_step(row(counts, "linear", 1), "ac") == [4, 0, 0]
+
+
+def test_a_max_pool_from_an_initial_code_passes_on_what_changes():
+    snn = spiking(Copies(1, nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 5))), (1, 2, 2), initial_code=1)
+    counts = count(snn, image((1, 2, 2), {(0, 0, 0): 3, (0, 1, 1): 1}), 4)
+    maximum = next(r for r in counts.rows if "max_pool" in r.kind)
+    # Two of four neurons leave code 1 for 0, one for 3; the maximum goes from 1 to 3 and was 1 before.
+    assert each_step(maximum, "spike_write") == [1, 1, 0, 0]
+
+
 def test_a_neuron_at_its_limit_still_asks_its_tracer():
     # Drive 9 of at most 7: the membrane stays above the threshold, and the tracer says no, until the run stops.
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
@@ -357,10 +375,11 @@ def test_counts_equal_a_loop_over_every_spike_and_weight(
 # -- any network ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("code", [0, 1])
 @pytest.mark.parametrize("blocks", [sorted(BLOCKS)[i::3] for i in range(3)], ids=" + ".join)
-def test_counts_agree_with_the_run_and_leave_nothing_without_a_memory(blocks):
+def test_counts_agree_with_the_run_and_leave_nothing_without_a_memory(blocks, code):
     model = shuffle_statistics(Drawn(blocks, outputs=2)).eval()
-    snn = spikezip.convert(model, torch.rand(2, 2, 5, 5), torch.rand(8, 2, 5, 5))
+    snn = spikezip.convert(model, torch.rand(2, 2, 5, 5), torch.rand(8, 2, 5, 5), initial_code=code)
     images = torch.rand(3, 2, 5, 5)
     run = snn.run(images, engine=Engine.REFERENCE)
     counts = count(snn, images, batch=2)

@@ -45,6 +45,19 @@ def test_each_quantizer_becomes_a_layer_of_neurons(qann):
     assert all(p.requires_grad for p in qann.parameters()), "the QANN is left trainable"
 
 
+def test_tracers_start_at_one_code_where_codes_are_not_negative(qann):
+    snn = spike(qann, initial_code=2)
+    assert [(n.levels.lowest < 0, n.initial) for _, n in snn.layers] == [(False, 2), (True, 0)]
+    assert snn.initial_code == 2
+    assert [n.initial for _, n in spike(qann, initial_code=9).layers] == [3, 0], "the highest code at most"
+
+
+@pytest.mark.parametrize("code", [-1, 0.5, True])
+def test_initial_codes_are_whole_numbers(qann, code):
+    with pytest.raises(StageError, match="a whole number, 0 or more"):
+        spike(qann, initial_code=code)
+
+
 def test_the_snn_carries_its_qann(qann):
     images = torch.randn(5, 3)
     assert torch.equal(spike(qann).qann(images), qann(images))

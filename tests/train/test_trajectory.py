@@ -15,7 +15,7 @@ from training_nets import residual
 from spikezip import Levels, Morph, capture, morph, quantize, spike, to_integer, verify
 from spikezip.data import open_data
 from spikezip.errors import RecipeError, StageError
-from spikezip.export.bundle import load_snn, save_bundle
+from spikezip.export.bundle import load_network, load_snn, save_bundle
 from spikezip.models import resolve
 from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
@@ -52,26 +52,27 @@ class Convolutional(nn.Module):
 
 
 @pytest.mark.parametrize("encoding", [Pulse(), Even(2), Even(4)], ids=str)
-@pytest.mark.parametrize("levels", [Levels(0, 2), Levels(0, 7)], ids=str)
-def test_unrolled_it_is_the_snn(encoding: Encoding, levels: Levels):
+@pytest.mark.parametrize(("levels", "code"), [(Levels(0, 2), 0), (Levels(0, 7), 0), (Levels(0, 3), 1)], ids=str)
+def test_unrolled_it_is_the_snn(encoding: Encoding, levels: Levels, code: int):
     torch.manual_seed(0)
     x = torch.randn(6, 1, 8, 8)
     qann = quantize(morph(capture(Convolutional().eval(), x), Morph()), levels, x)
-    snn = reference(spike(qann, encoding), (x,), 4, stop=False)
+    snn = reference(spike(qann, encoding, initial_code=code), (x,), 4, stop=False)
     with torch.no_grad():
-        unrolled = unroll(qann, 4, encoding)(x)
+        unrolled = unroll(qann, 4, encoding, initial_code=code)(x)
         torch.testing.assert_close(unrolled[:4], snn.outputs[0], rtol=0, atol=1e-6)
         torch.testing.assert_close(unrolled[4], qann(x), rtol=0, atol=1e-6)
-        torch.testing.assert_close(unroll(qann, 4, encoding, settled=False)(x), unrolled[:4])
+        alone = unroll(qann, 4, encoding, settled=False, initial_code=code)(x)
+        torch.testing.assert_close(alone, unrolled[:4])
     assert not torch.allclose(unrolled[0], unrolled[3]), "the steps are to differ"
 
 
-def followed(drive: Tensor, scale: Tensor, levels: Levels, steps: int) -> Tensor:
+def followed(drive: Tensor, scale: Tensor, levels: Levels, steps: int, initial: int = 0) -> Tensor:
     """The recurrence step by step, each rounding and clip with its straight-through gradient, by autograd."""
     ratio = drive / scale
     clipped = ratio.clamp(levels.lowest, levels.highest)
     goals = clipped + (torch.floor(ratio + 0.5).clamp(levels.lowest, levels.highest) - clipped).detach()
-    tracer, rows = torch.zeros_like(drive[0]), []
+    tracer, rows = torch.full_like(drive[0], initial), []
     for t in range(steps):
         away = (goals[t] - tracer).detach()
         tracer = torch.where(away > 1, tracer + 1, torch.where(away < -1, tracer - 1, goals[t]))
@@ -79,21 +80,21 @@ def followed(drive: Tensor, scale: Tensor, levels: Levels, steps: int) -> Tensor
     return torch.stack([*rows, *goals[steps:]]) * scale
 
 
-@pytest.mark.parametrize("levels", [Levels(0, 3), Levels(-2, 2)], ids=str)
-def test_gradients_are_those_of_the_recurrence(levels: Levels):
+@pytest.mark.parametrize(("levels", "initial"), [(Levels(0, 3), 0), (Levels(-2, 2), 0), (Levels(0, 3), 1)], ids=str)
+def test_gradients_are_those_of_the_recurrence(levels: Levels, initial: int):
     torch.manual_seed(1)
     drive = (torch.randn(5, 7, 11, dtype=torch.float64) * 2).requires_grad_()
     scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
     grad = torch.randn(5, 7, 11, dtype=torch.float64)
-    wanted = torch.autograd.grad(followed(drive, scale, levels, 4), (drive, scale), grad)
-    tracker = Tracker(scale, levels, 4, settled=True)
+    wanted = torch.autograd.grad(followed(drive, scale, levels, 4, initial), (drive, scale), grad)
+    tracker = Tracker(scale, levels, 4, settled=True, initial=initial)
     out = tracker(drive.flatten(0, 1)).unflatten(0, (5, 7))
-    torch.testing.assert_close(out, followed(drive, scale, levels, 4))
+    torch.testing.assert_close(out, followed(drive, scale, levels, 4, initial))
     given = torch.autograd.grad(out, (drive, scale), grad)
     torch.testing.assert_close(given[0], wanted[0])
     gain = (11 * max(levels.highest, -levels.lowest)) ** -0.5
     torch.testing.assert_close(given[1], wanted[1] * gain)
-    late = (followed(drive, scale, levels, 4)[:4] / scale).round() != levels.codes(drive[:4], scale)
+    late = (followed(drive, scale, levels, 4, initial)[:4] / scale).round() != levels.codes(drive[:4], scale)
     assert 0.1 < float(late.double().mean()) < 0.9, "some tracers are to lag, and some not"
 
 
@@ -130,6 +131,21 @@ def test_it_trains_the_answer_at_a_step():
     snn = spike(done.network, Even(2))  # type: ignore[arg-type]  # train keeps its type
     run = reference(snn, (x,), 2, stop=False)
     assert float((run.outputs[0][1].argmax(-1) == data.labels).float().mean()) > 0.75  # type: ignore[attr-defined]
+
+
+def test_a_trained_network_starts_where_it_was_trained_to(tmp_path: Path):
+    torch.manual_seed(4)
+    x = torch.randn(64, 6)
+    data = TensorBatches(x, (x[:, 0] > 0).long(), held_out=16)
+    ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    qann = quantize(morph(capture(ann.eval(), x[:2])), Levels(0, 3), x)
+    done = train(qann, data, Plan(Trajectory((0, 1), initial_code=1), batch=16)).network
+    snn = spike(done)  # type: ignore[arg-type]  # train keeps its type
+    assert snn.initial_code == 1
+    assert spike(done, initial_code=0).initial_code == 0, "unless it is told otherwise"  # type: ignore[arg-type]
+    save_bundle(done, tmp_path / "qann.spikezip")  # type: ignore[arg-type]
+    assert spike(load_network(tmp_path / "qann.spikezip")).initial_code == 1
+    assert spike(train(done, data, Plan(Trajectory((0, 1)), batch=16)).network).initial_code == 0  # type: ignore[arg-type]
 
 
 def test_the_loss_is_the_weighted_mean():
@@ -188,19 +204,21 @@ def test_bias_shares_hold_what_can_be_held_exactly():
         Trajectory((1,), learn_bias_shares=True).module(residual())
 
 
-def test_activity_counts_the_spikes_of_the_snn():
+@pytest.mark.parametrize("code", [0, 2])
+def test_activity_counts_the_spikes_of_the_snn(code: int):
     torch.manual_seed(6)
     x = torch.randn(5, 1, 8, 8)
     qann = quantize(morph(capture(Convolutional().eval(), x)), Levels(0, 5), x)
-    run = execute(spike(qann, Even(2)), x, 60, stop=False, engine=Engine.REFERENCE)
+    snn = spike(qann, Even(2), initial_code=code)
+    run = execute(snn, x, 60, stop=False, engine=Engine.REFERENCE)
     with torch.no_grad():
-        logits, counted = unroll(qann, 3, Even(2), activity=True)(x)
-        rest = unroll(qann, 3, Even(2), settled=False, activity=True)(x)[1]
-        assert float(unroll(qann, 40, Even(2), activity=True)(x)[1][1]) == 0, "it has settled"
-    torch.testing.assert_close(logits, unroll(qann, 3, Even(2))(x))
+        logits, counted = unroll(qann, 3, Even(2), activity=True, initial_code=code)(x)
+        rest = unroll(qann, 3, Even(2), settled=False, activity=True, initial_code=code)(x)[1]
+        assert float(unroll(qann, 40, Even(2), activity=True, initial_code=code)(x)[1][1]) == 0, "it has settled"
+    torch.testing.assert_close(logits, unroll(qann, 3, Even(2), initial_code=code)(x))
     spikes = sum(column[:3].sum() for column in run.spikes.values())
     assert float(counted[0]) == pytest.approx(float(spikes), rel=1e-5)
-    early = reference(spike(qann, Even(2)), (x,), 3, stop=False)
+    early = reference(snn, (x,), 3, stop=False)
     left = sum((run.codes[name] - early.codes[name]).abs().sum() for name in run.codes)
     assert float(counted[1]) == pytest.approx(float(left), rel=1e-5)
     assert float(left) > 0

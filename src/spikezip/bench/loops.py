@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from spikezip.errors import StageError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.run.step import bias_of, shaped_bias, without_bias
@@ -55,6 +56,8 @@ class StepLoop(fx.Interpreter):
     """
 
     def __init__(self, snn: SpikingNetwork, make: Callable[[STBIF], Layer] = PlainNeurons):
+        if snn.initial_code:
+            raise StageError("This loop starts all tracers at 0. Call spike(qann, ..., initial_code=0).")
         super().__init__(snn.graph)
         self.extra_traceback = False
         self.make = make

@@ -21,6 +21,12 @@ def command(
     residual: options.ResidualOption = options.ResidualName.vanilla,
     pool: options.PoolOption = options.PoolName.keep,
     encoding: options.EncodingOption = "pulse",
+    initial_code: Annotated[
+        int,
+        typer.Option(
+            "--initial-code", min=0, help="Where tracers start. From 1 they reach one more code in the same steps."
+        ),
+    ] = 0,
     calibration: Annotated[
         int, typer.Option("--calibration", min=1, help="Training images that thresholds are found from.")
     ] = 512,
@@ -75,7 +81,7 @@ def command(
             stages = {"ANN": source.module.eval(), "QANN": qann}
             if bits:
                 stages["integer QANN"] = qann = spikezip.to_integer(qann, bits)
-            snn = spikezip.spike(qann, release)
+            snn = spikezip.spike(qann, release, initial_code=initial_code)
         remember(snn.graph, model, images)
         snn.save(draft)
     tell(stages, images, "test", check)

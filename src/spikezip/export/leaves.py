@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Leaf:
         write: these numbers of a module.
         read: a module of these numbers; its tensors are filled in afterwards.
         positive: those of its tensors that must be positive.
+        defaults: of numbers that are left out where they are so.
     """
 
     kind: type[nn.Module]
@@ -37,6 +38,7 @@ class Leaf:
     write: Callable[[Any], dict[str, int]]
     read: Callable[..., nn.Module]
     positive: tuple[str, ...] = ()
+    defaults: Mapping[str, int] = field(default_factory=dict)
 
 
 _LEVELS = {"lowest": (-_MOST, 0), "highest": (0, _MOST)}
@@ -51,10 +53,11 @@ LEAVES: dict[str, Leaf] = {
     ),
     "STBIF": Leaf(
         STBIF,
-        {**_LEVELS, "slew": (1, (1 << 31) - 1)},
-        lambda m: {"lowest": m.levels.lowest, "highest": m.levels.highest, "slew": m.slew},
-        lambda lowest, highest, slew: STBIF(Levels(lowest, highest), torch.tensor(1.0), slew),
+        {**_LEVELS, "slew": (1, (1 << 31) - 1), "initial": (-_MOST, _MOST)},
+        lambda m: {"lowest": m.levels.lowest, "highest": m.levels.highest, "slew": m.slew, "initial": m.initial},
+        lambda lowest, highest, slew, initial: STBIF(Levels(lowest, highest), torch.tensor(1.0), slew, initial),
         positive=("threshold",),
+        defaults={"initial": 0},
     ),
     "InputGrid": Leaf(
         InputGrid,
@@ -75,7 +78,8 @@ def write_leaf(module: nn.Module, name: str) -> dict[str, Any]:
     """A module as JSON data."""
     for kind, leaf in LEAVES.items():
         if type(module) is leaf.kind:
-            return {"kind": kind, **leaf.write(module)}
+            facts = leaf.write(module)
+            return {"kind": kind, **{k: v for k, v in facts.items() if k not in leaf.defaults or v != leaf.defaults[k]}}
     raise BundleError(f"the module {name!r} is a {type(module).__name__}, which a bundle cannot hold")
 
 
@@ -88,12 +92,16 @@ def read_leaf(row: Any, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
             "If a newer spikezip wrote it, upgrade"
         )
     leaf = LEAVES[kind]
-    fields(row, f"the module {name!r}", {"kind": str, **dict.fromkeys(leaf.facts, int)})
+    wanted = {fact: int for fact in leaf.facts if fact not in leaf.defaults}
+    fields(row, f"the module {name!r}", {"kind": str, **wanted}, dict.fromkeys(leaf.defaults, int))
+    row = {**leaf.defaults, **row}
     for fact, (least, most) in leaf.facts.items():
         if not least <= row[fact] <= most:
             raise BundleError(f"the module {name!r} has {fact} {row[fact]}; it must lie in {least}..{most}")
     if "lowest" in leaf.facts and row["lowest"] == row["highest"]:
         raise BundleError(f"the levels of {name!r} are 0..0: nothing is left to represent")
+    if "initial" in leaf.facts and not row["lowest"] <= row["initial"] <= row["highest"]:
+        raise BundleError(f"the tracers of {name!r} start at {row['initial']}, which is none of their codes")
     module = leaf.read(**{fact: row[fact] for fact in leaf.facts})
     _fill(module, leaf, name, tensors)
     return module

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.kernels import Rows, Sum, gather
 from spikezip.measure.equivalence import qann_codes
@@ -64,6 +65,11 @@ def ablate(
         steps: steps of the run.
         batch: images run together.
     """
+    if snn.initial_code:
+        raise StageError(
+            "Other neurons know no initial code, so they are compared on a network whose tracers start at 0. Call "
+            "spike(qann, ..., initial_code=0)."
+        )
     inputs = check_inputs(snn, images)
     count = inputs[0].shape[0]
     machine = _Machine(snn, neuron, steps)

@@ -92,7 +92,7 @@ class _Tally:
         images = inputs[0].shape[0]
         t_off = self.snn.t_off(self.steps)
         tracers: dict[str, Tensor] = {}
-        before: dict[fx.Node, Tensor] = {}
+        before = _held(self.snn, self.wanted, inputs) if self.snn.initial_code else {}
         settled_at = torch.full((images,), -1)
         for t in range(1, self.steps + 1):
             step = _Step(self.snn, self.wanted, images, tracers)
@@ -287,14 +287,29 @@ def _wanted(layers: Sequence[Layer]) -> set[fx.Node]:
     return wanted
 
 
+def _held(snn: SpikingNetwork, wanted: set[fx.Node], inputs: tuple[Tensor, ...]) -> dict[fx.Node, Tensor]:
+    """What nodes hold before the first step: the initial codes, passed on; no input and no bias has come."""
+    step = _Step(snn, wanted, inputs[0].shape[0], {}, held=True)
+    step.run(*(torch.zeros_like(x) if x.is_floating_point() else x for x in inputs))
+    return step.values
+
+
 class _Step(fx.Interpreter):
     """One step of the SNN, or (without tracers to start from) the QANN: a tracker then stands where it is heading."""
 
-    def __init__(self, snn: SpikingNetwork, wanted: set[fx.Node], images: int, tracers: dict[str, Tensor] | None):
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        wanted: set[fx.Node],
+        images: int,
+        tracers: dict[str, Tensor] | None,
+        *,
+        held: bool = False,
+    ):
         super().__init__(snn.graph)
         self.extra_traceback = False
-        self.snn, self.wanted, self.images, self.start = snn, wanted, images, tracers
-        self.share = 1.0
+        self.snn, self.wanted, self.images, self.start, self.held = snn, wanted, images, tracers, held
+        self.share = 0.0 if held else 1.0
         self.values: dict[fx.Node, Tensor] = {}
         self.after: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}  # levels moved by each neuron, [images, ...]
@@ -326,7 +341,9 @@ class _Step(fx.Interpreter):
             self.after[name] = target
             return images_back(target * neuron.threshold, spec)
         before = self.start.get(name)
-        before = torch.zeros_like(drive) if before is None else before
+        before = neuron.start(drive) if before is None else before
+        if self.held:
+            return images_back(before * neuron.threshold, spec)
         after = neuron(drive, before)
         self.after[name], self.moved[name] = after, (after - before).abs()
         # v >= theta or v < 0, before the tracer's limits are asked: v = theta/2 + U - theta*S.

@@ -132,6 +132,7 @@ def measure(
             "encoding": {"name": snn.encoding.name, "t_off": snn.t_off(steps)},
             "neuron": "ST-BIF",
             "slew": snn.slew,
+            "initial_code": snn.initial_code,
             "steps": steps,
             "engine": engine.value,
             **tally.result(labels is not None, ann is not None),

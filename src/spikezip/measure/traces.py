@@ -44,7 +44,7 @@ def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int
     found = []
     for name, seen in _watch(snn, image, steps).items():
         theta = float(neurons[name].threshold)
-        spikes = torch.diff(seen["tracer"], dim=0, prepend=torch.zeros_like(seen["tracer"][:1]))
+        spikes = torch.diff(seen["tracer"], dim=0, prepend=neurons[name].start(seen["tracer"][:1]))
         for index in spikes.abs().sum(0).topk(min(each, spikes.shape[1])).indices.tolist():
             drive, tracer = seen["drive"][:, index], seen["tracer"][:, index]
             found.append(
@@ -66,11 +66,12 @@ def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int
 def raster(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int) -> dict[str, Any]:
     """Which of up to 48 neurons a layer, evenly chosen, fired when: ``[t, position, sign]``."""
     layers = []
+    neurons = dict(snn.layers)
     for name, seen in _watch(snn, image, steps).items():
         count = seen["tracer"].shape[1]
         ids = [i * count // min(_NEURONS, count) for i in range(min(_NEURONS, count))]
         tracer = seen["tracer"][:, ids]
-        spikes = torch.diff(tracer, dim=0, prepend=torch.zeros_like(tracer[:1]))
+        spikes = torch.diff(tracer, dim=0, prepend=neurons[name].start(tracer[:1]))
         events = [[int(t) + 1, int(i), int(spikes[t, i].sign())] for t, i in spikes.nonzero()]
         layers.append({"name": name, "neurons": ids, "spikes": events})
     return {"image": 0, "layers": layers}

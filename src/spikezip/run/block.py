@@ -42,7 +42,7 @@ class Block:
         inputs: of these images.
         shares: of the input, at each step.
         bias_shares: of the biases.
-        tracers: each layer's, before the block; those missing are 0.
+        tracers: each layer's, before the block; those missing start where their layer's do.
         kept: what depends on no neuron, computed by a block before (on the same images); filled if empty.
     """
 
@@ -282,7 +282,11 @@ class Block:
             value = drive.value
             rows = value.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
             drive = Rows(images_first(value, spec, rows).contiguous(), drive.map, drive.dtype)
-        what = scan(drive, self.tracers.get(name), neuron.threshold, neuron.levels, neuron.slew)
+        before = self.tracers.get(name)
+        if before is None and neuron.initial:
+            first = (drive.first if isinstance(drive, Sum) else drive).rows
+            before = neuron.start(first[:1].to(neuron.levels.storage)).expand(self.images, *first.shape[1:])
+        what = scan(drive, before, neuron.threshold, neuron.levels, neuron.slew)
         self.scans[name] = what
         return what.codes if plain else what.codes.with_rows(images_back(what.codes.rows, spec))
 

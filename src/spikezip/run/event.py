@@ -55,7 +55,8 @@ def event(
         inputs: its inputs, ``[B, ...]`` each.
         steps: how many steps at most.
         state: where to start from. With the memory of an event run by the same rules, the first step carries only
-            what changed; with tracers alone, it carries what they stand for in full.
+            what changed; with tracers alone, or without, it carries what the tracers stand for in full (which of
+            initial codes other than 0 is a constant that hardware's membranes hold from the start).
         stop: end as soon as every image is settled.
         observe: told every layer's tracers at every step.
         early_exit: lets images go before (they are computed on with their batch, but nothing of it is kept).
@@ -246,7 +247,7 @@ class _Pass:
         source = node.all_input_nodes[0]
         current = images_first(self._operand(source, True), spec, m.images)
         tracer = self.tracers.get(name)
-        tracer = torch.zeros_like(current, dtype=neuron.threshold.dtype) if tracer is None else tracer
+        tracer = neuron.start(current).to(neuron.threshold.dtype) if tracer is None else tracer
         theta = neuron.threshold.to(m.dtype)
         if rule is Rule.TRACKER:
             drive = images_first(self._value(source), spec, m.images)

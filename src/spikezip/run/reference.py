@@ -40,7 +40,7 @@ def reference(
         snn: the network.
         inputs: its inputs, ``[B, ...]`` each.
         steps: how many steps at most.
-        state: tracers to start from; zeros if not given.
+        state: tracers to start from; the network's own (:attr:`STBIF.initial`) if not given.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers at every step.
         early_exit: lets images go before (they are computed on with their batch, but nothing of it is kept).
@@ -196,7 +196,7 @@ class _Step(fx.Interpreter):
             name, spec = str(n.target), network.spec(n)
             drive = images_first(self.fetch_args_kwargs_from_env(n)[0][0], spec, self.images)
             before = self.start.get(name)
-            self.before[name] = torch.zeros_like(drive) if before is None else before
+            self.before[name] = neuron.start(drive) if before is None else before
             self.drive[name] = drive
             self.target[name] = neuron.target(drive)
             self.after[name] = neuron(drive, self.before[name])

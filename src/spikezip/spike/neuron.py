@@ -50,7 +50,7 @@ class STBIF(nn.Module):
 
         S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -slew, +slew)        Q(u) = clip(floor(u/theta + 1/2), lowest, highest)
 
-    The layer holds no state: the tracer is passed in and out.
+    The layer holds no state: the tracer is passed in and out, and begins at ``S_0 = initial``.
 
     Args:
         levels: limits of the tracer, those of the quantizer.
@@ -89,8 +89,17 @@ class STBIF(nn.Module):
         """The tracer after one step with accumulated input ``drive`` (same shape)."""
         return tracer + torch.clamp(self.target(drive) - tracer, -self.slew, self.slew)
 
-    def settling_steps(self) -> int:
-        """The most steps it may need once its drive is constant, the first included."""
+    def start(self, like: Tensor) -> Tensor:
+        """The tracers before any step, in shape and type of ``like``."""
+        return torch.full_like(like, self.initial)
+
+    def settling_steps(self, *, from_start: bool = False) -> int:
+        """The most steps it may need once its drive is constant, the first included.
+
+        ``from_start``: if that is so from the first step on, so that it has gone nowhere before.
+        """
+        if from_start:
+            return -(-max(self.levels.highest - self.initial, self.initial - self.levels.lowest) // self.slew)
         return -(-self.levels.range // self.slew)
 
     def extra_repr(self) -> str:

@@ -54,15 +54,22 @@ class SpikingNetwork:
         """Levels per step; 1 for ternary spikes."""
         return max((neuron.slew for _, neuron in self.layers), default=1)
 
+    @property
+    def initial_code(self) -> int:
+        """Where tracers start; 0 in the paper."""
+        return max((neuron.initial for _, neuron in self.layers), default=0)
+
     @cached_property
     def bound(self) -> int:
         """Steps, counted from the end of the release, after which no neuron can fire: along the longest path,
-        the sum of ``ceil((highest - lowest) / slew) - 1`` (attained by no typical network)."""
+        the sum of ``ceil((highest - lowest) / slew) - 1`` (attained by no typical network). Where all arrives at the
+        first step, the first such term on a path counts from the initial code."""
         longest: dict[fx.Node, int] = {}
+        at_once = self.t_off(2) == 1
         for node in self.graph.graph.nodes:
             here = max((longest[n] for n in node.all_input_nodes), default=0)
             if node.op == "call_module" and isinstance(neuron := self.graph.get_submodule(str(node.target)), STBIF):
-                here += neuron.settling_steps() - 1
+                here += neuron.settling_steps(from_start=at_once and here == 0) - 1
             longest[node] = here
         return max(longest.values(), default=0)
 
@@ -108,6 +115,8 @@ def spike(
         initial = starting_code(quantizer.levels, code)
         graph.set_submodule(str(node.target), STBIF(quantizer.levels, quantizer.scale, slew, initial))
     network.remark(graph, stage=Stage.SNN)
+    if code != network.note(qann, "initial_code", 0):
+        network.remark(graph, initial_code=code)
     graph.eval().requires_grad_(False)
     learned = network.note(qann, "bias_shares")
     return SpikingNetwork(graph, encoding, bias_encoding or (parse_encoding(learned) if learned else encoding))
