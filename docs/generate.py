@@ -508,6 +508,26 @@ def ablation(result: dict[str, Any]) -> str:
     return told + table(head, rows) + provenance(result)
 
 
+def initial_codes(result: dict[str, Any]) -> str:
+    """What a start at code 1 is worth: the answer at the step that was trained for, and what it costs until then."""
+    said, variants = result["settings"], result["variants"]
+    rows = []
+    for name, row in variants.items():
+        steps, start, encoding = name.split(", ")
+        at = steps.removeprefix("T=")
+        accuracy = [spread(row[key]) for key in (f"t{at}", "qann")]
+        cost = [spread(row["t_eq"], 1), spread(row[f"synops_t{at}"], 1e-3)]
+        rows.append([at, start.removeprefix("from "), encoding, *accuracy, *cost, "yes" if row["equal"] else "**no**"])
+    rows.sort(key=lambda row: int(row[0]))
+    head = ["T", "start", "encoding", "at t = T", "QANN", "T_eq", "SynOps by T (10³)", "equal"]
+    told = (
+        f"{said['network']} on {said['data']}, MS blocks, codes from 0 to what T steps reach, 8-bit weights; "
+        f"{said['epochs']} × {said['images']:,} images, AdamW {said['rate']:g}, batch {said['batch']}; "
+        f"{over_seeds(variants)}; accuracy in percent on the first {said['test_images']:,} test images, or all:\n\n"
+    )
+    return told + table(head, rows) + provenance(result)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "zoo": zoo,
     "trajectory-probes": probes,
@@ -520,6 +540,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "neurons": neurons,
     "ablation-digits": ablation,
     "ablation-cifar10": ablation,
+    "initial-codes-digits": initial_codes,
+    "initial-codes-cifar10": initial_codes,
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
     "speed-others": others,

@@ -1,12 +1,12 @@
-"""What a start at code 1 is worth: the same network trained for one step T, from 0 and from 1, with the codes T steps reach.
+"""What a start at code 1 is worth: a network trained for one step T, from 0 and from 1, with the codes that T reaches.
 
     python experiments/initial_codes.py --data-set digits --images 1280 --epochs 6 --batch 32
     python experiments/initial_codes.py --data PATH/TO/CIFAR
 
-From 0, T steps reach codes 0 to T; from 1, codes 0 to T + 1. Every cell (a variant and a seed) starts from the same ANN, is
-fine-tuned by trajectory training for its T on as many images, given 8-bit weights, run on the test split and certified.
-No variant's settings were searched for. Each finished cell is kept in experiments/results/initial-codes-DATASET.json and
-not run again.
+From 0, T steps reach codes 0 to T; from 1, codes 0 to T + 1. Every cell (a variant and a seed) starts from the same
+ANN, is fine-tuned by trajectory training for its T on as many images, given 8-bit weights, run on the test split and
+certified. No variant's settings were searched for. Each finished cell is kept in
+experiments/results/initial-codes-DATASET.json and not run again.
 """
 
 from __future__ import annotations
