@@ -138,7 +138,7 @@ def test_graded_tracker_of_slew_one_is_the_published_neuron(drive):
 
 @pytest.mark.parametrize("encoding", [Pulse(), Even(2)])
 def test_from_the_middle_of_three_codes_all_is_settled_when_the_input_is_there(encoding):
-    """Codes 0..2 are one spike from 1, -1..1 from 0: with a pulse the SNN is its QANN at t = 1, and the bound says so."""
+    """Codes 0..2 are one spike from 1, -1..1 from 0: with a pulse the SNN is its QANN at t = 1; the bound says so."""
     images = torch.randn(5, *Drawn.input_shape, generator=torch.Generator().manual_seed(0))
     model = shuffle_statistics(Drawn(["residual", "pooling", "branches"], outputs=2, seed=1))
     qann = quantize(morph(capture(model, images[:1])), 3, images)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
 from spikezip.graph import capture, network
 from spikezip.levels import Levels
-from spikezip.measure import Certificate, Record, default_engine, measure, verify
+from spikezip.measure import Certificate, Record, default_engine, mean_codes, measure, verify
 from spikezip.morph import Morph, morph
 from spikezip.quantize import quantize, to_integer
 from spikezip.run import EarlyExit, Engine, Run, State, Stream, execute, stream
@@ -33,7 +33,7 @@ def convert(
     encoding: Encoding = Pulse(),
     bias_encoding: Encoding | None = None,
     slew: int = 1,
-    initial_code: int = 0,
+    initial_code: int | Literal["mean"] = 0,
     correct_bias: bool | None = None,
 ) -> SNN:
     """Convert a trained network into an SNN without training.
@@ -49,7 +49,8 @@ def convert(
         encoding: how the input is released over time.
         bias_encoding: how biases are; as the input if not given.
         slew: levels a neuron may move per step.
-        initial_code: where tracers start, in layers without negative codes.
+        initial_code: where tracers start, in layers without negative codes; ``"mean"``: each at its mean code on the
+            calibration data, so that fewer spikes are needed.
         correct_bias: shift biases so that every channel keeps its mean on the calibration data; None does so if the
             outputs are then nearer to the model's there.
 
@@ -70,7 +71,8 @@ def convert(
     qann = quantize(ann, levels, calibration, signed_levels=signed_levels, correct_bias=correct_bias)
     if weight_bits:
         qann = to_integer(qann, weight_bits)
-    return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=initial_code)
+    start = mean_codes(qann, calibration) if initial_code == "mean" else initial_code
+    return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=start)
 
 
 _morph = morph
@@ -82,7 +84,7 @@ def spike(
     *,
     bias_encoding: Encoding | None = None,
     slew: int = 1,
-    initial_code: int | None = None,
+    initial_code: int | Mapping[str, Tensor] | None = None,
 ) -> SNN:
     """Turn every quantizer of a QANN into a layer of ST-BIF neurons (see :func:`spikezip.spike.swap.spike`)."""
     value = _spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=initial_code)

@@ -56,7 +56,7 @@ class StepLoop(fx.Interpreter):
     """
 
     def __init__(self, snn: SpikingNetwork, make: Callable[[STBIF], Layer] = PlainNeurons):
-        if snn.initial_code:
+        if snn.starts_elsewhere:
             raise StageError("This loop starts all tracers at 0. Call spike(qann, ..., initial_code=0).")
         super().__init__(snn.graph)
         self.extra_traceback = False

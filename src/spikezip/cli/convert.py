@@ -22,11 +22,13 @@ def command(
     pool: options.PoolOption = options.PoolName.keep,
     encoding: options.EncodingOption = "pulse",
     initial_code: Annotated[
-        int,
+        str,
         typer.Option(
-            "--initial-code", min=0, help="Where tracers start. From 1 they reach one more code in the same steps."
+            "--initial-code",
+            metavar="N|mean",
+            help="Where tracers start. mean: each at its mean code on the calibration images, which saves spikes.",
         ),
-    ] = 0,
+    ] = "0",
     calibration: Annotated[
         int, typer.Option("--calibration", min=1, help="Training images that thresholds are found from.")
     ] = 512,
@@ -62,9 +64,11 @@ def command(
     import spikezip
     from spikezip.cli.accuracy import tell
     from spikezip.cli.sources import open_both, remember
+    from spikezip.measure import mean_codes
     from spikezip.spike import parse_encoding
 
     count, bits = options.read_levels(levels), options.read_weight_bits(weight_bits)
+    start = options.read_initial_code(initial_code)
     release, choice = parse_encoding(encoding), options.morph_choice(residual, pool)
     with output_file(out, overwrite) as draft:
         with screen.working(f"opening {model} and {data}"):
@@ -81,7 +85,8 @@ def command(
             stages = {"ANN": source.module.eval(), "QANN": qann}
             if bits:
                 stages["integer QANN"] = qann = spikezip.to_integer(qann, bits)
-            snn = spikezip.spike(qann, release, initial_code=initial_code)
+            codes = mean_codes(qann, real) if start == "mean" else start
+            snn = spikezip.spike(qann, release, initial_code=codes)
         remember(snn.graph, model, images)
         snn.save(draft)
     tell(stages, images, "test", check)

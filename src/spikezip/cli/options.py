@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -173,6 +173,19 @@ def read_weight_bits(text: str) -> int | None:
         return None
     if not re.fullmatch(r"\d+", text) or not 2 <= int(text) <= 16:
         raise StageError(f"--weight-bits {text!r}: give 2 to 16, or none for floating-point weights.")
+    return int(text)
+
+
+def read_initial_code(text: str) -> int | Literal["mean"]:
+    """A code, or ``mean`` for each neuron's mean code.
+
+    >>> read_initial_code("1"), read_initial_code("mean")
+    (1, 'mean')
+    """
+    if text.lower() == "mean":
+        return "mean"
+    if not re.fullmatch(r"\d{1,7}", text):
+        raise StageError(f"--initial-code {text!r}: give a code, 0 or more, or mean for each neuron's mean code.")
     return int(text)
 
 

@@ -26,7 +26,7 @@ from spikezip.measure.provenance import versions
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Encoding, encoding_text, parse_encoding
 from spikezip.spike.neuron import STBIF
-from spikezip.spike.swap import SpikingNetwork
+from spikezip.spike.swap import SpikingNetwork, tracer_shape
 from spikezip.train.checkpoint import replacing
 
 KEY = "spikezip"  #: of the header; the one key, as safetensors does not keep the order of several
@@ -219,6 +219,9 @@ def _rebuild(document: dict[str, Any], tensors: dict[str, Any]) -> SpikingNetwor
         raise BundleError("its tensors are damaged: they do not have the SHA-256 that it states")
     if stage is not Stage.SNN:
         return gm
+    for node, neuron in network.modules_of(gm, STBIF):
+        if neuron.initial_codes is not None and neuron.initial_codes.shape != tracer_shape(network.spec(node)):
+            raise BundleError(f"the initial codes of {str(node.target)!r} do not have the shape of its tracers")
     return SpikingNetwork(gm, _encoding(document["encoding"]), _encoding(document["bias_encoding"]))
 
 

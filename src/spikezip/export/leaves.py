@@ -31,6 +31,7 @@ class Leaf:
         read: a module of these numbers; its tensors are filled in afterwards.
         positive: those of its tensors that must be positive.
         defaults: of numbers that are left out where they are so.
+        codes: a tensor of codes that it may have, of any shape.
     """
 
     kind: type[nn.Module]
@@ -39,6 +40,7 @@ class Leaf:
     read: Callable[..., nn.Module]
     positive: tuple[str, ...] = ()
     defaults: Mapping[str, int] = field(default_factory=dict)
+    codes: str = ""
 
 
 _LEVELS = {"lowest": (-_MOST, 0), "highest": (0, _MOST)}
@@ -54,10 +56,11 @@ LEAVES: dict[str, Leaf] = {
     "STBIF": Leaf(
         STBIF,
         {**_LEVELS, "slew": (1, (1 << 31) - 1), "initial": (-_MOST, _MOST)},
-        lambda m: {"lowest": m.levels.lowest, "highest": m.levels.highest, "slew": m.slew, "initial": m.initial},
+        lambda m: {"lowest": m.levels.lowest, "highest": m.levels.highest, "slew": m.slew, "initial": m.initial_code},
         lambda lowest, highest, slew, initial: STBIF(Levels(lowest, highest), torch.tensor(1.0), slew, initial),
         positive=("threshold",),
         defaults={"initial": 0},
+        codes="initial_codes",
     ),
     "InputGrid": Leaf(
         InputGrid,
@@ -103,8 +106,20 @@ def read_leaf(row: Any, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     if "initial" in leaf.facts and not row["lowest"] <= row["initial"] <= row["highest"]:
         raise BundleError(f"the tracers of {name!r} start at {row['initial']}, which is none of their codes")
     module = leaf.read(**{fact: row[fact] for fact in leaf.facts})
+    if leaf.codes in tensors:
+        _check_codes(f"{name}.{leaf.codes}", tensors[leaf.codes], module.levels)  # type: ignore[arg-type]
+        module.register_buffer(leaf.codes, tensors[leaf.codes])
     _fill(module, leaf, name, tensors)
     return module
+
+
+def _check_codes(name: str, codes: Tensor, levels: Levels) -> None:
+    if isinstance(codes, nn.Parameter) or codes.dtype != levels.storage or not codes.numel():
+        raise BundleError(
+            f"the tensor {name} is {codes.dtype} of shape {tuple(codes.shape)}; it must hold codes of {levels}"
+        )
+    if int(codes.min()) < levels.lowest or int(codes.max()) > levels.highest:
+        raise BundleError(f"the tensor {name} holds {int(codes.min())}..{int(codes.max())}, not codes of {levels}")
 
 
 def _fill(module: nn.Module, leaf: Leaf, name: str, tensors: Mapping[str, Tensor]) -> None:

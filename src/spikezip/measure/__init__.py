@@ -7,6 +7,7 @@ from spikezip.measure.counts import count
 from spikezip.measure.energy import Energy, EnergyModel, energy_models, energy_record, price
 from spikezip.measure.equivalence import Certificate, Condition, LayerCheck, conditions, default_engine, verify
 from spikezip.measure.exits import ExitPoint, choose_threshold, exit_curve, exit_point, exit_run, exit_steps
+from spikezip.measure.initial import mean_codes
 from spikezip.measure.record import Record, measure
 from spikezip.measure.work import Counts
 
@@ -38,6 +39,7 @@ __all__ = [
     "exit_point",
     "exit_run",
     "exit_steps",
+    "mean_codes",
     "measure",
     "price",
     "verify",

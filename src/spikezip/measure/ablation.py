@@ -65,7 +65,7 @@ def ablate(
         steps: steps of the run.
         batch: images run together.
     """
-    if snn.initial_code:
+    if snn.starts_elsewhere:
         raise StageError(
             "Other neurons know no initial code, so they are compared on a network whose tracers start at 0. Call "
             "spike(qann, ..., initial_code=0)."

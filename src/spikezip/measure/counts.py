@@ -92,7 +92,7 @@ class _Tally:
         images = inputs[0].shape[0]
         t_off = self.snn.t_off(self.steps)
         tracers: dict[str, Tensor] = {}
-        before = _held(self.snn, self.wanted, inputs) if self.snn.initial_code else {}
+        before = _held(self.snn, self.wanted, inputs) if self.snn.starts_elsewhere else {}
         settled_at = torch.full((images,), -1)
         for t in range(1, self.steps + 1):
             step = _Step(self.snn, self.wanted, images, tracers)

@@ -234,13 +234,19 @@ def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[st
     return codes, result if isinstance(result, tuple) else (result,)
 
 
+def start_text(snn: SpikingNetwork) -> str:
+    """Where tracers start, in words."""
+    code = snn.initial_code
+    return str(code) if isinstance(code, int) else "codes of their own"
+
+
 def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
     """C1 to C6 of the theorem, each looked up in this very network."""
     layers = snn.layers
     c1 = all(
         n.levels.lowest <= 0 <= n.levels.highest
         and float(n.target(torch.zeros(()))) == 0
-        and n.levels.lowest <= n.initial <= n.levels.highest
+        and n.levels.lowest <= n.starts[0] <= n.starts[1] <= n.levels.highest
         for _, n in layers
     )
     try:
@@ -270,7 +276,7 @@ def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
         evidence = "floating point: the reference engine runs the QANN's own operations on the QANN's own batches"
     return (
         Condition("C1", "every quantizer is a staircase with lowest <= Q(0) = 0 <= highest, and tracers start on it",
-                  c1, f"{len(layers)} neuron layers; tracers start at {snn.initial_code}"),
+                  c1, f"{len(layers)} neuron layers; tracers start at {start_text(snn)}"),
         Condition("C2", "everything else is a function of the accumulated signal", c2, pure),
         Condition("C3", "input and bias are delivered exactly once, by a finite T_off", c3,
                   f"input {snn.encoding}, bias {snn.bias_encoding}: complete at step {t_off} of the release"),

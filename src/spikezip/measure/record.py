@@ -19,7 +19,7 @@ from spikezip.graph.ops import Kind
 from spikezip.measure.audit import audit_of
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
-from spikezip.measure.equivalence import Certificate, exactness, qann_codes
+from spikezip.measure.equivalence import Certificate, exactness, qann_codes, start_text
 from spikezip.measure.exits import CURVE, exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.traces import raster, traces
@@ -132,7 +132,7 @@ def measure(
             "encoding": {"name": snn.encoding.name, "t_off": snn.t_off(steps)},
             "neuron": "ST-BIF",
             "slew": snn.slew,
-            "initial_code": snn.initial_code,
+            "initial_code": start_text(snn),
             "steps": steps,
             "engine": engine.value,
             **tally.result(labels is not None, ann is not None),

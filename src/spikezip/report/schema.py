@@ -265,7 +265,7 @@ class Record(_Part):
     encoding: Encoding | None = None
     neuron: str | None = None
     slew: float | str | None = None
-    initial_code: int | None = None
+    initial_code: str | None = None
     engine: str | None = None
     accuracy: Accuracy | None = None
     agreement: Shares | None = None

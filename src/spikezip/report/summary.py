@@ -237,6 +237,12 @@ def exactness_sentence(record: Record) -> str | None:
     return text + (f", {kinds['inexact']} are not exact." if kinds["inexact"] else ".")
 
 
+def _neuron(record: Record) -> str:
+    slew = f"slew {plain(record.slew)}" if record.slew is not None else ""
+    start = f"from {record.initial_code}" if record.initial_code not in (None, "0") else ""
+    return " ".join(x for x in (record.neuron, slew, start) if x)
+
+
 def provenance(record: Record) -> list[tuple[str, str]]:
     """What it takes to run it again."""
     data, network, encoding = record.data, record.network, record.encoding
@@ -254,10 +260,7 @@ def provenance(record: Record) -> list[tuple[str, str]]:
         ("network", _network(record)),
         ("residual", network.residual),
         ("fine-tuning", network.fine_tuning),
-        (
-            "neuron",
-            " ".join(x for x in (record.neuron, f"slew {plain(record.slew)}" if record.slew is not None else "") if x),
-        ),
+        ("neuron", _neuron(record)),
         (
             "encoding",
             encoding and f"{encoding.name}{f', T_off = {encoding.t_off}' if encoding.t_off is not None else ''}",

@@ -283,9 +283,9 @@ class Block:
             rows = value.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
             drive = Rows(images_first(value, spec, rows).contiguous(), drive.map, drive.dtype)
         before = self.tracers.get(name)
-        if before is None and neuron.initial:
-            first = (drive.first if isinstance(drive, Sum) else drive).rows
-            before = neuron.start(first[:1].to(neuron.levels.storage)).expand(self.images, *first.shape[1:])
+        if before is None and node in self.plan.starting:
+            rows = (drive.first if isinstance(drive, Sum) else drive).rows
+            before = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
         what = scan(drive, before, neuron.threshold, neuron.levels, neuron.slew)
         self.scans[name] = what
         return what.codes if plain else what.codes.with_rows(images_back(what.codes.rows, spec))

@@ -29,6 +29,7 @@ class Plan:
         synapses: what integer arithmetic can do.
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
+        starting: those whose tracers start at another code than 0.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -38,6 +39,7 @@ class Plan:
     synapses: dict[fx.Node, Synapse]
     constants: dict[fx.Node, Tensor]
     neurons: dict[fx.Node, STBIF]
+    starting: frozenset[fx.Node]
 
 
 class _Known:
@@ -92,7 +94,8 @@ def _plan(gm: fx.GraphModule) -> Plan:
     # Whole weights say nothing of what they are multiplied with; only in an integer network is every sum proven exact.
     exact = bool(network.note(gm, "weight_bits"))
     synapses = {n: s for n in dependent if exact and (s := pack(n)) is not None}
-    return Plan(nodes, frozenset(dependent), frozenset(frontier), free, synapses, _constants(gm), neurons)
+    starting = frozenset(node for node, neuron in neurons.items() if neuron.starts != (0, 0))
+    return Plan(nodes, frozenset(dependent), frozenset(frontier), free, synapses, _constants(gm), neurons, starting)
 
 
 def _constants(gm: fx.GraphModule) -> dict[fx.Node, Tensor]:

@@ -40,7 +40,7 @@ def reference(
         snn: the network.
         inputs: its inputs, ``[B, ...]`` each.
         steps: how many steps at most.
-        state: tracers to start from; the network's own (:attr:`STBIF.initial`) if not given.
+        state: tracers to start from; the network's own (where its neurons start) if not given.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers at every step.
         early_exit: lets images go before (they are computed on with their batch, but nothing of it is kept).

@@ -46,7 +46,7 @@ def sweep(
         snn: the network.
         inputs: its inputs, ``[B, ...]`` each.
         steps: how many steps at most.
-        state: tracers to start from; the network's own (:attr:`STBIF.initial`) if not given.
+        state: tracers to start from; the network's own (where its neurons start) if not given.
         stop: end as soon as every image is settled.
         observe: told every layer's tracers, block by block, for the images still running.
         early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had

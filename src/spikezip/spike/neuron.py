@@ -56,7 +56,8 @@ class STBIF(nn.Module):
         levels: limits of the tracer, those of the quantizer.
         threshold: theta > 0, the quantizer's scale.
         slew: levels per step; 1 is the paper's ternary spike, larger ones are graded spikes.
-        initial: the code at which every tracer of the layer starts, ``S_0``.
+        initial: the code at which every tracer of the layer starts, ``S_0``; or one code a neuron, in the shape of
+            the layer's tracers of one sample.
 
     >>> neuron = STBIF(Levels(0, 3), torch.tensor(1.0))
     >>> tracer = torch.zeros(1)
@@ -69,16 +70,25 @@ class STBIF(nn.Module):
     """
 
     threshold: Tensor
+    initial_codes: Tensor | None
 
-    def __init__(self, levels: Levels, threshold: Tensor, slew: int = 1, initial: int = 0):
+    def __init__(self, levels: Levels, threshold: Tensor, slew: int = 1, initial: int | Tensor = 0):
         super().__init__()
         if isinstance(slew, bool) or not isinstance(slew, int) or slew < 1:
             raise StageError(f"slew={slew!r}: a neuron moves a whole number of levels a step, at least 1.")
-        if isinstance(initial, bool) or not isinstance(initial, int) or not levels.lowest <= initial <= levels.highest:
+        codes = initial.to(levels.storage) if isinstance(initial, Tensor) else None
+        if codes is None:
+            fits = isinstance(initial, int) and not isinstance(initial, bool)
+            fits = fits and levels.lowest <= initial <= levels.highest
+        else:
+            fits = codes.numel() > 0 and bool(((codes == initial) & (codes >= levels.lowest)).all())
+            fits = fits and int(codes.max()) <= levels.highest
+        if not fits:
             raise StageError(f"initial={initial!r}: a tracer starts at one of its codes, {levels}.")
         self.levels = levels
         self.slew = slew
-        self.initial = initial
+        self.initial_code = initial if isinstance(initial, int) else 0
+        self.register_buffer("initial_codes", codes)
         self.register_buffer("threshold", threshold.detach().clone())
 
     def target(self, drive: Tensor) -> Tensor:
@@ -91,7 +101,16 @@ class STBIF(nn.Module):
 
     def start(self, like: Tensor) -> Tensor:
         """The tracers before any step, in shape and type of ``like``."""
-        return torch.full_like(like, self.initial)
+        if self.initial_codes is None:
+            return torch.full_like(like, self.initial_code)
+        return self.initial_codes.to(like).expand_as(like)
+
+    @property
+    def starts(self) -> tuple[int, int]:
+        """The least and the greatest initial code of the layer."""
+        if self.initial_codes is None:
+            return self.initial_code, self.initial_code
+        return int(self.initial_codes.min()), int(self.initial_codes.max())
 
     def settling_steps(self, *, from_start: bool = False) -> int:
         """The most steps it may need once its drive is constant, the first included.
@@ -99,12 +118,14 @@ class STBIF(nn.Module):
         ``from_start``: if that is so from the first step on, so that it has gone nowhere before.
         """
         if from_start:
-            return -(-max(self.levels.highest - self.initial, self.initial - self.levels.lowest) // self.slew)
+            least, most = self.starts
+            return -(-max(self.levels.highest - least, most - self.levels.lowest) // self.slew)
         return -(-self.levels.range // self.slew)
 
     def extra_repr(self) -> str:
         said = f"{self.levels.lowest}..{self.levels.highest}, theta={float(self.threshold):.4g}, slew={self.slew}"
-        return f"{said}, initial={self.initial}" if self.initial else said
+        least, most = self.starts
+        return said if least == most == 0 else f"{said}, from {least}" + (f"..{most}" if least < most else "")
 
 
 def starting_code(levels: Levels, code: int) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from spikezip.errors import StageError
 from spikezip.graph import network, ops
-from spikezip.graph.network import Stage
+from spikezip.graph.network import Spec, Stage
 from spikezip.graph.ops import Kind
+from spikezip.levels import Levels
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.place import Carriers, needs_neuron
 from spikezip.quantize.quantizer import Quantizer
@@ -54,10 +58,19 @@ class SpikingNetwork:
         """Levels per step; 1 for ternary spikes."""
         return max((neuron.slew for _, neuron in self.layers), default=1)
 
+    @cached_property
+    def starts_elsewhere(self) -> bool:
+        """Whether a tracer starts at another code than 0, where the paper's do."""
+        return any(neuron.starts != (0, 0) for _, neuron in self.layers)
+
     @property
-    def initial_code(self) -> int:
-        """Where tracers start; 0 in the paper."""
-        return max((neuron.initial for _, neuron in self.layers), default=0)
+    def initial_code(self) -> int | dict[str, Tensor]:
+        """Where tracers start, as :func:`spike` takes it."""
+        if all(neuron.initial_codes is None for _, neuron in self.layers):
+            return max((neuron.initial_code for _, neuron in self.layers), default=0)
+        return {
+            k: n.initial_codes if n.initial_codes is not None else torch.tensor(n.initial_code) for k, n in self.layers
+        }
 
     @cached_property
     def bound(self) -> int:
@@ -84,7 +97,7 @@ def spike(
     *,
     bias_encoding: Encoding | None = None,
     slew: int = 1,
-    initial_code: int | None = None,
+    initial_code: int | Mapping[str, Tensor] | None = None,
 ) -> SpikingNetwork:
     """Turn every quantizer into a layer of ST-BIF neurons.
 
@@ -95,8 +108,9 @@ def spike(
             input.
         slew: levels a neuron may move per step (1: the paper's ternary spikes).
         initial_code: where tracers start, in layers without negative codes. What they then stand for is a constant,
-            held by the membranes that read it from the start; only what leaves it is sent. If not given, as was
-            trained (:class:`~spikezip.train.Trajectory`), or 0, the paper's.
+            held by the membranes that read it from the start; only what leaves it is sent. Or each neuron's own, by
+            layer (:func:`~spikezip.measure.mean_codes`). If not given, as was trained
+            (:class:`~spikezip.train.Trajectory`), or 0, the paper's.
 
     Returns:
         The SNN; the QANN is not changed.
@@ -109,17 +123,42 @@ def spike(
     check_qann(qann)
     graph = network.fork(qann)
     code = network.note(qann, "initial_code", 0) if initial_code is None else initial_code
-    if isinstance(code, bool) or not isinstance(code, int) or code < 0:
-        raise StageError(f"initial_code={code!r}: tracers start at a whole number, 0 or more.")
     for node, quantizer in list(network.modules_of(graph, Quantizer)):
-        initial = starting_code(quantizer.levels, code)
-        graph.set_submodule(str(node.target), STBIF(quantizer.levels, quantizer.scale, slew, initial))
+        neuron = STBIF(quantizer.levels, quantizer.scale, slew, _initial(code, node, quantizer.levels))
+        graph.set_submodule(str(node.target), neuron)
     network.remark(graph, stage=Stage.SNN)
-    if code != network.note(qann, "initial_code", 0):
+    if isinstance(code, int) and code != network.note(qann, "initial_code", 0):
         network.remark(graph, initial_code=code)
     graph.eval().requires_grad_(False)
     learned = network.note(qann, "bias_shares")
     return SpikingNetwork(graph, encoding, bias_encoding or (parse_encoding(learned) if learned else encoding))
+
+
+def _initial(code: Any, node: fx.Node, levels: Levels) -> int | Tensor:
+    """Where the tracers of one layer start."""
+    if not isinstance(code, Mapping):
+        if isinstance(code, bool) or not isinstance(code, int) or code < 0:
+            raise StageError(
+                f"initial_code={code!r}: tracers start at a whole number, 0 or more, or where each is told to."
+            )
+        return starting_code(levels, code)
+    name = str(node.target)
+    if not isinstance(codes := code.get(name), Tensor):
+        raise StageError(f"The initial codes have none for layer {name!r}. Call mean_codes() on this very network.")
+    shape = tracer_shape(network.spec(node))
+    if codes.dim() and codes.shape != shape:
+        raise StageError(
+            f"The initial codes of layer {name!r} are {tuple(codes.shape)}, its tracers of one sample {tuple(shape)}. "
+            "Call mean_codes() on this very network."
+        )
+    return codes if codes.dim() else int(codes)
+
+
+def tracer_shape(spec: Spec) -> torch.Size:
+    """Shape of a layer's tracers of one sample."""
+    dim = spec.batch_dim or 0
+    shape = torch.Size([*spec.shape[:dim], *spec.shape[dim + 1 :]])
+    return shape if spec.shape[dim] == 1 else torch.Size([spec.shape[dim], *shape])
 
 
 def check_qann(qann: fx.GraphModule) -> None:
