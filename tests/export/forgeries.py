@@ -204,6 +204,15 @@ def _extra_input(parts: Parts) -> None:
     parts.document["nodes"].insert(0, row)
 
 
+def _initial_codes(codes: torch.Tensor) -> Callable[[Parts], None]:
+    def mutate(parts: Parts) -> None:
+        name = f"{_neuron(parts)[0]}.initial_codes"
+        parts.tensors[name] = codes
+        _set(f"tensors/{name}", {"kind": "buffer", "requires_grad": False})(parts)
+
+    return mutate
+
+
 def _threshold(value: float) -> Callable[[Parts], None]:
     return _tensor(lambda t: torch.full_like(t, value), "threshold")
 
@@ -278,6 +287,10 @@ HEADER: list[Mutation] = [
     ("slew 0", _level(slew=0), "slew 0"),
     ("initial code below all codes", _level(initial=-1), "start at -1, which is none"),
     ("initial code above all codes", _level(initial=1 << 20), "start at 1048576, which is none"),
+    ("initial codes that are none", _initial_codes(torch.full((4,), 99, dtype=torch.int8)), "99, not codes of"),
+    ("initial codes of another shape", _initial_codes(torch.ones(2, 2, dtype=torch.int8)), "the shape of its tracers"),
+    ("initial codes that are fractions", _initial_codes(torch.full((4,), 0.5)), "holds no codes"),
+    ("initial codes of nobody", _initial_codes(torch.ones(0, dtype=torch.int8)), "holds no codes"),
     ("initial code is true", _level(initial=True), "wrong type"),
     ("slew negative", _level(slew=-1), "slew -1"),
     ("module of an unknown kind", _level(kind="Sequential"), "'Sequential', which is not known"),

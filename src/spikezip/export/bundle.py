@@ -214,14 +214,14 @@ def _rebuild(document: dict[str, Any], tensors: dict[str, Any]) -> SpikingNetwor
     network.mark(gm, stage, inputs, _notes(document["notes"]))
     gm.train(document["training"])
     _annotate(gm, modules)
+    for node, neuron in network.modules_of(gm, STBIF):
+        if neuron.initial_codes is not None and neuron.initial_codes.shape != tracer_shape(network.spec(node)):
+            raise BundleError(f"the initial codes of {str(node.target)!r} do not have the shape of its tracers")
     check_weights(gm, tensors)
     if weights_sha256(gm) != document["weights_sha256"]:
         raise BundleError("its tensors are damaged: they do not have the SHA-256 that it states")
     if stage is not Stage.SNN:
         return gm
-    for node, neuron in network.modules_of(gm, STBIF):
-        if neuron.initial_codes is not None and neuron.initial_codes.shape != tracer_shape(network.spec(node)):
-            raise BundleError(f"the initial codes of {str(node.target)!r} do not have the shape of its tracers")
     return SpikingNetwork(gm, _encoding(document["encoding"]), _encoding(document["bias_encoding"]))
 
 

@@ -115,9 +115,7 @@ def read_leaf(row: Any, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 def _check_codes(name: str, codes: Tensor, levels: Levels) -> None:
     if isinstance(codes, nn.Parameter) or codes.dtype != levels.storage or not codes.numel():
-        raise BundleError(
-            f"the tensor {name} is {codes.dtype} of shape {tuple(codes.shape)}; it must hold codes of {levels}"
-        )
+        raise BundleError(f"the tensor {name} is {codes.dtype} of shape {tuple(codes.shape)}, which holds no codes")
     if int(codes.min()) < levels.lowest or int(codes.max()) > levels.highest:
         raise BundleError(f"the tensor {name} holds {int(codes.min())}..{int(codes.max())}, not codes of {levels}")
 
