@@ -2,7 +2,7 @@
 
     python experiments/cifar10_resnet20.py --data PATH/TO/CIFAR [--trained]
 
-Training-free at 8 levels (pulse, even release) and 16 (pulse), and (``--trained``) those networks that `spikezip train`
+Training-free at 8 levels (pulse, from code 0 and from mean codes; even release) and 16 (pulse), and (``--trained``) those networks that `spikezip train`
 has made in runs/ of the recipes in ``TRAINED``. Writes experiments/results/cifar10-resnet20.json and the figure beside
 it. Rows that are in the file are kept, not run again (``--again`` runs what can be run).
 """
@@ -37,6 +37,9 @@ TRAINED = {  # recipes in experiments/recipes
     "trajectory for t=2 (12 epochs), MS blocks, 3 levels, even:2": "cifar10-resnet20-t2-ms-on",
     "trajectory for t=4 (1 epoch), 5 levels, even:4": "cifar10-resnet20-t4",
     "trajectory for t=4 (4 epochs), MS blocks, 5 levels, even:4": "cifar10-resnet20-t4-ms",
+    "trajectory for t=1 (4 epochs), MS blocks, 3 levels from code 1, pulse": "cifar10-resnet20-t1-initial",
+    "trajectory for t=2 (6 epochs), MS blocks, 4 levels from code 1, pulse": "cifar10-resnet20-t2-initial",
+    "trajectory for t=4 (3 epochs), MS blocks, 6 levels from code 1, pulse": "cifar10-resnet20-t4-initial",
 }
 
 
@@ -73,15 +76,20 @@ def main() -> None:
 def networks(source: ModelSource, data: ImageData, with_trained: bool) -> dict[str, Any]:
     """Name of each run and how its SNN is made."""
 
-    def converted(levels: int, encoding: str) -> Any:
-        real = data.calibration(CALIBRATION, SEED)
+    real = data.calibration(CALIBRATION, SEED)
+
+    def converted(levels: int, encoding: str, start: Any = 0) -> Any:
+        release = parse_encoding(encoding)
         return lambda: spikezip.convert(
-            source.module, source.example, real, levels=levels, encoding=parse_encoding(encoding)
+            source.module, source.example, real, levels=levels, encoding=release, initial_code=start
         )
 
     made: dict[str, Any] = {
         f"training-free, {levels} levels, {encoding}": converted(levels, encoding)
         for levels, encoding in ((8, "pulse"), (8, "even:8"), (16, "pulse"))
+    }
+    made |= {
+        f"training-free, {levels} levels from mean codes, pulse": converted(levels, "pulse", "mean") for levels in (8, 16)
     }
     return made | (trained(TRAINED) if with_trained else {})
 
