@@ -63,6 +63,14 @@ def test_from_mean_codes_there_is_less_to_send_and_the_end_is_the_same(tmp_path:
     assert float(run.settled_at.double().mean()) < float(first.settled_at.double().mean())
     counts = count(snn, images[:8])
     assert torch.allclose(counts.spikes * 8, snn.run(images[:8]).total_spikes.sum(1).double())
+    record = spikezip.measure(snn, images[:8], steps=12, distances=4).content
+    assert record["initial_code"] == "codes of their own"
+    first_layer, first_name = record["raster"]["layers"][0], snn.layers[0][0]
+    shown = [s for t, i, s in first_layer["spikes"]]
+    ids = first_layer["neurons"]
+    one = snn.run(images[:1], 12)
+    moved = one.codes[first_name].flatten()[ids].long() - snn.layers[0][1].initial_codes.flatten()[ids].long()
+    assert sum(shown) == int(moved.sum()), "the raster begins where tracers do"
     snn.save(tmp_path / "mean.spikezip")
     loaded = spikezip.load(tmp_path / "mean.spikezip")
     assert torch.equal(loaded.run(images).total_spikes, run.total_spikes)

@@ -24,15 +24,28 @@ def _chosen(snn: SpikingNetwork) -> list[str]:
 def _watch(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int) -> dict[str, dict[str, Tensor]]:
     drives: dict[str, list[Tensor]] = {}
     tracers: dict[str, list[Tensor]] = {}
+    starts: dict[str, Tensor] = {}
+    neurons = dict(snn.layers)
+
+    def note(name: str, t: int, which: Tensor, codes: Tensor) -> None:
+        if name not in starts:
+            starts[name] = neurons[name].start(codes[0]).flatten().double()
+        tracers.setdefault(name, []).append(codes[0].flatten().double())
+
     reference(
         snn,
         image,
         steps,
         stop=False,
-        observe=lambda name, t, which, codes: tracers.setdefault(name, []).append(codes[0].flatten().double()),
+        observe=note,
         probe=lambda name, t, drive: drives.setdefault(name, []).append(drive.flatten().double()),
     )
-    return {n: {"drive": torch.stack(drives[n]), "tracer": torch.stack(tracers[n])} for n in _chosen(snn)}
+    found = {}
+    for name in _chosen(snn):
+        tracer = torch.stack(tracers[name])
+        spikes = torch.diff(tracer, dim=0, prepend=starts[name].unsqueeze(0))
+        found[name] = {"drive": torch.stack(drives[name]), "tracer": tracer, "spikes": spikes}
+    return found
 
 
 def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int = 1) -> list[dict[str, Any]]:
@@ -44,7 +57,7 @@ def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int
     found = []
     for name, seen in _watch(snn, image, steps).items():
         theta = float(neurons[name].threshold)
-        spikes = torch.diff(seen["tracer"], dim=0, prepend=neurons[name].start(seen["tracer"][:1]))
+        spikes = seen["spikes"]
         for index in spikes.abs().sum(0).topk(min(each, spikes.shape[1])).indices.tolist():
             drive, tracer = seen["drive"][:, index], seen["tracer"][:, index]
             found.append(
@@ -66,12 +79,10 @@ def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int
 def raster(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int) -> dict[str, Any]:
     """Which of up to 48 neurons a layer, evenly chosen, fired when: ``[t, position, sign]``."""
     layers = []
-    neurons = dict(snn.layers)
     for name, seen in _watch(snn, image, steps).items():
         count = seen["tracer"].shape[1]
         ids = [i * count // min(_NEURONS, count) for i in range(min(_NEURONS, count))]
-        tracer = seen["tracer"][:, ids]
-        spikes = torch.diff(tracer, dim=0, prepend=neurons[name].start(tracer[:1]))
+        spikes = seen["spikes"][:, ids]
         events = [[int(t) + 1, int(i), int(spikes[t, i].sign())] for t, i in spikes.nonzero()]
         layers.append({"name": name, "neurons": ids, "spikes": events})
     return {"image": 0, "layers": layers}
