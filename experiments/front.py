@@ -29,7 +29,7 @@ TEACHER = {"distil": {"weight": 1.0, "temperature": 2.0}}
 
 
 def for_step(t: int, **lines: Any) -> dict[str, Any]:
-    """A network to be read at step ``t``: as many levels as steps, released evenly over them."""
+    """A network to be read at step ``t``: the codes that ``t`` steps reach from 0, released evenly over them."""
     return {
         "stage": "trajectory",
         "levels": {"lowest": 0, "highest": t},
@@ -38,6 +38,12 @@ def for_step(t: int, **lines: Any) -> dict[str, Any]:
         "loss": TEACHER,
         **lines,
     }
+
+
+def from_one(t: int) -> dict[str, Any]:
+    """The same, with MS blocks, a pulse, and tracers that start at code 1, from where they reach one code more."""
+    codes = {"lowest": 0, "highest": t + 1}
+    return for_step(t, levels=codes, encoding="pulse", initial_code=1, morph={"residual": "ms"})
 
 
 #: What is trained, each with the lines of its recipe.
@@ -49,6 +55,9 @@ PRODUCTS: dict[str, dict[str, Any]] = {
     "for T=4": for_step(4),
     "for T=4, RCR": for_step(4, morph={"residual": "rcr"}),
     "for T=4, MS": for_step(4, morph={"residual": "ms"}),
+    "for T=1, MS, from code 1": from_one(1),
+    "for T=2, MS, from code 1": from_one(2),
+    "for T=4, MS, from code 1": from_one(4),
     "anytime, T=1 to 4": for_step(4, steps=[1, 1, 1, 1], settled=1),
     "PET, 8 levels": {
         "stage": "pet",
