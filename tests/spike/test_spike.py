@@ -47,9 +47,9 @@ def test_each_quantizer_becomes_a_layer_of_neurons(qann):
 
 def test_tracers_start_at_one_code_where_codes_are_not_negative(qann):
     snn = spike(qann, initial_code=2)
-    assert [(n.levels.lowest < 0, n.initial) for _, n in snn.layers] == [(False, 2), (True, 0)]
+    assert [(n.levels.lowest < 0, n.initial_code) for _, n in snn.layers] == [(False, 2), (True, 0)]
     assert snn.initial_code == 2
-    assert [n.initial for _, n in spike(qann, initial_code=9).layers] == [3, 0], "the highest code at most"
+    assert [n.initial_code for _, n in spike(qann, initial_code=9).layers] == [3, 0], "the highest code at most"
 
 
 @pytest.mark.parametrize("code", [-1, 0.5, True])
