@@ -14,6 +14,7 @@ from spikezip.levels import Levels
 from spikezip.measure import Certificate, Record, default_engine, mean_codes, measure, verify
 from spikezip.morph import Morph, morph
 from spikezip.quantize import quantize, to_integer
+from spikezip.quantize.calibrate import LIMIT, gather
 from spikezip.run import EarlyExit, Engine, Run, State, Stream, execute, stream
 from spikezip.spike import Encoding, Pulse, SpikingNetwork
 from spikezip.spike import spike as _spike
@@ -68,6 +69,8 @@ def convert(
     True
     """
     ann = _morph(capture(model, example), morph)
+    if initial_code == "mean":
+        calibration = gather(ann, calibration, LIMIT)  # it is read twice, which an iterator cannot be
     qann = quantize(ann, levels, calibration, signed_levels=signed_levels, correct_bias=correct_bias)
     if weight_bits:
         qann = to_integer(qann, weight_bits)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from random_networks import shuffle_statistics
+from random_networks import Drawn, shuffle_statistics
 from spikezip import Morph, capture, convert, morph, quantize, verify
 from spikezip.quantize.correct import distance
 
@@ -106,6 +106,14 @@ def test_what_is_corrected_is_still_equal(images: Tensor):
     torch.manual_seed(0)
     snn = convert(shuffle_statistics(Net()).eval(), images[:1], iter(images.split(32)), levels=3, correct_bias=True)
     assert verify(snn, images[:16]).equal
+
+
+def test_batches_of_unequal_size_where_images_are_no_first_dimension():
+    """In attention a value holds images in its second dimension; they are no channels, and may differ in number."""
+    x = torch.rand(40, 2, 5, 5, generator=torch.Generator().manual_seed(3))
+    model = shuffle_statistics(Drawn(["attention"])).eval()
+    parts = convert(model, x[:2], x.split(16), correct_bias=True)
+    assert verify(parts, x).equal
 
 
 def test_several_outputs_weigh_alike():

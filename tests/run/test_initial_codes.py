@@ -54,6 +54,8 @@ def test_from_mean_codes_there_is_less_to_send_and_the_end_is_the_same(tmp_path:
     model = shuffle_statistics(Drawn(["residual", "attention", "pooling"])).eval()
     plain = spikezip.convert(model, images[:2], images)
     snn = spikezip.convert(model, images[:2], images, initial_code="mean")
+    streamed = spikezip.convert(model, images[:2], (part for part in images.split(16)), initial_code="mean")
+    assert all(torch.equal(streamed.initial_code[k], v) for k, v in snn.initial_code.items())
     first, run = plain.run(images), snn.run(images)
     for name, neuron in snn.layers:
         assert neuron.initial_codes is not None

@@ -96,7 +96,8 @@ class _Means(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1:
-            for dim in {1, value.dim() - 1}:
+            spec = n.meta.get("spec")
+            for dim in {1, value.dim() - 1} - {spec.batch_dim if spec else None}:  # images are no channels
                 self.found[n.name, dim] = _mean([value], dim)
         return value
 
