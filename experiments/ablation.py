@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, Cells, cell, passes
+from cells import RESULTS, Cells, cell, passes, shared_lines
 from torch import nn
 
 from spikezip.data import ImageData, open_data
@@ -101,21 +101,8 @@ def trained_ann(source: ModelSource, data: ImageData) -> nn.Module:
 
 def recipe_of(variant: str, lines: dict[str, Any], settings: dict[str, Any], seed: int) -> Recipe:
     """The whole recipe of one cell."""
-    shared = {
-        "name": variant,
-        "model": settings["network"],
-        "data": settings["data"],
-        "levels": settings["levels"],
-        "encoding": settings["encoding"],
-        "epochs": settings["epochs"],
-        "batch": settings["batch"],
-        "warmup": 0.1,
-        "clip": 1.0,
-        "optimizer": {"adamw": {"rate": settings["rate"], "weight_decay": 0.0}},
-        "seed": seed,
-        "validation_split": None,
-    }
-    recipe = check_recipe({**shared, **lines})
+    of_all = {"levels": settings["levels"], "encoding": settings["encoding"], "validation_split": None}
+    recipe = check_recipe({**shared_lines(variant, settings, seed), **of_all, **lines})
     share = passes(recipe) if settings["equal"] == "passes" else 1
     return recipe.model_copy(update={"train_images": max(round(settings["images"] / share), settings["batch"])})
 

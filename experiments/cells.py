@@ -120,6 +120,21 @@ def cell(
     }
 
 
+def shared_lines(name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The lines of a recipe that all rows of an experiment have."""
+    return {
+        "name": name,
+        "model": settings["network"],
+        "data": settings["data"],
+        "epochs": settings["epochs"],
+        "batch": settings["batch"],
+        "warmup": 0.1,
+        "clip": 1.0,
+        "optimizer": {"adamw": {"rate": settings["rate"], "weight_decay": 0.0}},
+        "seed": seed,
+    }
+
+
 def passes(recipe: Recipe) -> float:
     """How often an image goes through the network in a step of training, forward and backward."""
     match recipe.stage:

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cells import RESULTS, Cells, cell, share_right
+from cells import RESULTS, Cells, cell, share_right, shared_lines
 
 from spikezip.cli.sources import open_both
 from spikezip.models import ModelSource
@@ -132,20 +132,7 @@ def train_ann(source: ModelSource, data: Any, epochs: int, batch: int, folder: P
 
 def recipe_of(name: str, lines: dict[str, Any], settings: dict[str, Any], seed: int) -> Recipe:
     """The whole recipe of one product."""
-    return check_recipe(
-        {
-            "name": name,
-            "model": settings["network"],
-            "data": settings["data"],
-            "epochs": settings["epochs"],
-            "batch": settings["batch"],
-            "warmup": 0.5,
-            "clip": 1.0,
-            "optimizer": {"adamw": {"rate": settings["rate"], "weight_decay": 0.0}},
-            "seed": seed,
-            **lines,
-        }
-    )
+    return check_recipe({**shared_lines(name, settings, seed), "warmup": 0.5, **lines})
 
 
 if __name__ == "__main__":

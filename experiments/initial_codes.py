@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation import NETWORKS, trained_ann
-from cells import RESULTS, Cells, cell
+from cells import RESULTS, Cells, cell, shared_lines
 
 from spikezip.data import open_data
 from spikezip.models import resolve
@@ -65,19 +65,11 @@ def recipe_of(variant: str, lines: dict[str, Any], settings: dict[str, Any], see
     """The whole recipe of one cell."""
     return check_recipe(
         {
-            "name": variant,
+            **shared_lines(variant, settings, seed),
             "stage": "trajectory",
-            "model": settings["network"],
-            "data": settings["data"],
             "morph": {"residual": "ms"},
             "loss": {"distil": {"weight": 1.0, "temperature": 2.0}},
-            "epochs": settings["epochs"],
             "train_images": settings["images"],
-            "batch": settings["batch"],
-            "warmup": 0.1,
-            "clip": 1.0,
-            "optimizer": {"adamw": {"rate": settings["rate"], "weight_decay": 0.0}},
-            "seed": seed,
             "validation_split": None,
             **lines,
         }
