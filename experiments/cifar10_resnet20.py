@@ -40,6 +40,7 @@ TRAINED = {  # recipes in experiments/recipes
     "trajectory for t=4 (4 epochs), MS blocks, 5 levels, even:4": "cifar10-resnet20-t4-ms",
     "trajectory for t=1 (4 epochs), MS blocks, 3 levels from code 1, pulse": "cifar10-resnet20-t1-initial",
     "trajectory for t=2 (6 epochs), MS blocks, 4 levels from code 1, pulse": "cifar10-resnet20-t2-initial",
+    "trajectory for t=2 (15 epochs), MS blocks, 4 levels from code 1, pulse": "cifar10-resnet20-t2-initial-on",
     "trajectory for t=4 (3 epochs), MS blocks, 6 levels from code 1, pulse": "cifar10-resnet20-t4-initial",
 }
 
