@@ -257,7 +257,7 @@ def test_levels_stay_what_they_were():
 
 
 def test_a_module_that_insists_on_views_is_trained():
-    """A user's own network, not captured: its layout is left alone."""
+    """A user's own network, not captured: where it takes images in one layout alone, it is given that."""
 
     class Viewing(nn.Module):
         def __init__(self):
@@ -269,3 +269,23 @@ def test_a_module_that_insists_on_views_is_trained():
 
     done = train(Viewing(), residual_data(), pet_plan(objective=QAT(), epochs=1))
     assert done.history[-1].loss > 0
+
+
+def test_a_module_that_takes_any_layout_is_trained_channels_last():
+    """As on captured graphs, in which convolutions are faster; the result has the usual layout again."""
+    seen = []
+
+    class Reshaping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.conv = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.head = nn.Linear(64, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.conv(self.first(x))
+            seen.append(hidden.is_contiguous(memory_format=torch.channels_last))
+            return self.head(hidden.flatten(1))
+
+    done = train(Reshaping(), residual_data(), pet_plan(objective=QAT(), epochs=1))
+    assert all(seen)
+    assert done.network.get_parameter("conv.weight").is_contiguous()

@@ -140,8 +140,7 @@ class _Run:
 
     def __init__(self, network: nn.Module, data: Data, plan: Plan, accelerator: Accelerator, tell: Listener):
         self.plan, self.data, self.accelerator, self.tell = plan, data, accelerator, tell
-        # Convolutions are faster channels last. A captured graph reshapes; a user's own module may insist on views.
-        self.layout = torch.channels_last if _is_captured(network) else torch.contiguous_format
+        self.layout = _layout(network, data, plan)
         self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         self.module = accelerator.prepare_model(_Box(self.plain))
@@ -351,6 +350,39 @@ class _Run:
 
 def _is_captured(network: nn.Module) -> bool:
     return isinstance(network, fx.GraphModule) and isinstance(network.meta.get("spikezip"), graph_network.Info)
+
+
+def _layout(network: nn.Module, data: Data, plan: Plan) -> torch.memory_format:
+    """Channels last, in which convolutions are faster, where the network can be trained so.
+
+    A captured graph reshapes, so it can. A user's own module may insist on views: one step of a copy shows it.
+    """
+    if _is_captured(network):
+        return torch.channels_last
+    few = data.batches(
+        plan.train_split,
+        2,
+        seed=plan.seed,
+        epoch=0,
+        augment=False,
+        shuffle=False,
+        drop_last=False,
+        rank=0,
+        world_size=1,
+        start=0,
+        device=torch.device("cpu"),
+    )
+    images, labels = next(iter(few), (None, None))
+    if not isinstance(images, Tensor) or images.dim() != 4 or labels is None:
+        return torch.contiguous_format
+    copied = _laid_out(copy.deepcopy(network).cpu(), torch.channels_last)
+    module = plan.objective.module(copied).cpu().eval()
+    try:
+        loss, _ = plan.objective.loss(module, images.cpu().contiguous(memory_format=torch.channels_last), labels.cpu())
+        loss.backward()
+    except RuntimeError:  # a view; anything else is met again where it is reported
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
