@@ -75,6 +75,26 @@ def test_pretrained_weights_that_are_not_there(tmp_path, monkeypatch):
         resolve("spikezip:vgg16", weights="pretrained")
 
 
+def test_weights_for_other_classes_fit_with_a_new_classifier(tmp_path):
+    torch.manual_seed(0)
+    trained = resolve("spikezip:digits").module
+    path = tmp_path / "digits.safetensors"
+    save_file(trained.state_dict(), path)
+    with pytest.raises(BundleError, match="do not fit"):
+        resolve("spikezip:digits", num_classes=7, weights=path)
+    found = resolve("spikezip:digits", num_classes=7, weights=path, new_classifier=True)
+    assert found.module(found.example).shape == (2, 7)
+    other = [name for name, p in trained.named_parameters() if not torch.equal(p, found.module.get_parameter(name))]
+    assert other == ["linear.weight", "linear.bias"]
+
+
+def test_a_new_classifier_hides_no_other_misfit(tmp_path):
+    path = tmp_path / "digits.safetensors"
+    save_file(resolve("spikezip:digits", in_channels=3).module.state_dict(), path)
+    with pytest.raises(BundleError, match="1 of another shape"):
+        resolve("spikezip:digits", num_classes=7, weights=path, new_classifier=True)
+
+
 def test_a_failed_download_says_what_to_do(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host")

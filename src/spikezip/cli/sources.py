@@ -29,11 +29,13 @@ def open_both(
     classes: int | None,
     image_size: int | None,
     root: Path | None,
+    new_classifier: bool = False,
 ) -> tuple[ModelSource, ImageData]:
     """Build a model for a data set, and open the data as the model wants it.
 
     A library's model is built for the data's classes and channels, and images are scaled to the size it was made for;
-    a user's own model gets the data's images as they are, or scaled to ``image_size``.
+    a user's own model gets the data's images as they are, or scaled to ``image_size``. With ``new_classifier``, weights
+    for another number of classes fit (see :func:`~spikezip.models.resolve`).
 
     Raises:
         SpikezipError: either cannot be found, or they do not fit.
@@ -44,13 +46,14 @@ def open_both(
         source = resolve(model, weights=weights, example_shape=own.image_shape, root=root)
         return source, own
     # A library's pretrained head has the classes that it was trained for.
-    fixed = weights == "pretrained" and kind != _OWN
+    fixed = weights == "pretrained" and kind != _OWN and not new_classifier
     channels = own.image_shape[0]
     source = resolve(
         model,
         num_classes=classes or (None if fixed else own.num_classes),
         in_channels=channels,
         weights=weights,
+        new_classifier=new_classifier,
         example_shape=own.image_shape if image_size else None,
         root=root,
     )

@@ -70,7 +70,13 @@ def command(
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
     torch.manual_seed(plan.seed)
     source, images = open_both(
-        plan.model, plan.data, weights=plan.weights, classes=None, image_size=image_size, root=data_root
+        plan.model,
+        plan.data,
+        weights=plan.weights,
+        classes=None,
+        image_size=image_size,
+        root=data_root,
+        new_classifier=plan.stage is Stage.ANN,
     )
     ann = qann = None
     if plan.stage is not Stage.ANN:

@@ -22,7 +22,9 @@ class LibraryModel:
     std: tuple[float, ...] | None
 
 
-def torchvision_model(name: str, num_classes: int | None, in_channels: int | None, pretrained: bool) -> LibraryModel:
+def torchvision_model(
+    name: str, num_classes: int | None, in_channels: int | None, pretrained: bool, new_classifier: bool = False
+) -> LibraryModel:
     """A classification model of ``torchvision.models``. Raises as :func:`spikezip.models.resolve`."""
     models = import_torchvision("models")
     known = models.list_models(module=models)
@@ -50,14 +52,16 @@ def torchvision_model(name: str, num_classes: int | None, in_channels: int | Non
     except (TypeError, ValueError) as error:
         raise CaptureError(f"torchvision:{name} cannot be built: {error}") from error
     if state is not None:
-        load_state(module, state, f"torchvision's {best}")
+        load_state(module, state, f"torchvision's {best}", num_classes=num_classes if new_classifier else None)
     # Transformers are built for one size, which may not be the one that the best weights were trained at.
     size = getattr(module, "image_size", None) or preset.crop_size[0]
     return LibraryModel(module, (3, size, size), tuple(preset.mean), tuple(preset.std))
 
 
-def timm_model(name: str, num_classes: int | None, in_channels: int | None, pretrained: bool) -> LibraryModel:
-    """A model of ``timm``. Raises as :func:`spikezip.models.resolve`."""
+def timm_model(
+    name: str, num_classes: int | None, in_channels: int | None, pretrained: bool, new_classifier: bool = False
+) -> LibraryModel:
+    """A model of ``timm``, which makes a new classifier by itself. Raises as :func:`spikezip.models.resolve`."""
     timm = import_timm()
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm.list_models())

@@ -66,6 +66,7 @@ def resolve(
     num_classes: int | None = None,
     in_channels: int | None = None,
     weights: str | PathLike[str] | None = None,
+    new_classifier: bool = False,
     example_shape: tuple[int, ...] | None = None,
     root: str | PathLike[str] | None = None,
 ) -> ModelSource:
@@ -79,6 +80,8 @@ def resolve(
         weights: a ``.safetensors`` file, loaded strictly, or ``"pretrained"``: the library's own weights (fetched over
             the network), or for ``spikezip:resnet20/32/44/56`` the CIFAR-10 weights in the data root. By default
             the weights are random.
+        new_classifier: where the weights are for another number of classes, leave the classifier random, to be trained
+            on other data. By default such weights do not fit.
         example_shape: ``(C, H, W)`` of one image; by default what the model was made for.
         root: where pretrained weights of ``spikezip:`` models lie; by default ``SPIKEZIP_DATA``.
 
@@ -99,10 +102,10 @@ def resolve(
     kind, _, name = spec.partition(":")
     pretrained = weights is not None and str(weights) == "pretrained"
     if kind == "spikezip":
-        source = _own(spec, name, num_classes, in_channels, pretrained, root)
+        source = _own(spec, name, num_classes, in_channels, pretrained, new_classifier, root)
     elif kind in ("torchvision", "timm"):
         build = libraries.torchvision_model if kind == "torchvision" else libraries.timm_model
-        built = build(name, num_classes, in_channels, pretrained)
+        built = build(name, num_classes, in_channels, pretrained, new_classifier)
         source = ModelSource(spec, built.module, _example(built.shape), built.mean, built.std)
     elif spec.endswith(".py") or ".py:" in spec:
         source = _from_file(spec, num_classes, in_channels, pretrained, example_shape)
@@ -112,7 +115,7 @@ def resolve(
             raise UnknownNameError(f"model (give {_SPECS})", spec, known)
         raise UnknownNameError(f"model (give {_SPECS})", spec, {f"spikezip:{spec}"})
     if weights is not None and not pretrained:
-        load_weights(source.module, weights)
+        load_weights(source.module, weights, num_classes=num_classes if new_classifier else None)
     if example_shape is not None:
         example = _example(example_shape)
         source = ModelSource(spec, source.module, example, source.mean, source.std)
@@ -141,6 +144,7 @@ def _own(
     num_classes: int | None,
     in_channels: int | None,
     pretrained: bool,
+    new_classifier: bool,
     root: str | PathLike[str] | None,
 ) -> ModelSource:
     if name not in MODELS:
@@ -160,7 +164,9 @@ def _own(
             f"The weights {entry.pretrained} of {spec} are not {looked}. Point SPIKEZIP_DATA (or root=) at the folder"
             " that holds them, or give weights= a .safetensors file."
         )
-    load_weights(module, folder / entry.pretrained)
+    load_weights(module, folder / entry.pretrained, num_classes=num_classes if new_classifier else None)
+    if num_classes not in (None, 10):  # to be trained on other data, which have statistics of their own
+        return ModelSource(spec, module, example)
     # The weights' author trained on CIFAR-10 with ImageNet's statistics.
     return ModelSource(spec, module, example, IMAGENET_MEAN, IMAGENET_STD)
 
