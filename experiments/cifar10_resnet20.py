@@ -148,26 +148,28 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against time of all runs, as SVG and PNG."""
+    """Accuracy against time, as SVG and PNG: networks made for any number of steps, and those trained for a few."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    for number, run in enumerate(runs):
-        steps = range(1, len(run["snn"]) + 1)
-        look = series_style(number) | {"marker": None}
-        axes.plot(steps, [100 * a for a in run["snn"]], **look, label=f"{run['name']} (QANN {100 * run['qann']:.2f})")
-    axes.axhline(100 * runs[0]["ann"], color="#666666", linewidth=1, linestyle=":")
-    axes.annotate(
-        f"ANN {100 * runs[0]['ann']:.2f}", (len(runs[0]["snn"]), 100 * runs[0]["ann"]), ha="right", va="bottom"
-    )
-    axes.set(
-        xlabel="time step t",
-        ylabel="accuracy (%)",
-        title="CIFAR-10, ResNet-20: every run settles on its QANN's accuracy",
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    for_few = [run for run in runs if run["fine_tuning"] == "trajectory"]
+    others = [run for run in runs if run["fine_tuning"] != "trajectory"]
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure.suptitle("CIFAR-10, ResNet-20: every run settles on its QANN's accuracy")
+    panels = ((others, "for any number of steps", 0), (for_few, "trained for a few steps", 60))
+    for axes, (some, title, least) in zip(figure.subplots(1, 2), panels, strict=True):
+        for number, run in enumerate(some):
+            steps = range(1, len(run["snn"]) + 1)
+            look = series_style(number) | {"marker": None}
+            label = f"{run['name']} (QANN {100 * run['qann']:.2f})"
+            axes.plot(steps, [100 * a for a in run["snn"]], **look, label=label)
+        ann = 100 * runs[0]["ann"]
+        axes.axhline(ann, color="#666666", linewidth=1, linestyle=":")
+        axes.annotate(f"ANN {ann:.2f}", (1, ann), ha="left", va="bottom")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set(title=title, xlabel="time step t", ylabel="accuracy (%)", ylim=(least, 96))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     figure.savefig(path)
     figure.savefig(path.with_suffix(".png"), dpi=150)
 
