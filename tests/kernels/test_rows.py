@@ -93,7 +93,7 @@ def test_compiled_scan_is_the_torch_scan(levels, slew, shape, dtype, theta, seco
         patch.setattr(native, "suits", lambda terms, start: False)
         wanted = scan(drive, start, threshold, levels, slew)
     for field in ("last", "spikes", "negative", "behind"):
-        assert torch.equal(getattr(found, field), getattr(wanted, field)), field
+        assert torch.equal(getattr(found.moves, field), getattr(wanted.moves, field)), field
     assert torch.equal(found.codes.map, wanted.codes.map)
     assert torch.equal(whole(found.codes), whole(wanted.codes))
 

@@ -4,11 +4,12 @@ from spikezip.kernels.alone import no_compiler, torch_alone
 from spikezip.kernels.events import dense_synapses
 from spikezip.kernels.precision import full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
-from spikezip.kernels.scan import Scan, scan
+from spikezip.kernels.scan import Moves, Scan, scan
 from spikezip.kernels.synapse import Synapse, pack
 from spikezip.kernels.threads import share_out, threads, workers
 
 __all__ = [
+    "Moves",
     "Rows",
     "Scan",
     "Sum",

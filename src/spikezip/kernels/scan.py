@@ -16,22 +16,33 @@ _BYTES = 256  #: levels that a byte can tell apart
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a layer did over a block of K steps.
+class Moves:
+    """How a layer moved over a block of K steps.
 
     Attributes:
-        codes: tracers ``S_t`` times theta; a new row wherever an image's tracers changed.
         last: tracers after the block, ``[B, ...]``, in the levels' :attr:`~spikezip.Levels.storage`.
         spikes: levels moved per step and image, ``[K, B]`` int64 (at slew 1: the number of spikes).
         negative: of these, downwards, ``[K, B]``.
         behind: whether a neuron is not yet at its target, ``[K, B]`` bool.
     """
 
-    codes: Rows
     last: Tensor
     spikes: Tensor
     negative: Tensor
     behind: Tensor
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a layer did over a block of K steps.
+
+    Attributes:
+        codes: tracers ``S_t`` times theta; a new row wherever an image's tracers changed.
+        moves: what is left to know when nobody reads the codes any more.
+    """
+
+    codes: Rows
+    moves: Moves
 
 
 def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Levels, slew: int) -> Scan:
@@ -55,7 +66,8 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
     if fused is not None:
         found = fused(terms, drive.dtype, start, theta, levels, slew)
         codes = Rows(found.rows, found.map, drive.dtype, -levels.lowest, scale, top=levels.range)
-        return Scan(codes, tracers(codes, found.map[-1], levels.storage), found.spikes, found.negative, found.behind)
+        last = tracers(codes, found.map[-1], levels.storage)
+        return Scan(codes, Moves(last, found.spikes, found.negative, found.behind))
     return _in_torch(drive, start, threshold, levels, slew)
 
 
@@ -119,4 +131,4 @@ def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels
         codes = Rows(rows, map, drive.dtype, -levels.lowest, scale, top=levels.range)
     else:
         codes = Rows(shaped(kept).to(drive.dtype), map, drive.dtype, scale=scale)
-    return Scan(codes, shaped(now).to(levels.storage, copy=True), spikes, negative, behind)
+    return Scan(codes, Moves(shaped(now).to(levels.storage, copy=True), spikes, negative, behind))

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Spec
-from spikezip.kernels import Rows, Scan, Sum, gather, max_pool2d, scan, union
+from spikezip.kernels import Moves, Rows, Sum, gather, max_pool2d, scan, union
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.run.plan import Plan, is_plain, is_size, scattered
 from spikezip.run.step import bias_of, images_back, images_first, shaped_bias, without_bias
@@ -44,6 +44,7 @@ class Block:
         bias_shares: of the biases.
         tracers: each layer's, before the block; those missing start where their layer's do.
         kept: what depends on no neuron, computed by a block before (on the same images); filled if empty.
+        keep_codes: keep every layer's codes to the end, in ``codes``; by default they go when nobody reads them.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Block:
         bias_shares: list[float],
         tracers: dict[str, Tensor],
         kept: dict[fx.Node, Any],
+        keep_codes: bool = False,
     ):
         self.graph, self.plan = snn.graph, plan
         self.inputs: Iterator[Tensor] = iter(inputs)
@@ -66,10 +68,12 @@ class Block:
         self.tracers, self.kept = tracers, kept
         self.skip = bool(kept) and self.complete
         self.env: dict[fx.Node, Any] = {}
-        self.scans: dict[str, Scan] = {}
+        self.moves: dict[str, Moves] = {}
+        self.keep_codes = keep_codes
+        self.codes: dict[str, Rows] = {}
 
     def run(self) -> list[Tensor]:
-        """The outputs, ``[K, B, ...]`` each; ``scans`` then holds what each layer did."""
+        """The outputs, ``[K, B, ...]`` each; ``moves`` then holds how each layer moved."""
         for node in self.plan.nodes:
             if self.skip and node not in self.plan.dependent and node.op != "get_attr":
                 if node in self.kept:
@@ -287,7 +291,9 @@ class Block:
             rows = (drive.first if isinstance(drive, Sum) else drive).rows
             before = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
         what = scan(drive, before, neuron.threshold, neuron.levels, neuron.slew)
-        self.scans[name] = what
+        self.moves[name] = what.moves
+        if self.keep_codes:
+            self.codes[name] = what.codes
         return what.codes if plain else what.codes.with_rows(images_back(what.codes.rows, spec))
 
     def _unfold(self, node: fx.Node) -> Tensor:

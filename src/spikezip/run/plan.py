@@ -14,7 +14,7 @@ from spikezip.graph.network import Spec
 from spikezip.graph.ops import Kind
 from spikezip.kernels import Synapse, pack
 from spikezip.spike.neuron import STBIF
-from spikezip.spike.swap import SpikingNetwork
+from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Plan:
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
         starting: those whose tracers start at another code than 0.
+        widest: how many neurons the largest layer has for one image.
+        most_levels: how many levels a neuron has at most.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -40,6 +42,8 @@ class Plan:
     constants: dict[fx.Node, Tensor]
     neurons: dict[fx.Node, STBIF]
     starting: frozenset[fx.Node]
+    widest: int
+    most_levels: int
 
 
 class _Known:
@@ -94,8 +98,18 @@ def _plan(gm: fx.GraphModule) -> Plan:
     # Whole weights say nothing of what they are multiplied with; only in an integer network is every sum proven exact.
     exact = bool(network.note(gm, "weight_bits"))
     synapses = {n: s for n in dependent if exact and (s := pack(n)) is not None}
-    starting = frozenset(node for node, neuron in neurons.items() if neuron.starts != (0, 0))
-    return Plan(nodes, frozenset(dependent), frozenset(frontier), free, synapses, _constants(gm), neurons, starting)
+    return Plan(
+        nodes=nodes,
+        dependent=frozenset(dependent),
+        frontier=frozenset(frontier),
+        free=free,
+        synapses=synapses,
+        constants=_constants(gm),
+        neurons=neurons,
+        starting=frozenset(node for node, neuron in neurons.items() if neuron.starts != (0, 0)),
+        widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
+        most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
+    )
 
 
 def _constants(gm: fx.GraphModule) -> dict[fx.Node, Tensor]:

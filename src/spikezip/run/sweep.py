@@ -17,7 +17,9 @@ from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
-_ROWS, _ROWS_OF_GPU = 64, 2048  # of a block: images times steps
+_ROWS, _ROWS_OF_GPU = 64, 2048  # of a chunk's block, or more as long as
+_VALUES = 1 << 22  # these hold no more values in the widest layer, so that calls on small layers are few
+_ROWS_PER_LEVEL = 2  # of an image: it rarely makes more before it settles
 _BLOCK = 32  # steps of a block: work is shared within one, so long ones
 _EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so shorter ones
 
@@ -52,9 +54,10 @@ def sweep(
         early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had
             computed is not kept.
         block: time steps per block; 32, or with a confidence rule 8, if not given.
-        chunk: images taken together; if not given, few (64 rows of an image at a step: 4 images for 16 steps), so that
-            values stay in a processor's cache and memory small, or as many (2,048 rows) as keep a GPU busy. On a
-            processor each of torch's threads has a chunk of its own (without ``observe``, which is told one by one).
+        chunk: images taken together; if not given, few (so many that the rows of the widest layer hold 4 million
+            values, but at least 64 rows: 4 images of a ResNet-18 for 16 steps), so that values stay in a processor's
+            cache and memory small, or as many (2,048 rows) as keep a GPU busy. On a processor each of torch's threads
+            has a chunk of its own (without ``observe``, which is told one by one).
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -66,8 +69,9 @@ def sweep(
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
     at_once = workers() if on_cpu and observe is None else 1
-    rows = _ROWS if on_cpu else _ROWS_OF_GPU
-    chunk = chunk or max(1, min(rows // min(block, steps), -(-images // at_once)))
+    rows = max(_ROWS if on_cpu else _ROWS_OF_GPU, _VALUES // so_far.plan.widest)
+    of_image = min(block, steps, _ROWS_PER_LEVEL * so_far.plan.most_levels)
+    chunk = chunk or max(1, min(rows // of_image, -(-images // at_once)))
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
     share_out(lambda some: so_far.add(some, stop, observe, block), chunks, at_once)
     return so_far.run(stop)
@@ -104,15 +108,17 @@ class _Results:
         running, kept, done = chunk, {}, 0
         while done < self.steps and running.numel():
             times = range(done + 1, min(done + block, self.steps) + 1)
-            part = self._block(running, times, kept if done == 0 else self._of(kept, running - chunk[0]))
+            known = kept if done == 0 else self._of(kept, running - chunk[0])
+            part = self._block(running, times, known, keep_codes=bool(observe or self.early_exit))
             results = part.run()
             behind = torch.zeros((len(times), running.numel()), dtype=torch.bool)
             span = slice(done, times[-1])
-            for name, what in part.scans.items():
-                behind |= what.behind
-                if observe:
-                    every = tracers(what.codes, what.codes.map.flatten(), what.codes.dtype)
-                    observe(name, times[0], running, every.unflatten(0, tuple(what.codes.map.shape)))
+            for moves in part.moves.values():
+                behind |= moves.behind
+            if observe:
+                for name, codes in part.codes.items():
+                    every = tracers(codes, codes.map.flatten(), codes.dtype)
+                    observe(name, times[0], running, every.unflatten(0, tuple(codes.map.shape)))
             behind[: max(self.t_off - times[0], 0)] = True
             # Steps of this block: when each image came to rest, and when it leaves; more than there are for neither.
             never = len(times) + 1
@@ -138,18 +144,18 @@ class _Results:
         """Spikes and tracers, until each image leaves."""
         early = bool((leave < span.stop - span.start).any())
         there = torch.arange(1, span.stop - span.start + 1).unsqueeze(1) <= leave
-        for name, what in part.scans.items():
-            self.spikes[name][span, running] = what.spikes * there if early else what.spikes
-            self.negative[name][span, running] = what.negative * there if early else what.negative
-            self._store(name, running, _at(what.codes, leave, what.last.dtype) if early else what.last)
+        for name, moves in part.moves.items():
+            self.spikes[name][span, running] = moves.spikes * there if early else moves.spikes
+            self.negative[name][span, running] = moves.negative * there if early else moves.negative
+            self._store(name, running, _at(part.codes[name], leave, moves.last.dtype) if early else moves.last)
 
-    def _block(self, running: Tensor, times: range, kept: dict[fx.Node, Any]) -> Block:
+    def _block(self, running: Tensor, times: range, kept: dict[fx.Node, Any], *, keep_codes: bool) -> Block:
         shares = [self.snn.encoding.share(t, self.steps) for t in times]
         bias_shares = [self.snn.bias_encoding.share(t, self.steps) for t in times]
         before = self.start if times[0] == 1 else self.tracers
         start = {name: self._some(values, running) for name, values in before.items()}
         inputs = tuple(self._some(x, running) for x in self.inputs)
-        return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept)
+        return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept, keep_codes)
 
     def _some(self, values: Tensor, running: Tensor) -> Tensor:
         return values if running.numel() == self.images else gather(values, running)
