@@ -22,7 +22,7 @@ from typing import Any
 
 from spikezip import bench
 from spikezip.measure.provenance import provenance
-from spikezip.models import resnet18, resolve, vgg16
+from spikezip.models import resnet18, resnet20, resolve, vgg16
 from spikezip.report.figures.speed import speed
 from spikezip.report.style import file_png, file_svg, house_style
 
@@ -30,6 +30,7 @@ VIT = "vit_small_patch16_224"
 NETWORKS = {
     "resnet18": resnet18,
     "vgg16": vgg16,
+    "resnet20": lambda width: resnet20(),  # 16 to 64 channels; width is not varied
     VIT: lambda width: resolve(f"timm:{VIT}").module,  # width is not varied
 }
 RIVALS = ("sweep", "plain loop", "spikingjelly step", "spikingjelly multi-step")
@@ -63,6 +64,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
         ),
         Part("vgg16", bench.Axes((8, 16, 32, 64), (8, 16)), bench.Effort(("sweep",), rounds=3)),
         Part("resnet18", bench.Axes((32,)), bench.Effort(("sweep",), rounds=3), weight_bits=None),
+        Part("resnet20", bench.Axes((8, 16, 32), batch=(32, 1)), bench.Effort(("sweep",), rounds=3)),
     ),
     "events": (
         Part("resnet18", bench.Axes((8, 16, 32)), GAIN),
