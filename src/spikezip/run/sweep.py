@@ -17,8 +17,8 @@ from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
-_ROWS, _ROWS_OF_GPU = 64, 2048  # of a chunk's block, or more as long as
-_VALUES = 1 << 22  # these hold no more values in the widest layer, so that calls on small layers are few
+_VALUES = 1 << 22  # of the widest layer, in all rows of a chunk: what a processor's cache is good for
+_ROWS_OF_GPU = 2048  # of a chunk, at least
 _ROWS_PER_LEVEL = 2  # of an image: it rarely makes more before it settles
 _BLOCK = 32  # steps of a block: work is shared within one, so long ones
 _EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so shorter ones
@@ -55,9 +55,9 @@ def sweep(
             computed is not kept.
         block: time steps per block; 32, or with a confidence rule 8, if not given.
         chunk: images taken together; if not given, few (so many that the rows of the widest layer hold 4 million
-            values, but at least 64 rows: 4 images of a ResNet-18 for 16 steps), so that values stay in a processor's
-            cache and memory small, or as many (2,048 rows) as keep a GPU busy. On a processor each of torch's threads
-            has a chunk of its own (without ``observe``, which is told one by one).
+            values: 64 rows of a ResNet-18, 4 images for 16 steps), so that values stay in a processor's cache and
+            memory small, or as many (2,048 rows) as keep a GPU busy. On a processor each of torch's threads has a
+            chunk of its own (without ``observe``, which is told one by one).
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -69,7 +69,7 @@ def sweep(
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
     at_once = workers() if on_cpu and observe is None else 1
-    rows = max(_ROWS if on_cpu else _ROWS_OF_GPU, _VALUES // so_far.plan.widest)
+    rows = max(1 if on_cpu else _ROWS_OF_GPU, _VALUES // so_far.plan.widest)
     of_image = min(block, steps, _ROWS_PER_LEVEL * so_far.plan.most_levels)
     chunk = chunk or max(1, min(rows // of_image, -(-images // at_once)))
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
