@@ -58,7 +58,7 @@ def provenance(result: dict[str, Any]) -> str:
 
 
 def resnet20(result: dict[str, Any]) -> str:
-    """Accuracy at t of the published ResNet-20."""
+    """Accuracy at t of ResNet-20."""
     head = ["network", "QANN", *(f"t={t}" for t in STEPS), "T_eq max (bound)", "equal"]
     rows, said = [], []
     for run in result["runs"]:
@@ -86,7 +86,7 @@ def published(data: str, network: str) -> list[list[str]]:
 
 def beside_published(result: dict[str, Any]) -> str:
     """ResNet-20's rows beside published ones: spike alphabet, hidden steps, accuracy at T, synaptic operations."""
-    rows = [[*row, "–"] for row in published("cifar10", "ResNet-20")]
+    rows = [[*row, "–"] for row in published(result.get("data_set", "cifar10"), "ResNet-20")]
     for run in result["runs"]:
         cells = [percent(run["snn"][t - 1]) for t in STEPS]
         cost = " / ".join(f"{run['synops'][t - 1] / 1e6:.1f}" for t in (2, 4, 32)) if "synops" in run else "–"

@@ -1,17 +1,19 @@
-"""The published CIFAR-10 ResNet-20 as an SNN: accuracy at every step on the full test set, each run certified.
+"""ResNet-20 on CIFAR as an SNN: accuracy at every step on the full test set, each run certified.
 
-    python experiments/cifar10_resnet20.py --data PATH/TO/CIFAR [--trained]
+    python experiments/cifar_resnet20.py --data PATH/TO/CIFAR [--data-set cifar100] [--trained]
 
 Training-free at 8 levels (pulse, from code 0 and from mean codes; even release) and 16 (pulse), and
-(``--trained``) those networks that `spikezip train` has made in runs/ of the recipes in ``TRAINED``. Writes
-experiments/results/cifar10-resnet20.json and the figure beside it. Rows that are in the file are kept, not run again
-(``--again`` runs what can be run).
+(``--trained``) those networks that `spikezip train` has made in runs/ of the recipes in ``SETS``. Writes
+experiments/results/DATA-SET-resnet20.json and the figure beside it. Rows that are in the file are kept, not run again
+(``--again`` runs what can be run). The ANN is the published one for CIFAR-10; for CIFAR-100, the one that
+experiments/recipes/cifar100-resnet20-ann-transfer.yaml trains.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ import torch
 from bundles import trained
 
 import spikezip
-from spikezip.data import ImageData, open_data
+from spikezip.cli.sources import open_both
+from spikezip.data import ImageData
 from spikezip.measure import count
 from spikezip.measure.provenance import provenance
-from spikezip.models import ModelSource, resolve
+from spikezip.models import ModelSource
 from spikezip.report.style import series_style
 from spikezip.spike import parse_encoding
 
@@ -31,7 +34,7 @@ SEED = 0
 CALIBRATION = 512
 STEPS = 32
 COUNTED = 64  #: images that synaptic operations are counted on
-TRAINED = {  # recipes in experiments/recipes
+TRAINED = {
     "PET (one epoch), 8 levels, even:8": "cifar10-resnet20-pet-short",
     "trajectory for t=2 (8 epochs), 3 levels, even:2": "cifar10-resnet20-t2",
     "trajectory for t=2 (3 epochs), MS blocks, 3 levels, even:2": "cifar10-resnet20-t2-ms",
@@ -45,21 +48,41 @@ TRAINED = {  # recipes in experiments/recipes
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """One data set's ANN, and the recipes in experiments/recipes that go on from it."""
+
+    shown: str
+    weights: str
+    trained: dict[str, str]
+
+
+SETS = {
+    "cifar10": Part("CIFAR-10", "pretrained", TRAINED),
+    "cifar100": Part("CIFAR-100", "runs/cifar100-resnet20-ann-transfer/network.safetensors", {}),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
+    parser.add_argument("--data-set", choices=list(SETS), default="cifar10")
     parser.add_argument("--limit", type=int, help="only the first so many test images")
     parser.add_argument("--certified", type=int, default=10_000, help="images the certificate is made on")
     parser.add_argument("--trained", action="store_true", help="the fine-tuned networks in runs/ too")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cifar10-resnet20.json")
+    parser.add_argument("--out", type=Path, help="file to write, if not the one in results")
     parser.add_argument("--again", action="store_true", help="run what is in the file already too")
     options = parser.parse_args()
     torch.manual_seed(SEED)
-    source = resolve("spikezip:resnet20", weights="pretrained", root=options.data)
-    data = open_data("cifar10", options.data, mean=source.mean, std=source.std)
+    part, experiment = SETS[options.data_set], f"{options.data_set}-resnet20"
+    source, data = open_both(
+        "spikezip:resnet20", options.data_set, weights=part.weights, classes=None, image_size=None, root=options.data
+    )
     images, labels = data.tensors("test", options.limit)
-    kept = {run["name"]: run for run in json.loads(options.out.read_text())["runs"]} if options.out.exists() else {}
-    for name, make in networks(source, data, options.trained).items():
+    path = options.out or RESULTS / f"{experiment}.json"
+    kept = {run["name"]: run for run in json.loads(path.read_text())["runs"]} if path.exists() else {}
+    whole = {"experiment": experiment, "data_set": options.data_set}
+    for name, make in networks(source, data, part.trained if options.trained else {}).items():
         if name in kept and not options.again:
             continue
         run = one(name, make(), images, labels, source, data, options.certified)
@@ -69,13 +92,12 @@ def main() -> None:
             f"{name}: QANN {run['qann']:.4f}, best {best:.4f} at t={run['snn'].index(best) + 1}, equal={run['equal']}",
             flush=True,
         )
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"experiment": "cifar10-resnet20", **provenance(SEED), "runs": list(kept.values())}, indent=1)
-        options.out.write_text(text + "\n")
-    draw(list(kept.values()), options.out.with_suffix(".svg"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(whole | provenance(SEED) | {"runs": list(kept.values())}, indent=1) + "\n")
+    draw(part.shown, list(kept.values()), path.with_suffix(".svg"))
 
 
-def networks(source: ModelSource, data: ImageData, with_trained: bool) -> dict[str, Any]:
+def networks(source: ModelSource, data: ImageData, recipes: dict[str, str]) -> dict[str, Any]:
     """Name of each run and how its SNN is made."""
 
     real = data.calibration(CALIBRATION, SEED)
@@ -91,7 +113,7 @@ def networks(source: ModelSource, data: ImageData, with_trained: bool) -> dict[s
         for levels, encoding in ((8, "pulse"), (8, "even:8"), (16, "pulse"))
     }
     made["training-free, 8 levels from mean codes, pulse"] = converted(8, "pulse", "mean")
-    return made | (trained(TRAINED) if with_trained else {})
+    return made | trained(recipes)
 
 
 def one(
@@ -147,16 +169,17 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
+def draw(data_set: str, runs: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against time, as SVG and PNG: networks made for any number of steps, and those trained for a few."""
     from matplotlib.figure import Figure
 
     for_few = [run for run in runs if run["fine_tuning"] == "trajectory"]
     others = [run for run in runs if run["fine_tuning"] != "trajectory"]
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    figure.suptitle("CIFAR-10, ResNet-20: every run settles on its QANN's accuracy")
     panels = ((others, "for any number of steps", 0), (for_few, "trained for a few steps", 60))
-    for axes, (some, title, least) in zip(figure.subplots(1, 2), panels, strict=True):
+    panels = [panel for panel in panels if panel[0]]
+    figure = Figure(figsize=(5.5 * len(panels), 5.6), layout="constrained")
+    figure.suptitle(f"{data_set}, ResNet-20: every run settles on its QANN's accuracy")
+    for axes, (some, title, least) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, run in enumerate(some):
             steps = range(1, len(run["snn"]) + 1)
             look = series_style(number) | {"marker": None}
