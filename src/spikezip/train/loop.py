@@ -376,11 +376,11 @@ def _layout(network: nn.Module, data: Data, plan: Plan) -> torch.memory_format:
     if not isinstance(images, Tensor) or images.dim() != 4 or labels is None:
         return torch.contiguous_format
     copied = _laid_out(copy.deepcopy(network).cpu(), torch.channels_last)
-    module = plan.objective.module(copied).cpu().eval()
+    module = plan.objective.module(copied).cpu().train()
     try:
         loss, _ = plan.objective.loss(module, images.cpu().contiguous(memory_format=torch.channels_last), labels.cpu())
         loss.backward()
-    except RuntimeError:  # a view; anything else is met again where it is reported
+    except (RuntimeError, ValueError):  # a view; or too few values for BatchNorm, or what is met again and reported
         return torch.contiguous_format
     return torch.channels_last
 
