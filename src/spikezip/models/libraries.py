@@ -23,7 +23,7 @@ class LibraryModel:
 
 
 def torchvision_model(
-    name: str, num_classes: int | None, in_channels: int | None, pretrained: bool, new_classifier: bool = False
+    name: str, num_classes: int | None, in_channels: int | None, pretrained: bool, new_classes: int | None
 ) -> LibraryModel:
     """A classification model of ``torchvision.models``. Raises as :func:`spikezip.models.resolve`."""
     models = import_torchvision("models")
@@ -52,15 +52,13 @@ def torchvision_model(
     except (TypeError, ValueError) as error:
         raise CaptureError(f"torchvision:{name} cannot be built: {error}") from error
     if state is not None:
-        load_state(module, state, f"torchvision's {best}", num_classes=num_classes if new_classifier else None)
+        load_state(module, state, f"torchvision's {best}", new_classes=new_classes)
     # Transformers are built for one size, which may not be the one that the best weights were trained at.
     size = getattr(module, "image_size", None) or preset.crop_size[0]
     return LibraryModel(module, (3, size, size), tuple(preset.mean), tuple(preset.std))
 
 
-def timm_model(
-    name: str, num_classes: int | None, in_channels: int | None, pretrained: bool, new_classifier: bool = False
-) -> LibraryModel:
+def timm_model(name: str, num_classes: int | None, in_channels: int | None, pretrained: bool) -> LibraryModel:
     """A model of ``timm``, which makes a new classifier by itself. Raises as :func:`spikezip.models.resolve`."""
     timm = import_timm()
     if not timm.is_model(name):

@@ -101,11 +101,14 @@ def resolve(
     _check_request(num_classes, in_channels, example_shape)
     kind, _, name = spec.partition(":")
     pretrained = weights is not None and str(weights) == "pretrained"
+    new = num_classes if new_classifier else None
     if kind == "spikezip":
-        source = _own(spec, name, num_classes, in_channels, pretrained, new_classifier, root)
+        source = _own(spec, name, num_classes, in_channels, pretrained, new, root)
     elif kind in ("torchvision", "timm"):
-        build = libraries.torchvision_model if kind == "torchvision" else libraries.timm_model
-        built = build(name, num_classes, in_channels, pretrained, new_classifier)
+        if kind == "torchvision":
+            built = libraries.torchvision_model(name, num_classes, in_channels, pretrained, new)
+        else:
+            built = libraries.timm_model(name, num_classes, in_channels, pretrained)
         source = ModelSource(spec, built.module, _example(built.shape), built.mean, built.std)
     elif spec.endswith(".py") or ".py:" in spec:
         source = _from_file(spec, num_classes, in_channels, pretrained, example_shape)
@@ -115,7 +118,7 @@ def resolve(
             raise UnknownNameError(f"model (give {_SPECS})", spec, known)
         raise UnknownNameError(f"model (give {_SPECS})", spec, {f"spikezip:{spec}"})
     if weights is not None and not pretrained:
-        load_weights(source.module, weights, num_classes=num_classes if new_classifier else None)
+        load_weights(source.module, weights, new_classes=new)
     if example_shape is not None:
         example = _example(example_shape)
         source = ModelSource(spec, source.module, example, source.mean, source.std)
@@ -144,7 +147,7 @@ def _own(
     num_classes: int | None,
     in_channels: int | None,
     pretrained: bool,
-    new_classifier: bool,
+    new_classes: int | None,
     root: str | PathLike[str] | None,
 ) -> ModelSource:
     if name not in MODELS:
@@ -164,7 +167,7 @@ def _own(
             f"The weights {entry.pretrained} of {spec} are not {looked}. Point SPIKEZIP_DATA (or root=) at the folder"
             " that holds them, or give weights= a .safetensors file."
         )
-    load_weights(module, folder / entry.pretrained, num_classes=num_classes if new_classifier else None)
+    load_weights(module, folder / entry.pretrained, new_classes=new_classes)
     if num_classes not in (None, 10):  # to be trained on other data, which have statistics of their own
         return ModelSource(spec, module, example)
     # The weights' author trained on CIFAR-10 with ImageNet's statistics.

@@ -14,39 +14,39 @@ from spikezip.errors import BundleError
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".th", ".tar"}
 
 
-def load_weights(module: nn.Module, path: str | PathLike[str], *, num_classes: int | None = None) -> None:
+def load_weights(module: nn.Module, path: str | PathLike[str], *, new_classes: int | None = None) -> None:
     """Load a ``.safetensors`` file into a module, in place; every name and shape must agree.
 
     Args:
         module: where the weights go; untouched if anything is wrong.
         path: a file written by ``safetensors.torch.save_file(model.state_dict(), path)``.
-        num_classes: a classifier of that many classes stays as it is where the file's is of another number.
+        new_classes: a classifier of that many classes stays as it is where the file's is of another number.
 
     Raises:
         BundleError: the file is missing, a pickle, corrupt, does not fit (all names are told), or holds NaN or
             infinity.
     """
-    load_state(module, _read(Path(path)), str(path), num_classes=num_classes)
+    load_state(module, _read(Path(path)), str(path), new_classes=new_classes)
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: str, *, num_classes: int | None = None) -> None:
+def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: str, *, new_classes: int | None = None) -> None:
     """Load a state dict strictly, in place; ``origin`` is named in the messages. Raises as :func:`load_weights`.
 
-    With ``num_classes``, a classifier of that many classes stays as it is where the weights are of another number.
+    With ``new_classes``, a classifier of that many classes stays as it is where the weights are of another number.
     """
     own = module.state_dict()
-    if num_classes is not None:
-        state = {name: _fitting(tensor, own.get(name), num_classes) for name, tensor in state.items()}
+    if new_classes is not None:
+        state = {name: _fitting(tensor, own.get(name), new_classes) for name, tensor in state.items()}
     _check(module, state, origin)
     # Tied tensors are stored once; _check has seen to it that nothing else is missing.
     module.load_state_dict(dict(state), strict=False)
 
 
-def _fitting(tensor: Tensor, own: Tensor | None, num_classes: int) -> Tensor:
+def _fitting(tensor: Tensor, own: Tensor | None, new_classes: int) -> Tensor:
     """The tensor; or the module's own, where they differ in the number of classes alone."""
     if own is None or own.dim() == 0 or own.shape == tensor.shape:
         return tensor
-    return own if len(own) == num_classes and own.shape[1:] == tensor.shape[1:] else tensor
+    return own if len(own) == new_classes and own.shape[1:] == tensor.shape[1:] else tensor
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
         synapses=synapses,
         constants=_constants(gm),
         neurons=neurons,
-        starting=frozenset(node for node, neuron in neurons.items() if neuron.starts != (0, 0)),
+        starting=frozenset(node for node, neuron in neurons.items() if neuron.starts_elsewhere),
         widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
         most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
     )

@@ -69,7 +69,8 @@ def sweep(
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
     at_once = workers() if on_cpu and observe is None else 1
-    rows = max(1 if on_cpu else _ROWS_OF_GPU, _VALUES // so_far.plan.widest)
+    rows = _VALUES // so_far.plan.widest
+    rows = rows if on_cpu else max(rows, _ROWS_OF_GPU)
     of_image = min(block, steps, _ROWS_PER_LEVEL * so_far.plan.most_levels)
     chunk = chunk or max(1, min(rows // of_image, -(-images // at_once)))
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]

@@ -112,6 +112,11 @@ class STBIF(nn.Module):
             return self.initial_code, self.initial_code
         return int(self.initial_codes.min()), int(self.initial_codes.max())
 
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether a tracer starts at another code than 0, where the paper's do."""
+        return self.starts != (0, 0)
+
     def settling_steps(self, *, from_start: bool = False) -> int:
         """The most steps it may need once its drive is constant, the first included.
 

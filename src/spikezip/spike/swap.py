@@ -60,8 +60,8 @@ class SpikingNetwork:
 
     @cached_property
     def starts_elsewhere(self) -> bool:
-        """Whether a tracer starts at another code than 0, where the paper's do."""
-        return any(neuron.starts != (0, 0) for _, neuron in self.layers)
+        """Whether a tracer of any layer starts at another code than 0."""
+        return any(neuron.starts_elsewhere for _, neuron in self.layers)
 
     @property
     def initial_code(self) -> int | dict[str, Tensor]:

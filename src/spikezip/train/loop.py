@@ -140,9 +140,14 @@ class _Run:
 
     def __init__(self, network: nn.Module, data: Data, plan: Plan, accelerator: Accelerator, tell: Listener):
         self.plan, self.data, self.accelerator, self.tell = plan, data, accelerator, tell
-        self.layout = _layout(network, data, plan)
+        self.epoch = self.step = 0
+        # Convolutions are faster channels last. A captured graph reshapes; a user's own module may insist on views.
+        self.layout = torch.channels_last
         self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
+        if not _is_captured(network) and not self._can_step():
+            self.layout = torch.contiguous_format
+            _laid_out(self.student, self.layout)
         self.module = accelerator.prepare_model(_Box(self.plain))
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
@@ -154,7 +159,6 @@ class _Run:
         }
         self.history: list[EpochDone] = []
         self.sums = Sums(accelerator)
-        self.epoch = self.step = 0
         world, count = accelerator.num_processes, data.count(plan.train_split)
         if count == 0:
             raise DataError(f"The split {plan.train_split!r} has no images: there is nothing to train on.")
@@ -167,6 +171,18 @@ class _Run:
             )
         images = min(count, plan.train_images or count)
         self.steps = max(images // (self.part * plan.accumulate), 1)
+
+    def _can_step(self) -> bool:
+        """Whether images can be trained on in the layout that has been chosen: one small step of a copy shows it."""
+        images, labels = next(self._batches(self.plan.train_split, train=False), (None, None))
+        if not isinstance(images, Tensor) or images.dim() != 4 or labels is None:
+            return False
+        try:
+            loss, _ = self.plan.objective.loss(copy.deepcopy(self.plain).train(), images[:2], labels[:2])
+            loss.backward()
+        except (RuntimeError, ValueError):  # a view; or too few values for BatchNorm, or what is met again and reported
+            return False
+        return True
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -350,39 +366,6 @@ class _Run:
 
 def _is_captured(network: nn.Module) -> bool:
     return isinstance(network, fx.GraphModule) and isinstance(network.meta.get("spikezip"), graph_network.Info)
-
-
-def _layout(network: nn.Module, data: Data, plan: Plan) -> torch.memory_format:
-    """Channels last, in which convolutions are faster, where the network can be trained so.
-
-    A captured graph reshapes, so it can. A user's own module may insist on views: one step of a copy shows it.
-    """
-    if _is_captured(network):
-        return torch.channels_last
-    few = data.batches(
-        plan.train_split,
-        2,
-        seed=plan.seed,
-        epoch=0,
-        augment=False,
-        shuffle=False,
-        drop_last=False,
-        rank=0,
-        world_size=1,
-        start=0,
-        device=torch.device("cpu"),
-    )
-    images, labels = next(iter(few), (None, None))
-    if not isinstance(images, Tensor) or images.dim() != 4 or labels is None:
-        return torch.contiguous_format
-    copied = _laid_out(copy.deepcopy(network).cpu(), torch.channels_last)
-    module = plan.objective.module(copied).cpu().train()
-    try:
-        loss, _ = plan.objective.loss(module, images.cpu().contiguous(memory_format=torch.channels_last), labels.cpu())
-        loss.backward()
-    except (RuntimeError, ValueError):  # a view; or too few values for BatchNorm, or what is met again and reported
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:

@@ -167,7 +167,7 @@ class Recipe(_Part):
         stage: ``ann``, ``qat``, ``pet``, ``speq`` or ``trajectory``.
         model: ``spikezip:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:function``.
         weights: safetensors file the model starts from, or ``pretrained``; only ann makes much sense without. In stage
-            ann they may be for other classes: the classifier is then a new one.
+            ann a library's model may have those for other classes: its classifier is then a new one.
         data: ``digits``, ``cifar10``, ``cifar100``, a folder or an ``.npz``.
         morph: how the network is made fit for spikes (see :class:`spikezip.morph.Morph`).
         levels: a count (8 is 0..7, and -4..3 where values may be negative), or ``{lowest, highest}``.
