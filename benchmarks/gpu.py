@@ -1,11 +1,12 @@
-"""What a whole run costs on a GPU beside one forward pass of the ANN, and whether it stays exact there.
+"""What a whole run costs on a GPU beside one forward pass of the network, beside others' ways, and whether it is exact.
 
-    python benchmarks/gpu.py [--device cuda] [--batch 512] [--rounds 5]
+    python benchmarks/gpu.py [--device cuda] [--batch 512] [--rounds 5] [--rivals]
 
-ResNet-18 (CIFAR form, 8 levels, T = 16) and, unless ``--only resnet18``, timm's ViT-S at 224 pixels to equilibrium.
-Each timed run stands between two forward passes of the ANN (float32; TF32 beside it) by whose mean it is divided. A few
-images are run with the reference engine on the CPU too: codes and outputs must be the same bits. Writes
-experiments/results/speed-gpu.json. It has not been run on a GPU yet.
+ResNet-18 (CIFAR form, 8 levels, half of the units active) for 16 steps and timm's ViT-S at 224 pixels to equilibrium,
+seed-fixed weights. Each timed run stands between two forward passes, of the ANN in float32 and with TF32, and of the
+QANN, by whose mean it is divided. A few images are run with the reference engine on the CPU too: codes and outputs must
+be the same bits. ``--rivals`` times the other ways of `spikezip bench` too, on ResNet-18, two rounds each. Writes
+experiments/results/speed-gpu.json, after each network; rows of another GPU stay.
 """
 
 from __future__ import annotations
@@ -15,87 +16,119 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-import spikezip
+from spikezip.bench.cases import Case, make_case
+from spikezip.bench.contenders import CONTENDERS, packages
 from spikezip.kernels.precision import full_precision, tf32
 from spikezip.measure.provenance import provenance
 from spikezip.models import resnet18, resolve
-from spikezip.run import Engine
+from spikezip.run import Engine, execute
 
 CHECKED = 4  #: images compared with the reference engine on the CPU
+RIVALS = ("reference", "plain loop", "spikingjelly step", "spikingjelly multi-step")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=512, help="of ResNet-18; ViT-S runs a sixteenth of it")
+    parser.add_argument("--batch", type=int, default=512, help="of ResNet-18; ViT-S runs an eighth of it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=["resnet18", "vit-s"])
+    parser.add_argument("--rivals", action="store_true", help="time the other ways too")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/speed-gpu.json"))
     choices = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device(choices.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here.")
-    rows = []
+    rivals = [name for name in RIVALS if choices.rivals and CONTENDERS[name].installed]
     if choices.only != "vit-s":
-        rows.append(measured("resnet18", resnet18().eval(), (3, 32, 32), 16, choices.batch, choices.rounds, device))
+        case = make_case(resnet18(), (3, 32, 32), 8, batch=choices.batch)
+        keep(measured("resnet18", case, 16, rivals, choices.rounds, device), device, choices.out)
     if choices.only != "resnet18":
         vit = resolve("timm:vit_small_patch16_224").module
-        batch = max(choices.batch // 16, 1)
-        rows.append(measured("vit-s", vit, (3, 224, 224), 256, batch, choices.rounds, device))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    whole = {"experiment": "speed-gpu", **provenance(0), "device": name, "rows": rows}
-    choices.out.write_text(json.dumps(whole, indent=1) + "\n")
+        case = make_case(vit, (3, 224, 224), 8, batch=max(choices.batch // 8, 1), active=None)
+        keep(measured("vit-s", case, None, [], choices.rounds, device), device, choices.out)
+
+
+def keep(row: dict[str, Any], device: torch.device, path: Path) -> None:
+    """Put a row into the file, in place of the one that measured the same."""
+    row = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", **row}
+    same = ("device", "network", "batch")
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [old for old in rows if any(old[key] != row[key] for key in same)]
+    about = {"experiment": "speed-gpu", **provenance(0)}
+    path.write_text(json.dumps({**about, "rows": [*rows, row]}, indent=1) + "\n")
+    print(json.dumps(row, indent=1), flush=True)
 
 
 def measured(
-    name: str, model: nn.Module, shape: tuple[int, ...], steps: int, batch: int, rounds: int, device: torch.device
+    name: str, case: Case, steps: int | None, rivals: list[str], rounds: int, device: torch.device
 ) -> dict[str, Any]:
-    """One network: exact or not, and how long a run takes."""
-    images = torch.randn(batch, *shape)
-    snn = spikezip.convert(model, images[:2], images[: min(batch, 64)], levels=8)
-    wanted = snn.run(images[:CHECKED], steps, engine=Engine.REFERENCE)
-    snn.graph.to(device)
-    moved = images.to(device)
-    moved = moved.contiguous(memory_format=torch.channels_last)
-    ann = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = snn.run(moved[:CHECKED], steps, engine=Engine.SWEEP)
+    """One network: exact or not, and how long a run takes; without ``steps``, as many as all images need to settle."""
+    few = case.images[:CHECKED]
+    wanted = execute(case.snn, few, steps, engine=Engine.REFERENCE)
+    case.snn.graph.to(device)
+    images = case.images.to(device).contiguous(memory_format=torch.channels_last)
+    case = replace(case, ann=case.ann.to(device), images=images)
+    found = execute(case.snn, few.to(device), steps)
     equal = torch.equal(found.outputs[0][-1].cpu(), wanted.outputs[0][-1])
-    equal &= all(torch.equal(found.codes[layer].cpu(), wanted.codes[layer]) for layer, _ in snn.layers)
+    equal &= all(torch.equal(found.codes[layer].cpu(), wanted.codes[layer]) for layer, _ in case.snn.layers)
     equal &= torch.equal(found.settled_at, wanted.settled_at)
-    times: dict[str, list[float]] = {"float32": [], "tf32": []}
-    forwards = {"float32": _in(full_precision, ann, moved), "tf32": _in(tf32, ann, moved)}
+    whole = execute(case.snn, images)
+    steps = steps or int(whole.settled_at.max())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    qann = case.snn.qann
 
-    def run() -> None:
-        snn.run(moved, steps, engine=Engine.SWEEP)
+    def forward(network: Any, precision: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad(), precision():
+                network(images)
 
-    for call in (run, *forwards.values()):
+        return run
+
+    forwards = {
+        "ann": forward(case.ann, full_precision),
+        "ann_tf32": forward(case.ann, tf32),
+        "qann": forward(qann, full_precision),
+    }
+    row: dict[str, Any] = {
+        "network": name,
+        "steps": steps,
+        "batch": len(images),
+        "levels": 8,
+        "equal": equal,
+        "settled_at": [int(whole.settled_at.min()), int(whole.settled_at.max())],
+        "packages": packages(rivals),
+        "seconds": {key: statistics.median(_seconds(call, device) for _ in range(3)) for key, call in forwards.items()},
+        "runs": {},
+    }
+    for engine in ("sweep", *rivals):
+        run = CONTENDERS[engine].run
+
+        def call(run: Any = run) -> None:
+            with torch.no_grad():
+                run(case, steps)
+
+        times: dict[str, list[float]] = {key: [] for key in forwards}
         call()
-    for _ in range(rounds):
-        for precision, forward in forwards.items():
-            before, took, after = _seconds(forward, device), _seconds(run, device), _seconds(forward, device)
-            times[precision].append(2 * took / (before + after))
-    row: dict[str, Any] = {"network": name, "steps": steps, "batch": batch, "levels": 8, "equal": equal}
-    row["t_eq"] = int(wanted.settled_at.max())
-    for precision, ratios in times.items():
-        row[f"ann_forwards_{precision}"] = statistics.median(ratios)
-        row[f"spread_{precision}"] = [min(ratios), max(ratios)]
-    print(row, flush=True)
+        for _ in range(rounds if engine == "sweep" else 2):
+            for key, before in forwards.items():
+                first, took, last = _seconds(before, device), _seconds(call, device), _seconds(before, device)
+                times[key].append(2 * took / (first + last))
+        row["runs"][engine] = {
+            key: {"median": statistics.median(t), "least": min(t), "most": max(t)} for key, t in times.items()
+        }
+        if device.type == "cuda":
+            row["runs"][engine]["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+            torch.cuda.reset_peak_memory_stats()
     return row
-
-
-def _in(precision: Callable[[], Any], ann: nn.Module, images: Tensor) -> Callable[[], None]:
-    def forward() -> None:
-        with torch.no_grad(), precision():
-            ann(images)
-
-    return forward
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:

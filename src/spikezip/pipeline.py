@@ -141,7 +141,7 @@ class SNN(SpikingNetwork):
         steps: int | None = None,
         *,
         engine: Engine | None = None,
-        batch: int = 64,
+        batch: int | None = None,
         state: State | None = None,
         early_exit: EarlyExit | None = None,
     ) -> Run:

@@ -217,3 +217,17 @@ def test_an_example_the_model_does_not_take(example, message):
 def test_stages_are_told_apart():
     with pytest.raises(StageError, match=r"did not come from spikezip.*capture\(model, example\)"):
         morph(torch.fx.symbolic_trace(nn.Linear(2, 2)))
+
+
+def test_whatever_precision_was_chosen_for_cudnn():
+    """torch.export itself fails under these settings: it reads them in an older way."""
+    parts = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        capture(nn.Linear(3, 2), torch.randn(2, 3))
+        assert [part.fp32_precision for part in parts] == ["ieee", "ieee"]
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            part.fp32_precision = old

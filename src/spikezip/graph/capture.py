@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import linecache
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -188,13 +190,26 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
+@contextlib.contextmanager
+def _exportable() -> Iterator[None]:
+    """Within: cuDNN's precisions are what torch.export can read. It computes nothing, but asks for them in an old way
+    that refuses anything else, as ``torch.backends.cudnn.conv.fp32_precision = "ieee"``."""
+    cudnn: Any = torch.backends.cudnn  # it makes its attributes as they are asked for
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+
+
 def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     # torch.export specializes a batch of 1; a batch of 2 keeps it free.
     examples = tuple(torch.cat([x, x])[:2] if x.shape[0] == 1 else x for x in examples)
     was_training = [m for m in model.modules() if m.training]
     model.eval()
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _exportable():
             dynamic = tuple({0: Dim.DYNAMIC} for _ in examples)
             program = export(model, examples, dynamic_shapes=dynamic)
             return program.run_decompositions({**RECURRENT, **_SPELLED})

@@ -34,7 +34,7 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of torch's compiler, about torch's own ways
+                warnings.simplefilter("ignore")  # of torch's compiler, about torch's own ways
                 if compiled is None:  # not before it is needed: torch's compiler takes seconds to import
                     compiled = torch.compile(function, dynamic=True)
                 return compiled(*args, **kwargs)

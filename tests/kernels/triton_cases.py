@@ -1,4 +1,4 @@
-"""The Triton scan is the torch scan, to the bit; on the CPU, in Triton's interpreter.
+"""The Triton scan is the torch scan, to the bit: on the CPU, in Triton's interpreter, or on a GPU.
 
 Run by test_triton_scan.py in a process of its own: the interpreter must be chosen before Triton is imported.
 """
@@ -6,6 +6,8 @@ Run by test_triton_scan.py in a process of its own: the interpreter must be chos
 from __future__ import annotations
 
 import importlib
+import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,16 @@ from torch import Tensor
 from spikezip.kernels import Rows, Sum, native, scan, triton_scan
 from spikezip.levels import Levels
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SCANNING = importlib.import_module("spikezip.kernels.scan")  # the package has a function of the same name
+
+
+def on_device(drive: Rows | Sum) -> Rows | Sum:
+    """The same stream on the device that runs the kernel; maps stay."""
+    if isinstance(drive, Sum):
+        return replace(drive, first=on_device(drive.first), second=on_device(drive.second))
+    there = {k: v.to(DEVICE) for k in ("rows", "scale", "bias") if isinstance(v := getattr(drive, k), Tensor)}
+    return replace(drive, **there)
 
 
 def draw_map(steps: int, images: int, generator: torch.Generator) -> Tensor:
@@ -87,12 +98,13 @@ def test_triton_scan_is_the_torch_scan(monkeypatch, case, layout):
     threshold = torch.tensor(theta)
     wanted = scan(drive, start, threshold, levels, slew)
     monkeypatch.setattr(SCANNING, "_fused", lambda terms, start: triton_scan.scan)
-    found = scan(drive, start, threshold, levels, slew)
+    start = start if start is None else start.to(DEVICE)
+    found = scan(on_device(drive), start, threshold.to(DEVICE), levels, slew)
     assert int(wanted.moves.spikes.sum()) > 0
     for field in ("last", "spikes", "negative", "behind"):
-        assert torch.equal(getattr(found.moves, field), getattr(wanted.moves, field)), field
+        assert torch.equal(getattr(found.moves, field).cpu(), getattr(wanted.moves, field)), field
     assert torch.equal(found.codes.map, wanted.codes.map)
-    assert torch.equal(found.codes.rows, wanted.codes.rows)
+    assert torch.equal(found.codes.rows.cpu(), wanted.codes.rows)
     assert found.codes.rows.is_contiguous(memory_format=layout) or len(shape) != 3
 
 
@@ -108,8 +120,9 @@ def test_a_whole_network_through_the_kernel(monkeypatch):
     snn = spikezip.convert(source.module, source.example, images, levels=4)
     wanted = reference(snn, (images,), 12)
     monkeypatch.setattr(SCANNING, "_fused", lambda terms, start: triton_scan.scan)
-    found = sweep(snn, (images,), 12, block=5, chunk=2)
-    assert torch.equal(found.logits, wanted.logits)
+    snn.graph.to(DEVICE)
+    found = sweep(snn, (images.to(DEVICE),), 12, block=5, chunk=2)
+    assert torch.equal(found.logits.cpu(), wanted.logits)
     assert torch.equal(found.total_spikes, wanted.total_spikes)
     assert torch.equal(found.settled_at, wanted.settled_at)
 
