@@ -6,7 +6,7 @@ ResNet-18 (CIFAR form, 8 levels, half of the units active) for 16 steps and timm
 seed-fixed weights. Each timed run stands between two forward passes, of the ANN in float32 and with TF32, and of the
 QANN, by whose mean it is divided. A few images are run with the reference engine on the CPU too: codes and outputs must
 be the same bits. ``--rivals`` times the other ways of `spikezip bench` too, on ResNet-18, two rounds each. Writes
-experiments/results/speed-gpu.json, after each network; rows of another GPU stay.
+experiments/results/speed-gpu.json, after each way; rows of another GPU stay.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def main() -> None:
     rivals = [name for name in RIVALS if choices.rivals and CONTENDERS[name].installed]
     if choices.only != "vit-s":
         case = make_case(resnet18(), (3, 32, 32), 8, batch=choices.batch)
-        keep(measured("resnet18", case, 16, rivals, choices.rounds, device), device, choices.out)
+        measured("resnet18", case, 16, rivals, choices.rounds, device, choices.out)
     if choices.only != "resnet18":
         vit = resolve("timm:vit_small_patch16_224").module
         case = make_case(vit, (3, 224, 224), 8, batch=max(choices.batch // 8, 1), active=None)
-        keep(measured("vit-s", case, None, [], choices.rounds, device), device, choices.out)
+        measured("vit-s", case, None, [], choices.rounds, device, choices.out)
 
 
 def keep(row: dict[str, Any], device: torch.device, path: Path) -> None:
@@ -64,12 +64,12 @@ def keep(row: dict[str, Any], device: torch.device, path: Path) -> None:
     rows = [old for old in rows if any(old[key] != row[key] for key in same)]
     about = {"experiment": "speed-gpu", **provenance(0)}
     path.write_text(json.dumps({**about, "rows": [*rows, row]}, indent=1) + "\n")
-    print(json.dumps(row, indent=1), flush=True)
+    print(json.dumps(row), flush=True)
 
 
 def measured(
-    name: str, case: Case, steps: int | None, rivals: list[str], rounds: int, device: torch.device
-) -> dict[str, Any]:
+    name: str, case: Case, steps: int | None, rivals: list[str], rounds: int, device: torch.device, out: Path
+) -> None:
     """One network: exact or not, and how long a run takes; without ``steps``, as many as all images need to settle."""
     few = case.images[:CHECKED]
     wanted = execute(case.snn, few, steps, engine=Engine.REFERENCE)
@@ -128,7 +128,7 @@ def measured(
         if device.type == "cuda":
             row["runs"][engine]["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
             torch.cuda.reset_peak_memory_stats()
-    return row
+        keep(row, device, out)
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:

@@ -48,9 +48,10 @@ def _jelly_node(neuron: STBIF, mode: str) -> Layer:
         warnings.simplefilter("ignore")  # what another package warns of while it is imported is not ours to mend
         from spikingjelly.activation_based.neuron import STBIFNode  # pyright: ignore[reportMissingImports]
 
-    levels = neuron.levels
-    node: Any = STBIFNode(neuron.threshold, levels.count, pos_max=levels.highest, neg_min=levels.lowest, step_mode=mode)
-    return node.eval()
+    levels, threshold = neuron.levels, neuron.threshold
+    limits = {"pos_max": float(levels.highest), "neg_min": float(levels.lowest)}
+    node: Any = STBIFNode(threshold, levels.count, step_mode=mode, **limits)
+    return node.eval().to(threshold.device)
 
 
 def _sweep(case: Case, steps: int) -> Tensor:

@@ -18,7 +18,8 @@ from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
 _VALUES = 1 << 22  # of the widest layer, in all rows of a chunk: what a processor's cache is good for
-_ROWS_OF_GPU = 2048  # of a chunk, at least
+_VALUES_OF_GPU = 1 << 29  # what keeps a GPU busy: the processor waits for it once a layer
+_BYTES_PER_VALUE = 64  # of a GPU's free memory, with all that is alive at once
 _ROWS_PER_LEVEL = 2  # of an image: it rarely makes more before it settles
 _BLOCK = 32  # steps of a block: work is shared within one, so long ones
 _EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so shorter ones
@@ -56,8 +57,8 @@ def sweep(
         block: time steps per block; 32, or with a confidence rule 8, if not given.
         chunk: images taken together; if not given, few (so many that the rows of the widest layer hold 4 million
             values: 64 rows of a ResNet-18, 4 images for 16 steps), so that values stay in a processor's cache and
-            memory small, or as many (2,048 rows) as keep a GPU busy. On a processor each of torch's threads has a
-            chunk of its own (without ``observe``, which is told one by one).
+            memory small; on a GPU as many as keep it busy (537 million values, if it has the memory). On a processor
+            each of torch's threads has a chunk of its own (without ``observe``, which is told one by one).
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -69,8 +70,7 @@ def sweep(
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
     at_once = workers() if on_cpu and observe is None else 1
-    rows = _VALUES // so_far.plan.widest
-    rows = rows if on_cpu else max(rows, _ROWS_OF_GPU)
+    rows = (_VALUES if on_cpu else _values_of_gpu(inputs[0].device)) // so_far.plan.widest
     of_image = min(block, steps, _ROWS_PER_LEVEL * so_far.plan.most_levels)
     chunk = chunk or max(1, min(rows // of_image, -(-images // at_once)))
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
@@ -144,10 +144,11 @@ class _Results:
     def _count(self, part: Block, span: slice, running: Tensor, leave: Tensor) -> None:
         """Spikes and tracers, until each image leaves."""
         early = bool((leave < span.stop - span.start).any())
+        images = self._where(running)
         there = torch.arange(1, span.stop - span.start + 1).unsqueeze(1) <= leave
         for name, moves in part.moves.items():
-            self.spikes[name][span, running] = moves.spikes * there if early else moves.spikes
-            self.negative[name][span, running] = moves.negative * there if early else moves.negative
+            self.spikes[name][span, images] = moves.spikes * there if early else moves.spikes
+            self.negative[name][span, images] = moves.negative * there if early else moves.negative
             self._store(name, running, _at(part.codes[name], leave, moves.last.dtype) if early else moves.last)
 
     def _block(self, running: Tensor, times: range, kept: dict[fx.Node, Any], *, keep_codes: bool) -> Block:
@@ -177,7 +178,11 @@ class _Results:
         with self.lock:
             if name not in self.tracers:
                 self.tracers[name] = last.new_empty((self.images, *last.shape[1:]))
-        self.tracers[name][running.to(last.device)] = last
+        self.tracers[name][self._where(running, last.device)] = last
+
+    def _where(self, running: Tensor, device: torch.device | str = "cpu") -> Tensor | slice:
+        """Where the running images are among all."""
+        return slice(None) if running.numel() == self.images else running.to(device)
 
     def _write(self, results: list[Tensor], span: slice, running: Tensor, leave: Tensor) -> None:
         with self.lock:
@@ -185,9 +190,9 @@ class _Results:
         steps = torch.arange(span.stop - span.start).unsqueeze(1)
         early = bool((leave <= steps[-1]).any())
         for whole, result in zip(self.outputs, results, strict=True):
-            images = running.to(whole.device)
+            images = self._where(running, whole.device)
             if early:
-                result = result[torch.minimum(steps, leave - 1).to(result.device), torch.arange(len(images))]
+                result = result[torch.minimum(steps, leave - 1).to(result.device), torch.arange(running.numel())]
             whole[span, images] = result
             whole[span.stop :, images] = result[-1]
 
@@ -210,6 +215,12 @@ class _Results:
             engine="sweep",
             exited_at=exited_at,
         )
+
+
+def _values_of_gpu(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _VALUES_OF_GPU
+    return max(_VALUES, min(_VALUES_OF_GPU, torch.cuda.mem_get_info(device)[0] // _BYTES_PER_VALUE))
 
 
 def _at(codes: Rows, steps: Tensor, dtype: torch.dtype) -> Tensor:
