@@ -68,6 +68,13 @@ class Draw:
         rows, map = self.rows(-400, 600, torch.float64)
         return Rows(rows / 64, map, self.dtype, scale=1.7, grid=(3, 40))
 
+    def rounded(self) -> Rows:
+        return replace(self.fixed(), scale=None)
+
+    def scaled(self) -> Rows:
+        """Fixed point that the kernel leaves to torch."""
+        return replace(self.fixed(), scale=torch.tensor(1.7, dtype=torch.float64))
+
 
 CASES = [
     # levels, slew, shape, dtype, theta, first, second, started
@@ -79,6 +86,8 @@ CASES = [
     (Levels(0, 1), 1, (1030,), torch.float32, 2.5, "floats", None, True),
     (Levels(0, 15), 1, (), torch.float32, 1.0, "floats", "floats", False),
     (Levels(0, 7), 1, (70,), torch.float32, 1.0, "fixed", "fixed", False),
+    (Levels(-3, 4), 1, (5, 3, 4), torch.float64, 0.37, "rounded", "scaled", True),
+    (Levels(-3, 4), 1, (70,), torch.float32, 0.37, "fixed", "rounded", True),
 ]
 
 

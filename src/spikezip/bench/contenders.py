@@ -49,8 +49,8 @@ def _jelly_node(neuron: STBIF, mode: str) -> Layer:
         from spikingjelly.activation_based.neuron import STBIFNode  # pyright: ignore[reportMissingImports]
 
     levels, threshold = neuron.levels, neuron.threshold
-    limits = {"pos_max": float(levels.highest), "neg_min": float(levels.lowest)}
-    node: Any = STBIFNode(threshold, levels.count, step_mode=mode, **limits)
+    highest, lowest = float(levels.highest), float(levels.lowest)
+    node: Any = STBIFNode(threshold, levels.count, pos_max=highest, neg_min=lowest, step_mode=mode)
     return node.eval().to(threshold.device)
 
 

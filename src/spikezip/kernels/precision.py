@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+
+from spikezip.graph import network
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _CUDNN: Any = torch.backends.cudnn  # these modules make their attributes as they are asked for
 _MKLDNN: Any = torch.backends.mkldnn
@@ -17,15 +23,32 @@ TF32_WHOLE = 2**11
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision(*, whole: bool = False) -> Iterator[None]:
     """Within: float32 is multiplied as float32, whatever was allowed (torch allows TF32 in convolutions by default),
-    and algorithms are not chosen by trial, which may choose another one in the next run. Also a decorator."""
+    and algorithms are not chosen by trial, which may choose another one in the next run.
+
+    Args:
+        whole: sums of whole numbers are to be exact, so cuDNN is left out: it chooses Winograd's algorithm or Fourier
+            transforms for some shapes, which compute with fractions (met on an H100 with 3x3 convolutions of float32).
+    """
     with _set(_EVERY, "ieee"):
-        benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        before = _CUDNN.benchmark, _CUDNN.enabled
+        _CUDNN.benchmark, _CUDNN.enabled = False, _CUDNN.enabled and not whole
         try:
             yield
         finally:
-            torch.backends.cudnn.benchmark = benchmark
+            _CUDNN.benchmark, _CUDNN.enabled = before
+
+
+def exactly(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """A function of an SNN, computed in :func:`full_precision`, and its sums exactly if its weights are integers."""
+
+    @functools.wraps(function)
+    def run(snn: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with full_precision(whole=bool(network.note(snn.graph, "weight_bits"))):
+            return function(snn, *args, **kwargs)
+
+    return run
 
 
 @contextmanager
@@ -33,10 +56,14 @@ def tf32() -> Iterator[None]:
     """Within: GPUs may multiply with operands of 11 binary digits and add in float32.
 
     Exact for whole operands up to :data:`TF32_WHOLE` while their sums of magnitudes stay below 2^24, and for nothing
-    else; who calls this has checked both.
+    else; who calls this has checked both, and what cuDNN, which is allowed here, made of them.
     """
-    with _set((_CONVOLUTION, _MATMUL), "tf32"):
-        yield
+    enabled, _CUDNN.enabled = _CUDNN.enabled, True
+    try:
+        with _set((_CONVOLUTION, _MATMUL), "tf32"):
+            yield
+    finally:
+        _CUDNN.enabled = enabled
 
 
 @contextmanager

@@ -30,10 +30,15 @@ _TYPES = (torch.float32, torch.float64, torch.uint8)
 if triton is not None:
 
     @triton.jit
-    def _term(rows, row, scale, bias, zero, i, inside, neurons, FLOAT: tl.constexpr, CHANNELS: tl.constexpr,
-              INNER: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
-        """(rows[row] - zero) * scale + bias."""
-        value = tl.load(rows + row * neurons + i, inside, other=0).to(FLOAT) - zero
+    def _term(rows, row, scale, bias, grid, zero, i, inside, neurons, FLOAT: tl.constexpr, CHANNELS: tl.constexpr,
+              INNER: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, ROUNDED: tl.constexpr):  # fmt: skip
+        """(rows[row] - zero) * scale + bias, or rows[row] rounded to fixed point."""
+        value = tl.load(rows + row * neurons + i, inside, other=0)
+        if ROUNDED:  # a factor, steps to 1, the most steps from 0, 1 / steps
+            limit = tl.load(grid + 2)
+            value = tl.floor(value * tl.load(grid) * tl.load(grid + 1) + 0.5)
+            value = tl.minimum(tl.maximum(value, -limit), limit) * tl.load(grid + 3)
+        value = value.to(FLOAT) - zero
         channel = (i // INNER) % CHANNELS
         if SCALED:
             value = value * tl.load(scale + channel)
@@ -43,11 +48,12 @@ if triton is not None:
 
     # No specialization: an argument of 1 would become a constant without a type, and each size another compilation.
     @triton.jit(do_not_specialize=["x_zero", "y_zero", "steps", "images", "blocks", "low", "high", "slew"])
-    def _run(x, x_map, x_scale, x_bias, x_zero, y, y_map, y_scale, y_bias, y_zero, start, theta, out, up, down, late,
-             steps, images, neurons, blocks, low, high, slew, X_CHANNELS: tl.constexpr, X_INNER: tl.constexpr,
-             X_SCALED: tl.constexpr, X_BIASED: tl.constexpr, Y_CHANNELS: tl.constexpr, Y_INNER: tl.constexpr,
-             Y_SCALED: tl.constexpr, Y_BIASED: tl.constexpr, SECOND: tl.constexpr, DIVIDED: tl.constexpr,
-             WIDE: tl.constexpr, FLOAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    def _run(x, x_map, x_scale, x_bias, x_grid, x_zero, y, y_map, y_scale, y_bias, y_grid, y_zero, start, theta, out,
+             up, down, late, steps, images, neurons, blocks, low, high, slew, X_CHANNELS: tl.constexpr,
+             X_INNER: tl.constexpr, X_SCALED: tl.constexpr, X_BIASED: tl.constexpr, X_ROUNDED: tl.constexpr,
+             Y_CHANNELS: tl.constexpr, Y_INNER: tl.constexpr, Y_SCALED: tl.constexpr, Y_BIASED: tl.constexpr,
+             Y_ROUNDED: tl.constexpr, SECOND: tl.constexpr, DIVIDED: tl.constexpr, WIDE: tl.constexpr,
+             FLOAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
         program = tl.program_id(0)
         image = program // blocks
         i = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -63,11 +69,11 @@ if triton is not None:
                 y_row = tl.load(y_map + at)
                 moved = moved | (y_row != tl.load(y_map + before))
             if moved:
-                drive = _term(x, x_row, x_scale, x_bias, x_zero, i, inside, neurons, FLOAT, X_CHANNELS, X_INNER,
-                              X_SCALED, X_BIASED)  # fmt: skip
+                drive = _term(x, x_row, x_scale, x_bias, x_grid, x_zero, i, inside, neurons, FLOAT, X_CHANNELS,
+                              X_INNER, X_SCALED, X_BIASED, X_ROUNDED)  # fmt: skip
                 if SECOND:
-                    drive = drive + _term(y, y_row, y_scale, y_bias, y_zero, i, inside, neurons, FLOAT, Y_CHANNELS,
-                                          Y_INNER, Y_SCALED, Y_BIASED)  # fmt: skip
+                    drive = drive + _term(y, y_row, y_scale, y_bias, y_grid, y_zero, i, inside, neurons, FLOAT,
+                                          Y_CHANNELS, Y_INNER, Y_SCALED, Y_BIASED, Y_ROUNDED)  # fmt: skip
                 if DIVIDED:
                     if WIDE:
                         drive = drive / tl.load(theta)
@@ -102,7 +108,7 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
 
 def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
     """Scan rows that :func:`suits`; as :func:`spikezip.kernels.native.scan`, with the rows left where they are."""
-    terms = [t.numbers() if t.grid else t for t in terms]
+    terms = [t if t.grid is None or _rounds(t) else t.numbers() for t in terms]
     device = terms[0].rows.device
     steps, images = terms[0].map.shape
     last = terms[0].rows.dim() == 4 and terms[0].rows.is_contiguous(memory_format=torch.channels_last)
@@ -141,11 +147,19 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     return Found(gather(out, step * images + image), map, spikes, negative, behind)
 
 
+def _rounds(term: Rows) -> bool:
+    """Whether the kernel can round these rows to fixed point itself."""
+    plain = term.bias is None and not term.zero and not isinstance(term.scale, Tensor)
+    return plain and term.rows.dtype is torch.float64
+
+
 def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> dict[str, Any]:
     """What the kernel needs to know of one stream."""
     rows = term.rows.contiguous(memory_format=layout)
     device = rows.device
-    scale = None if term.scale is None else torch.as_tensor(term.scale, dtype=dtype, device=device).flatten()
+    scale = (
+        None if term.scale is None or term.grid else torch.as_tensor(term.scale, dtype=dtype, device=device).flatten()
+    )
     bias = None if term.bias is None else term.bias.to(device, dtype)
     per_channel = next((v for v in (bias, scale) if v is not None and v.numel() > 1), None)
     channels = 1 if per_channel is None else per_channel.numel()
@@ -153,12 +167,17 @@ def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> d
         scale = scale.expand(channels).contiguous()
     if bias is not None:
         bias = bias.expand(channels).contiguous()
+    grid = None
+    if term.grid is not None:
+        exponent, limit = term.grid
+        factor = 1.0 if term.scale is None else term.scale
+        grid = torch.tensor([factor, 2.0**exponent, limit, 2.0**-exponent], dtype=torch.float64, device=device)
     inner = 1
     if term.channels > 0 and layout is not torch.channels_last:
         inner = rows.shape[term.channels + 1 :].numel()
     return {
         "pointers": (rows, term.map.to(device).contiguous(), rows if scale is None else scale,
-                     rows if bias is None else bias, term.zero),
+                     rows if bias is None else bias, rows if grid is None else grid, term.zero),
         "constants": {"CHANNELS": channels, "INNER": max(inner, 1), "SCALED": scale is not None,
-                      "BIASED": bias is not None},
+                      "BIASED": bias is not None, "ROUNDED": grid is not None},
     }  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from spikezip.errors import CaptureError, EquivalenceError, OutputError
 from spikezip.graph import network, purity
 from spikezip.graph.weights_hash import weights_sha256
-from spikezip.kernels import full_precision
+from spikezip.kernels import exactly
 from spikezip.measure.provenance import versions
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
@@ -214,7 +214,7 @@ def exactness(snn: SpikingNetwork) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-@full_precision()
+@exactly
 def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """Every quantizer's codes, and the outputs, of the QANN on one batch."""
     codes: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikezip.errors import InputError, StageError
 from spikezip.graph import network
-from spikezip.kernels import full_precision
+from spikezip.kernels import exactly
 from spikezip.run.event import event
 from spikezip.run.exit import EarlyExit
 from spikezip.run.reference import reference
@@ -116,7 +116,7 @@ def check_inputs(snn: SpikingNetwork, images: Tensor | Sequence[Tensor]) -> tupl
 
 
 @torch.no_grad()
-@full_precision()
+@exactly
 def qann_outputs(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The QANN's outputs, images first."""
     result = snn.qann(*inputs)

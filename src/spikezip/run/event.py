@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
-from spikezip.kernels import full_precision
+from spikezip.kernels import exactly
 from spikezip.run.exit import EarlyExit
 from spikezip.run.reference import Moved, stepwise
 from spikezip.run.result import Observer, Run, State
@@ -27,7 +27,7 @@ _BARE = "(without bias)"
 
 
 @torch.no_grad()
-@full_precision()
+@exactly
 def event(
     snn: SpikingNetwork,
     inputs: tuple[Tensor, ...],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import full_precision
+from spikezip.kernels import exactly
 from spikezip.run.exit import EarlyExit, first_confident
 from spikezip.run.result import Observer, Run, State, outcome_of
 from spikezip.run.step import at_share, images_back, images_first
@@ -19,7 +19,7 @@ from spikezip.spike.swap import SpikingNetwork
 
 
 @torch.no_grad()
-@full_precision()
+@exactly
 def reference(
     snn: SpikingNetwork,
     inputs: tuple[Tensor, ...],

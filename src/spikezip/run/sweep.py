@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, full_precision, gather, share_out, tracers, workers
+from spikezip.kernels import Rows, exactly, gather, share_out, tracers, workers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -26,7 +26,7 @@ _EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so sh
 
 
 @torch.no_grad()
-@full_precision()
+@exactly
 def sweep(
     snn: SpikingNetwork,
     inputs: tuple[Tensor, ...],
