@@ -12,8 +12,11 @@ import pytest
 
 CASES = Path(__file__).with_name("triton_cases.py")
 
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton: pip install 'spikezip[gpu]'"
+)
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install 'spikezip[gpu]'")
+
 @pytest.mark.parametrize("interpreted", ["1", pytest.param("0", marks=pytest.mark.gpu)], ids=["interpreter", "gpu"])
 def test_triton_scan(interpreted):
     environment = {**os.environ, "TRITON_INTERPRET": interpreted}  # read when Triton is imported
@@ -22,3 +25,49 @@ def test_triton_scan(interpreted):
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+_TYPES = {"map": "*i64", "start": "*u8", "out": "*u8", "up": "*i32", "down": "*i32", "late": "*i32", "grid": "*fp64"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "wide", "switches"),
+    [
+        ("*fp32", False, {"SCALED", "BIASED"}),
+        ("*fp32", False, {"SCALED", "BIASED", "SECOND", "DIVIDED"}),
+        ("*u8", True, {"SCALED", "SECOND", "DIVIDED"}),
+        ("*fp64", False, {"ROUNDED", "SECOND"}),
+        ("*fp64", True, {"BIASED"}),
+    ],
+)
+def test_it_compiles_for_a_gpu_and_contracts_nothing(rows, wide, switches, monkeypatch, tmp_path):
+    """Without a GPU at hand: Triton's compiler takes the kernel, and ``a*b + c`` stays two roundings."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from spikezip.kernels import triton_scan
+
+    names = triton_scan._run.arg_names
+    floats = "*fp64" if wide else "*fp32"
+    constants = {name: name.removeprefix("X_").removeprefix("Y_") in switches for name in names if name.isupper()}
+    constants |= {"WIDE": wide, "FLOAT": triton.language.float64 if wide else triton.language.float32, "BLOCK": 1024}
+
+    def type_of(name: str) -> str:
+        short = name.removeprefix("x_").removeprefix("y_")
+        if name in ("x", "y"):
+            return rows
+        if short in ("scale", "bias", "theta"):
+            return floats
+        return "constexpr" if name in constants else _TYPES.get(short, "i32")
+
+    source = ASTSource(
+        fn=triton_scan._run,
+        signature={name: type_of(name) for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    assert ".entry" in compiled.asm["ptx"]
+    assert "fma" not in compiled.asm["ptx"]
+    assert compiled.asm["cubin"]

@@ -8,6 +8,8 @@ spikes, without anything in between reaching memory. Each operation rounds as to
 Triton ships with torch's CUDA builds; without it this module can be imported and not used. With ``TRITON_INTERPRET=1``
 set before the import it runs on the CPU, for tests.
 """
+# What kernels hold is typed by Triton's compiler.
+# pyright: reportOperatorIssue=false, reportCallIssue=false
 
 from typing import Any
 
@@ -30,8 +32,8 @@ _TYPES = (torch.float32, torch.float64, torch.uint8)
 if triton is not None:
 
     @triton.jit
-    def _term(rows, row, scale, bias, grid, zero, i, inside, neurons, FLOAT: tl.constexpr, CHANNELS: tl.constexpr,
-              INNER: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, ROUNDED: tl.constexpr):  # fmt: skip
+    def _term(rows, row, scale, bias, grid, zero, i, inside, neurons, FLOAT: tl.constexpr, SCALED: tl.constexpr,
+              BIASED: tl.constexpr, ROUNDED: tl.constexpr):  # fmt: skip
         """(rows[row] - zero) * scale + bias, or rows[row] rounded to fixed point."""
         value = tl.load(rows + row * neurons + i, inside, other=0)
         if ROUNDED:  # a factor, steps to 1, the most steps from 0, 1 / steps
@@ -39,27 +41,36 @@ if triton is not None:
             value = tl.floor(value * tl.load(grid) * tl.load(grid + 1) + 0.5)
             value = tl.minimum(tl.maximum(value, -limit), limit) * tl.load(grid + 3)
         value = value.to(FLOAT) - zero
-        channel = (i // INNER) % CHANNELS
         if SCALED:
-            value = value * tl.load(scale + channel)
+            value = value * scale
         if BIASED:
-            value = value + tl.load(bias + channel)
+            value = value + bias
         return value
 
     # No specialization: an argument of 1 would become a constant without a type, and each size another compilation.
-    @triton.jit(do_not_specialize=["x_zero", "y_zero", "steps", "images", "blocks", "low", "high", "slew"])
-    def _run(x, x_map, x_scale, x_bias, x_grid, x_zero, y, y_map, y_scale, y_bias, y_grid, y_zero, start, theta, out,
-             up, down, late, steps, images, neurons, blocks, low, high, slew, X_CHANNELS: tl.constexpr,
-             X_INNER: tl.constexpr, X_SCALED: tl.constexpr, X_BIASED: tl.constexpr, X_ROUNDED: tl.constexpr,
-             Y_CHANNELS: tl.constexpr, Y_INNER: tl.constexpr, Y_SCALED: tl.constexpr, Y_BIASED: tl.constexpr,
-             Y_ROUNDED: tl.constexpr, SECOND: tl.constexpr, DIVIDED: tl.constexpr, WIDE: tl.constexpr,
-             FLOAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    @triton.jit(do_not_specialize=["x_zero", "x_inner", "x_channels", "y_zero", "y_inner", "y_channels", "steps",
+                                   "images", "blocks", "low", "high", "slew"])  # fmt: skip
+    def _run(x, x_map, x_scale, x_bias, x_grid, x_zero, x_inner, x_channels, y, y_map, y_scale, y_bias, y_grid, y_zero,
+             y_inner, y_channels, start, theta, out, up, down, late, steps, images, neurons, blocks, low, high, slew,
+             X_SCALED: tl.constexpr, X_BIASED: tl.constexpr, X_ROUNDED: tl.constexpr, Y_SCALED: tl.constexpr,
+             Y_BIASED: tl.constexpr, Y_ROUNDED: tl.constexpr, SECOND: tl.constexpr, DIVIDED: tl.constexpr,
+             WIDE: tl.constexpr, FLOAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
         program = tl.program_id(0)
         image = program // blocks
         i = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
         inside = i < neurons
         now = tl.load(start + image.to(tl.int64) * neurons + i, inside, other=0).to(tl.int32)
         goal = now
+        x_by, x_more, y_by, y_more = 0.0, 0.0, 0.0, 0.0
+        x_channel, y_channel = (i // x_inner) % x_channels, (i // y_inner) % y_channels
+        if X_SCALED:
+            x_by = tl.load(x_scale + x_channel)
+        if X_BIASED:
+            x_more = tl.load(x_bias + x_channel)
+        if Y_SCALED:
+            y_by = tl.load(y_scale + y_channel)
+        if Y_BIASED:
+            y_more = tl.load(y_bias + y_channel)
         for t in range(steps):
             at = t * images + image
             before = tl.maximum(t - 1, 0) * images + image
@@ -69,11 +80,11 @@ if triton is not None:
                 y_row = tl.load(y_map + at)
                 moved = moved | (y_row != tl.load(y_map + before))
             if moved:
-                drive = _term(x, x_row, x_scale, x_bias, x_grid, x_zero, i, inside, neurons, FLOAT, X_CHANNELS,
-                              X_INNER, X_SCALED, X_BIASED, X_ROUNDED)  # fmt: skip
+                drive = _term(x, x_row, x_by, x_more, x_grid, x_zero, i, inside, neurons, FLOAT, X_SCALED, X_BIASED,
+                              X_ROUNDED)  # fmt: skip
                 if SECOND:
-                    drive = drive + _term(y, y_row, y_scale, y_bias, y_grid, y_zero, i, inside, neurons, FLOAT,
-                                          Y_CHANNELS, Y_INNER, Y_SCALED, Y_BIASED, Y_ROUNDED)  # fmt: skip
+                    drive = drive + _term(y, y_row, y_by, y_more, y_grid, y_zero, i, inside, neurons, FLOAT, Y_SCALED,
+                                          Y_BIASED, Y_ROUNDED)  # fmt: skip
                 if DIVIDED:
                     if WIDE:
                         drive = drive / tl.load(theta)
@@ -135,7 +146,7 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
         DIVIDED=theta != 1.0,
         WIDE=dtype is torch.float64,
         FLOAT=tl.float64 if dtype is torch.float64 else tl.float32,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(neurons)),  # type: ignore[union-attr]
+        BLOCK=_BLOCK,
         enable_fp_fusion=False,
     )  # fmt: skip
     counts = torch.stack([up, down, late]).cpu().to(torch.int64)
@@ -177,7 +188,7 @@ def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> d
         inner = rows.shape[term.channels + 1 :].numel()
     return {
         "pointers": (rows, term.map.to(device).contiguous(), rows if scale is None else scale,
-                     rows if bias is None else bias, rows if grid is None else grid, term.zero),
-        "constants": {"CHANNELS": channels, "INNER": max(inner, 1), "SCALED": scale is not None,
-                      "BIASED": bias is not None, "ROUNDED": grid is not None},
+                     rows if bias is None else bias, rows if grid is None else grid, term.zero, max(inner, 1),
+                     channels),
+        "constants": {"SCALED": scale is not None, "BIASED": bias is not None, "ROUNDED": grid is not None},
     }  # fmt: skip
