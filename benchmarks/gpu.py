@@ -58,12 +58,13 @@ def main() -> None:
 
 def keep(row: dict[str, Any], device: torch.device, path: Path) -> None:
     """Put a row into the file, in place of the one that measured the same."""
-    row = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", **row}
+    about = provenance(0)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    row = {"device": where, "created": about["created"], "commit": about["commit"], **row}
     same = ("device", "network", "batch")
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [old for old in rows if any(old[key] != row[key] for key in same)]
-    about = {"experiment": "speed-gpu", **provenance(0)}
-    path.write_text(json.dumps({**about, "rows": [*rows, row]}, indent=1) + "\n")
+    path.write_text(json.dumps({"experiment": "speed-gpu", **about, "rows": [*rows, row]}, indent=1) + "\n")
     print(json.dumps(row), flush=True)
 
 

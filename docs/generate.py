@@ -411,6 +411,29 @@ def training(result: dict[str, Any]) -> str:
     return table(head, rows) + provenance(result)
 
 
+def on_gpu(result: dict[str, Any]) -> str:
+    """Whole runs on a GPU, in forward passes; the unit's own time beside."""
+    rows, said = [], []
+    for row in result["rows"]:
+        for way, times in row["runs"].items():
+            cells = [
+                f"{times[unit]['median']:.1f} ({times[unit]['least']:.1f}–{times[unit]['most']:.1f})"
+                for unit in ("ann", "ann_tf32", "qann")
+            ]
+            rows.append(
+                [row["network"], str(row["batch"]), str(row["steps"]), way, *cells, f"{times['peak_mib']:,.0f}"]
+            )
+        unit = " / ".join(f"{1000 * row['seconds'][name]:.1f}" for name in ("ann", "ann_tf32", "qann"))
+        equal = "the same bits as the reference on a CPU" if row["equal"] else "**not the reference's bits**"
+        said.append(f"{row['network']}: {unit} ms, {equal}, commit {row['commit']}")
+    head = ["network", "batch", "T", "way", "ANN, float32", "ANN, TF32", "QANN", "MiB"]
+    devices = ", ".join(dict.fromkeys(row["device"] for row in result["rows"]))
+    return (
+        f"{devices}; forward passes of ANN in float32 / TF32 / QANN and the sweep's output: {'; '.join(said)}.\n\n"
+        + (table(head, rows) + provenance(result))
+    )
+
+
 def mutation(result: dict[str, Any]) -> str:
     """How many small changes of the code the tests notice, and those that they do not."""
     rows, left = [], []
@@ -554,6 +577,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed-events": gains,
     "speed-threads": threads,
     "speed-training": training,
+    "speed-gpu": on_gpu,
 }
 
 #: Tables whose result has another name.
