@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource
 from spikezip.run import execute
 from spikezip.spike import parse_encoding
-from spikezip.train import train
+from spikezip.train import Training, train
 from spikezip.train.recipe import Recipe, Stage
 
 RESULTS = Path(__file__).parent / "results"
@@ -90,13 +89,7 @@ def cell(
     out: Path | None = None,
 ) -> dict[str, Any]:
     """One variant with one seed, fine-tuned (in ``out``, from where it was cut off) and measured."""
-    torch.manual_seed(recipe.seed)
-    morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
-    real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
-    qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
-    began = time.perf_counter()
-    done = train(qann, data, recipe.plan(ann if recipe.needs_teacher else None), out=out, resume=out is not None)
-    seconds = time.perf_counter() - began
+    done = fine_tuned(ann, source, data, recipe, out)
     snn = spikezip.spike(spikezip.to_integer(done.network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
     images, labels = data.tensors("test", settings["test_images"])
     run = execute(snn, images)
@@ -116,8 +109,17 @@ def cell(
         "equal": certificate.equal,
         "passes": passes(recipe),
         "images_seen": done.history[-1].images * len(done.history),
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(epoch.seconds for epoch in done.history), 1),
     }
+
+
+def fine_tuned(ann: nn.Module, source: ModelSource, data: ImageData, recipe: Recipe, out: Path | None) -> Training:
+    """The QANN of an ANN, trained by a recipe."""
+    torch.manual_seed(recipe.seed)
+    morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
+    real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
+    qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
+    return train(qann, data, recipe.plan(ann if recipe.needs_teacher else None), out=out, resume=out is not None)
 
 
 def shared_lines(name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -3,11 +3,13 @@
     python experiments/front.py --data-set cifar10 --network resnet20 --data PATH/TO/CIFAR
     python experiments/front.py --data-set cifar100 --network resnet18 --data PATH/TO/CIFAR     # trains its ANN first
     python experiments/front.py --data-set digits --network digits --ann-epochs 20 --epochs 6 --seeds 1   # to try it
+    python experiments/front.py --only "for T=2" --seed 1 --train-only --data PATH/TO/CIFAR   # one of several at once
 
 Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
 fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation), given 8-bit
-weights, and run on the test split once. On a GPU, where there is one. What is cut off goes on from its checkpoint in
-runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made again.
+weights, and run on the test split once. On a GPU, where there is one: a small network does not fill it, so that several
+calls with ``--train-only`` are best made at once, and then one without to measure. What is cut off goes on from its
+checkpoint in runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made again.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cells import RESULTS, Cells, cell, share_right, shared_lines
+from cells import RESULTS, Cells, cell, fine_tuned, share_right, shared_lines
 
 from spikezip.cli.sources import open_both
 from spikezip.models import ModelSource
@@ -79,6 +81,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--seed", type=int, help="this one alone")
+    parser.add_argument("--train-only", action="store_true", help="measure later, and write no row now")
     parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
     parser.add_argument("--test-images", type=int, help="only the first so many")
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
@@ -107,9 +111,14 @@ def main() -> None:
     print(f"ANN {100 * ann:.2f}", flush=True)
     cells = Cells(out, settings, parser, experiment="front", ann=ann)
     for product, lines, seed in cells.missing(PRODUCTS, options.seeds, options.only):
+        if options.seed not in (None, seed):
+            continue
         folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
-        row = cell(source.module, source, data, recipe_of(product, lines, settings, seed), settings, out=folder)
-        cells.keep(product, lines, seed, row)
+        recipe = recipe_of(product, lines, settings, seed)
+        if options.train_only:
+            fine_tuned(source.module, source, data, recipe, folder)
+        else:
+            cells.keep(product, lines, seed, cell(source.module, source, data, recipe, settings, out=folder))
 
 
 def train_ann(source: ModelSource, data: Any, epochs: int, batch: int, folder: Path) -> None:
