@@ -23,6 +23,9 @@ WINDOWS = [
     (256, 64, (3, 4), (3, 3), [1, 1], [1, 1]),  # a line of the window is more than the fastest cache holds,
     (1024, 5, (3, 3), (1, 2), [1, 2], [0, 1]),  # and here a pixel
     (8, 4, (2, 70), (2, 3), [1, 1], [0, 1]),  # a line of sums is more than is held at once
+    (16, 16, (6, 6), (3, 3), [1, 1], [1, 1]),  # as many outputs as the kernel takes at a time: 16,
+    (24, 17, (5, 6), (3, 3), [2, 2], [1, 1]),  # 32, not all of them used,
+    (512, 32, (3, 5), (1, 3), [1, 1], [0, 1]),  # and all
 ]
 
 
@@ -75,9 +78,10 @@ def test_linear_layers(places):
     assert torch.equal(found.double(), F.linear(given.rows.double() - 2, weight.double()))
 
 
-def test_sums_of_many_changes_do_not_overflow():
+@pytest.mark.parametrize("outputs", [16, 32, 64])
+def test_sums_of_many_changes_do_not_overflow(outputs):
     """All that can change, by as much as it can, in one direction: sums pass 16 bits many times over."""
-    weight = torch.full((64, 512, 3, 3), -127, dtype=torch.int8)
+    weight = torch.full((outputs, 512, 3, 3), -127, dtype=torch.int8)
     rows = torch.stack([torch.zeros(512, 3, 3), torch.full((512, 3, 3), 64.0)]).to(torch.uint8)
     given = Rows(rows, torch.tensor([[0], [1]]), torch.float32, 0, top=64)
     found = events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), dict(NEVER_DENSE), never)

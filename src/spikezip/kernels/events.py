@@ -21,7 +21,7 @@ from spikezip.kernels import native
 from spikezip.kernels.alone import switched_on
 from spikezip.kernels.rows import Rows, gather
 
-_BLOCK = 64  #: output channels that the kernel takes at a time
+_BLOCKS = (16, 32, 64)  #: output channels that the kernel can take at a time
 _MOST = 64  #: levels between two rows that its products hold
 _WORTH = 1 << 22  #: multiplications; below, looking for what changed is not worth it
 _TRIED = 8  #: rows that are timed
@@ -67,8 +67,8 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     def add(found: Tensor) -> None:
         order, before, _, most = found.contiguous()
         library.spikezip_events(
-            ctypes.addressof(shape), packed["events"].data_ptr(), rows.data_ptr(), codes.zero, order.data_ptr(),
-            before.data_ptr(), most.data_ptr(), len(order), out.data_ptr(),
+            ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight), rows.data_ptr(), codes.zero,
+            order.data_ptr(), before.data_ptr(), most.data_ptr(), len(order), out.data_ptr(),
         )  # fmt: skip
 
     limit = ("limit", torch.get_num_threads())
@@ -89,16 +89,23 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     return out
 
 
+def block_of(weight: Tensor) -> int:
+    """How many output channels the kernel takes at a time."""
+    return next((block for block in _BLOCKS if block >= weight.shape[0]), _BLOCKS[-1])
+
+
 def pack(weight: Tensor) -> Tensor:
-    """Weights ``[out, in, ...]`` as the kernel reads them: plus 128, and those of 64 outputs together, in the order in
-    which interleaving two registers of them leaves sums in the order of the outputs."""
+    """Weights ``[out, in, ...]`` as the kernel reads them: plus 128, and those of a block of outputs together, in the
+    order in which interleaving two registers of them leaves sums in the order of the outputs."""
     high, wide = weight.shape[2:] or (1, 1)
     outputs, inputs = weight.shape[:2]
-    blocks = -(-outputs // _BLOCK)
-    padded = torch.zeros((blocks * _BLOCK, inputs, high, wide), dtype=torch.int16)
+    block = block_of(weight)
+    blocks = -(-outputs // block)
+    padded = torch.zeros((blocks * block, inputs, high, wide), dtype=torch.int16)
     padded[:outputs] = weight.reshape(outputs, inputs, high, wide)
     # block, register, half of the sums, lane, byte of the half lane, input, line and column of the window
-    apart = (padded + 128).to(torch.uint8).reshape(blocks, 2, 2, 2, 8, inputs, high, wide)
+    lanes = min(block // 16, 2)
+    apart = (padded + 128).to(torch.uint8).reshape(blocks, -1, 2, lanes, 8, inputs, high, wide)
     return apart.permute(0, 6, 7, 5, 1, 3, 2, 4).contiguous()
 
 

@@ -117,7 +117,7 @@ def _load(path: Path) -> ctypes.CDLL:
         found.spikezip_changes.restype = i64
         found.spikezip_changes.argtypes = [pointer, pointer, i64, i64, i64, i32, *[pointer] * 4]
         found.spikezip_events.restype = None
-        found.spikezip_events.argtypes = [pointer, pointer, pointer, i32, pointer, pointer, pointer, i64, pointer]
+        found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, *[pointer] * 3, i64, pointer]
     return found
 
 
