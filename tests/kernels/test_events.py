@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,13 @@ from torch.nn import functional as F
 from spikezip.kernels import events, native
 from spikezip.kernels.rows import Rows
 
-NEVER_DENSE = {("limit", torch.get_num_threads()): math.inf}
+
+def costs(**others: float) -> dict[Any, Any]:
+    """What a layer keeps once it has been timed; by default nothing but dense rows costs anything."""
+    free = dict.fromkeys(("copied", "looked", "fixed", "change"), 0.0)
+    return {("costs", torch.get_num_threads()): events.Costs(**{"dense": 1.0, **free, **others})}
+
+
 # Input and output channels, size of the image, window, stride, padding.
 WINDOWS = [
     (8, 5, (6, 7), (3, 3), [1, 1], [1, 1]),
@@ -65,7 +71,7 @@ def test_convolutions(window, top, zero):
     weight = draw(-127, 127, outputs, inputs, *kernel).to(torch.int8)
     weight[0], weight[-1] = 127, -127
     given = codes(3, 2, (inputs, *size), top, zero, 0.5)
-    found = events.sums(given, weight, (stride, padding, [1, 1], 1), dict(NEVER_DENSE), never)
+    found = events.sums(given, weight, (stride, padding, [1, 1], 1), costs(), never)
     wanted = F.conv2d(given.rows.double() - zero, weight.double(), None, stride, padding)
     assert torch.equal(found.double(), wanted)
 
@@ -74,7 +80,7 @@ def test_convolutions(window, top, zero):
 def test_linear_layers(places):
     weight = draw(-127, 127, 70, 24).to(torch.int8)
     given = codes(4, 3, (*places, 24), 7, 2, 0.3)
-    found = events.sums(given, weight, None, dict(NEVER_DENSE), never)
+    found = events.sums(given, weight, None, costs(), never)
     assert torch.equal(found.double(), F.linear(given.rows.double() - 2, weight.double()))
 
 
@@ -84,7 +90,7 @@ def test_sums_of_many_changes_do_not_overflow(outputs):
     weight = torch.full((outputs, 512, 3, 3), -127, dtype=torch.int8)
     rows = torch.stack([torch.zeros(512, 3, 3), torch.full((512, 3, 3), 64.0)]).to(torch.uint8)
     given = Rows(rows, torch.tensor([[0], [1]]), torch.float32, 0, top=64)
-    found = events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), dict(NEVER_DENSE), never)
+    found = events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), costs(), never)
     assert torch.equal(found.double(), F.conv2d(rows.double(), weight.double(), None, 1, 1))
 
 
@@ -98,11 +104,11 @@ def test_rows_in_which_much_changed_are_computed_densely():
         return F.conv2d(rows.float(), weight.float(), None, 1, 1)
 
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    limit = {("limit", torch.get_num_threads()): 200.0}  # of 400: what an image begins with is more, what follows less
-    found = events.sums(given, weight, geometry, limit, dense)
+    known = costs(dense=200.0, change=1.0)  # of 400: what an image begins with is more, what follows less
+    found = events.sums(given, weight, geometry, known, dense)
     assert asked == [2]
     assert torch.equal(found, F.conv2d(given.rows.float(), weight.float(), None, 1, 1))
-    assert events.sums(given, weight, geometry, {("limit", torch.get_num_threads()): 0.0}, dense) is None
+    assert events.sums(given, weight, geometry, costs(dense=0.0), dense) is None
 
 
 def test_what_it_does_not_take():
@@ -111,7 +117,7 @@ def test_what_it_does_not_take():
     geometry = ([1, 1], [1, 1], [1, 1], 1)
 
     def taken(given: Rows, weight: Tensor, geometry) -> bool:
-        return events.sums(given, weight, geometry, dict(NEVER_DENSE), never) is not None
+        return events.sums(given, weight, geometry, costs(), never) is not None
 
     assert taken(given, weight, geometry)
     assert not taken(given, weight, ([1, 1], [1, 1], [2, 2], 1))
@@ -120,3 +126,57 @@ def test_what_it_does_not_take():
     assert not taken(codes(2, 2, (12, 5, 5), 7, 0, 0.5), draw(-127, 127, 8, 12, 3, 3).to(torch.int8), geometry)
     shared = given.with_rows(given.rows, given.map[:, :1].expand(-1, 2))  # the second image's rows are nobody's
     assert not taken(shared, weight, geometry)
+
+
+def test_rows_are_parted_only_where_that_pays():
+    changed = torch.tensor([500, 100, 150, 190])
+    dense = {"dense": 200.0, "change": 1.0}
+    assert costs(**dense).popitem()[1].sparse(changed).tolist() == [False, True, True, True]
+    # 160 are saved: not enough for a copy of one row, or for a look at four, that costs more.
+    assert costs(**dense, copied=150.0).popitem()[1].sparse(changed).tolist() == [False, True, True, True]
+    assert costs(**dense, copied=170.0).popitem()[1].sparse(changed) is None
+    assert costs(**dense, looked=39.0).popitem()[1].sparse(changed).tolist() == [False, True, True, True]
+    assert costs(**dense, looked=41.0).popitem()[1].sparse(changed) is None
+    assert costs(**dense, fixed=60.0).popitem()[1].sparse(changed).tolist() == [False, True, False, False]
+    assert costs(**dense).popitem()[1].sparse(torch.tensor([300, 200])) is None
+
+
+def test_a_layer_is_timed_when_it_is_first_met():
+    weight = draw(-127, 127, 64, 64, 3, 3).to(torch.int8)
+    given = codes(6, 3, (64, 8, 8), 7, 0, 0.05)
+    wanted = F.conv2d(given.rows.float(), weight.float(), None, 1, 1)
+    packed: dict[Any, Any] = {}
+
+    def slow(rows: Tensor) -> Tensor:
+        """Many times what the kernel needs."""
+        for _ in range(50):
+            sums = F.conv2d(rows.float(), weight.float(), None, 1, 1)
+        return sums
+
+    assert torch.equal(events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), packed, slow), wanted)
+    found = packed["costs", torch.get_num_threads()]
+    assert found.dense > found.fixed + 60 * found.change >= found.fixed >= 0
+    assert min(found.copied, found.looked, found.change) > 0
+
+
+def test_a_layer_that_gains_nothing_is_looked_at_less_and_less(monkeypatch):
+    weight = draw(-127, 127, 16, 16, 3, 3).to(torch.int8)
+    given = codes(4, 2, (16, 5, 5), 7, 0, 0.2)
+    looks = []
+    look = events._changes
+    monkeypatch.setattr(events, "_changes", lambda *args: [looks.append(1), look(*args)][1])
+    known = costs(dense=1.0, change=1.0)
+
+    def looked(calls: int) -> list[int]:
+        """In which of some calls it looked."""
+        found = []
+        for call in range(calls):
+            before = len(looks)
+            assert events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, never) is None
+            found += [call] * (len(looks) - before)
+        return found
+
+    assert looked(50) == [0, 3, 8, 17, 34]
+    next(iter(known.values())).change = 0.0
+    found = [events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, never) for _ in range(17)]
+    assert [f is not None for f in found[-2:]] == [True, True], "it pays now, so it is looked at every time"

@@ -1,8 +1,9 @@
 """Sums of 8-bit weights times codes, spike by spike: each row from the row before it and what changed in between.
 
 A row then costs what changed in it, where a dense kernel costs the same for one spike as for thousands. Which of the
-two is cheaper depends on layer and processor: both are timed on the first rows that a layer meets, and from then on
-each row goes where it is cheaper. The sums are the same bits.
+two is cheaper depends on layer and processor: both are timed on rows that a layer first meets. From then on each row
+goes where it is cheaper, if all that is saved so is more than it costs to look for changes and to part the rows. The
+sums are the same bits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +27,44 @@ _BLOCKS = (16, 32, 64)  #: output channels that the kernel can take at a time
 _MOST = 64  #: levels between two rows that its products hold
 _WORTH = 1 << 22  #: multiplications; below, looking for what changed is not worth it
 _TRIED = 8  #: rows that are timed
+_REST = 16  #: calls, at most, until a layer for which it did not pay is looked at again
 
 _off: ContextVar[bool] = ContextVar("dense_synapses", default=False)
 
 Dense = Callable[[Tensor], Tensor]  #: sums of some rows, computed one product after the other
+
+
+@dataclass
+class Costs:
+    """Seconds that a layer's rows cost; and how the looking went.
+
+    Attributes:
+        dense: of a row, by the dense kernel.
+        copied: of a row, to bring it together with the others.
+        looked: of a row, to find what changed.
+        fixed: of a row, by the event-driven kernel.
+        change: of a change, by that kernel.
+        misses: how many calls in a row it would not have paid.
+        rest: how many calls are still to be computed densely without a look.
+    """
+
+    dense: float
+    copied: float
+    looked: float
+    fixed: float
+    change: float
+    misses: int = 0
+    rest: int = 0
+
+    def sparse(self, changed: Tensor) -> Tensor | None:
+        """Of rows with so many changes ``[R]``, which to compute from these; None for none of them."""
+        saved = self.dense - self.fixed - self.change * changed
+        sparse = saved > 0
+        parted = self.copied * int((~sparse).sum()) if sparse.any() else 0.0
+        pays = float(saved[sparse].sum()) - parted - self.looked * len(changed) > 0
+        self.misses = 0 if pays else self.misses + 1
+        self.rest = 0 if pays else min(2**self.misses, _REST)
+        return sparse if pays else None
 
 
 def dense_synapses() -> AbstractContextManager[None]:
@@ -54,9 +90,16 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     shape = _shape(codes.rows, weight, geometry)
     if shape[2] % 8 or codes.rows.shape[0] * shape[3] * shape[4] * weight.numel() < _WORTH:
         return None
+    key = ("costs", torch.get_num_threads())
+    costs: Costs | None = packed.get(key)
+    if costs is not None and costs.rest:
+        costs.rest -= 1
+        return None
     layout = torch.channels_last if geometry else torch.contiguous_format
     rows = codes.rows.contiguous(memory_format=layout)
+    began = time.thread_time()
     found = _changes(library, rows, codes)
+    looked = time.thread_time() - began
     if found is None:
         return None
     if "events" not in packed:
@@ -71,15 +114,10 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
             order.data_ptr(), before.data_ptr(), most.data_ptr(), len(order), out.data_ptr(),
         )  # fmt: skip
 
-    limit = ("limit", torch.get_num_threads())
-    if limit not in packed:
-        first = found[:, :_TRIED]
-        some = gather(rows, first[0])
-        seconds = min(_seconds(lambda: dense(some)) for _ in range(2))
-        each = min(_seconds(lambda: add(first)) for _ in range(2)) / max(int(first[2].sum()), 1)
-        packed[limit] = seconds / len(some) / each
-    sparse = found[2] < packed[limit]
-    if not sparse.any():
+    if costs is None:
+        costs = packed[key] = _costs(found, rows, out, add, dense, looked)
+    sparse = costs.sparse(found[2])
+    if sparse is None:
         return None
     if not sparse.all():
         which = found[0, ~sparse]
@@ -87,6 +125,27 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         found = found[:, sparse]
     add(found)
     return out
+
+
+def _costs(
+    found: Tensor, rows: Tensor, out: Tensor, add: Callable[[Tensor], None], dense: Dense, looked: float
+) -> Costs:
+    """Both ways timed on a few rows: those in which most changed, and those in which least did."""
+    by_changes = found[2].argsort(descending=True)
+    most, least = found[:, by_changes[:_TRIED]], found[:, by_changes[-_TRIED:]]
+    some = gather(rows, most[0])
+    sums = dense(some)
+    count = len(some)
+    slow, fast = (min(_seconds(lambda part=part: add(part)) for _ in range(2)) for part in (most, least))
+    more = int(most[2].sum() - least[2].sum())
+    change = (slow - fast) / more if more > 0 and slow > fast else slow / max(int(most[2].sum()), 1)
+    return Costs(
+        dense=min(_seconds(lambda: dense(some)) for _ in range(2)) / count,
+        copied=min(_seconds(lambda: out.index_copy_(0, most[0], sums)) for _ in range(2)) / count,
+        looked=looked / found.shape[1],
+        fixed=max(fast - change * int(least[2].sum()), 0.0) / count,
+        change=change,
+    )
 
 
 def block_of(weight: Tensor) -> int:
