@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from training import seconds
 
 from spikezip.bench.cases import Case, make_case
 from spikezip.bench.contenders import CONTENDERS, packages
@@ -107,7 +107,7 @@ def measured(
         "equal": equal,
         "settled_at": [int(whole.settled_at.min()), int(whole.settled_at.max())],
         "packages": packages(rivals),
-        "seconds": {key: statistics.median(_seconds(call, device) for _ in range(3)) for key, call in forwards.items()},
+        "seconds": {key: statistics.median(seconds(call, device) for _ in range(3)) for key, call in forwards.items()},
         "runs": {},
     }
     for engine in ("sweep", *rivals):
@@ -121,7 +121,7 @@ def measured(
         call()
         for _ in range(rounds if engine == "sweep" else 2):
             for key, before in forwards.items():
-                first, took, last = _seconds(before, device), _seconds(call, device), _seconds(before, device)
+                first, took, last = seconds(before, device), seconds(call, device), seconds(before, device)
                 times[key].append(2 * took / (first + last))
         row["runs"][engine] = {
             key: {"median": statistics.median(t), "least": min(t), "most": max(t)} for key, t in times.items()
@@ -130,16 +130,6 @@ def measured(
             row["runs"][engine]["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
             torch.cuda.reset_peak_memory_stats()
         keep(row, device, out)
-
-
-def _seconds(call: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -102,9 +102,9 @@ def measured(plain: Callable[[], None], run: Callable[[], None], rounds: int, de
         call()  # compilers and caches are made ready before anything is timed
         memory.append(_memory(call, device))
     times = []
-    before = _seconds(plain, device)
+    before = seconds(plain, device)
     for _ in range(rounds):
-        took, after = _seconds(run, device), _seconds(plain, device)
+        took, after = seconds(run, device), seconds(plain, device)
         times.append(2 * took / (before + after))
         before = after
     more = round(memory[1] / memory[0], 3) if all(memory) else None
@@ -117,7 +117,8 @@ def measured(plain: Callable[[], None], run: Callable[[], None], rounds: int, de
     }
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """How long a call takes, with all that it gives a GPU to do."""
     _wait(device)
     began = time.perf_counter()
     run()

@@ -420,18 +420,15 @@ def on_gpu(result: dict[str, Any]) -> str:
                 f"{times[unit]['median']:.1f} ({times[unit]['least']:.1f}–{times[unit]['most']:.1f})"
                 for unit in ("ann", "ann_tf32", "qann")
             ]
-            rows.append(
-                [row["network"], str(row["batch"]), str(row["steps"]), way, *cells, f"{times['peak_mib']:,.0f}"]
-            )
+            facts = [row["network"], str(row["batch"]), str(row["steps"]), way]
+            rows.append([*facts, *cells, f"{times['peak_mib']:,.0f}"])
         unit = " / ".join(f"{1000 * row['seconds'][name]:.1f}" for name in ("ann", "ann_tf32", "qann"))
         equal = "the same bits as the reference on a CPU" if row["equal"] else "**not the reference's bits**"
         said.append(f"{row['network']}: {unit} ms, {equal}, commit {row['commit']}")
     head = ["network", "batch", "T", "way", "ANN, float32", "ANN, TF32", "QANN", "MiB"]
     devices = ", ".join(dict.fromkeys(row["device"] for row in result["rows"]))
-    return (
-        f"{devices}; forward passes of ANN in float32 / TF32 / QANN and the sweep's output: {'; '.join(said)}.\n\n"
-        + (table(head, rows) + provenance(result))
-    )
+    told = f"{devices}; forward passes of ANN in float32 / TF32 / QANN, and the sweep: {'; '.join(said)}."
+    return f"{told}\n\n{table(head, rows)}{provenance(result)}"
 
 
 def mutation(result: dict[str, Any]) -> str:

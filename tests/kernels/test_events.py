@@ -180,3 +180,5 @@ def test_a_layer_that_gains_nothing_is_looked_at_less_and_less(monkeypatch):
     next(iter(known.values())).change = 0.0
     found = [events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, never) for _ in range(17)]
     assert [f is not None for f in found[-2:]] == [True, True], "it pays now, so it is looked at every time"
+    next(iter(known.values())).rest = -1  # two threads counted the last call that was to be left out
+    assert events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, never) is not None

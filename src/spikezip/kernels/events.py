@@ -92,7 +92,7 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         return None
     key = ("costs", torch.get_num_threads())
     costs: Costs | None = packed.get(key)
-    if costs is not None and costs.rest:
+    if costs is not None and costs.rest > 0:  # threads share it, and may count it below 0
         costs.rest -= 1
         return None
     layout = torch.channels_last if geometry else torch.contiguous_format
