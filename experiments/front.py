@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--ann-epochs", type=int, default=200, help="where an ANN must be trained")
     parser.add_argument("--epochs", type=int, default=60, help="of each product")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch; on a CPU 64 images are fast")
+    parser.add_argument("--cooldown", type=int, nargs=2, metavar=("AFTER", "EPOCHS"), help="end a training early")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one alone")
@@ -110,11 +112,15 @@ def main() -> None:
     ann = share_right(source.module, *data.tensors("test", options.test_images))
     print(f"ANN {100 * ann:.2f}", flush=True)
     cells = Cells(out, settings, parser, experiment="front", ann=ann)
-    for product, lines, seed in cells.missing(PRODUCTS, options.seeds, options.only):
+    extra: dict[str, Any] = {}
+    if options.cooldown is not None:
+        extra["cooldown"] = dict(zip(("after", "epochs"), options.cooldown, strict=True))
+    for product, own, seed in cells.missing(PRODUCTS, options.seeds, options.only):
         if options.seed not in (None, seed):
             continue
         folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
-        recipe = recipe_of(product, lines, settings, seed)
+        lines = {**own, **extra}
+        recipe = recipe_of(product, {**lines, "accumulate": options.accumulate}, settings, seed)
         if options.train_only:
             fine_tuned(source.module, source, data, recipe, folder)
         else:

@@ -19,6 +19,7 @@ from spikezip.train import (
     SGD,
     AdamW,
     Capped,
+    Cooldown,
     CrossEntropy,
     Distil,
     EpochDone,
@@ -207,6 +208,7 @@ def test_network_errors():
     [
         ({"epochs": 0}, "epochs=0: give 1 or more"),
         ({"batch": 10, "accumulate": 4}, "Use batch=12"),
+        ({"epochs": 3, "cooldown": Cooldown(after=3)}, "no more than epochs=3"),
         ({"ema": 1.0}, "between 0 and 1"),
         ({"clip": 0.0}, "above 0"),
         ({"warmup": 9.0}, "warmup <= epochs"),

@@ -14,7 +14,7 @@ import torch
 from training_nets import chain, pet_plan, resumable_plan, same, small_data
 
 from spikezip.errors import BundleError, OutputError
-from spikezip.train import train
+from spikezip.train import Cooldown, Event, StepDone, finetune, train
 from spikezip.train.checkpoint import Checkpoint, read
 
 CHILD = """
@@ -75,6 +75,31 @@ def test_killed_and_resumed_gives_the_same_bits(how: str, tmp_path: Path):
 
 def _checkpoint(folder: Path) -> Checkpoint:
     return read(folder / "checkpoint.safetensors")
+
+
+def test_a_training_under_way_may_be_ended_early(tmp_path: Path):
+    def cut_off(event: Event) -> None:
+        if isinstance(event, StepDone) and event.epoch == 1:
+            raise KeyboardInterrupt
+
+    plan, early = pet_plan(), pet_plan(cooldown=Cooldown(after=1))
+    for folder in ("early", "late"):
+        with pytest.raises(KeyboardInterrupt):
+            train(chain(), small_data(), plan, out=tmp_path / folder, on_event=cut_off)
+    resumed = train(chain(), small_data(), early, out=tmp_path / "early", resume=True)
+    assert [record.rate for record in resumed.history] == [pytest.approx(0.75), 0.0]
+    assert [record.epochs for record in resumed.history] == [3, 2]
+    assert same(resumed.network, finetune(chain(), small_data(), early))
+    # Once the rate has begun to fall, or the place where it would have is past, it is another training.
+    train(chain(), small_data(), plan, out=tmp_path / "late", resume=True)
+    for folder, other in (("early", plan), ("late", early)):
+        with pytest.raises(BundleError, match="another plan: cooldown"):
+            train(chain(), small_data(), other, out=tmp_path / folder, resume=True)
+
+
+def test_what_changes_no_result_may_change_on_the_way(tmp_path: Path):
+    train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path)
+    train(chain(), small_data(), pet_plan(epochs=1, accumulate=2, log_every=3), out=tmp_path, resume=True)
 
 
 def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):

@@ -6,7 +6,7 @@ from spikezip.train.loop import Training, finetune, train
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT, Objective
 from spikezip.train.paths import Capped, Main, Path, PathScale, Rescaled, paths_for
-from spikezip.train.plan import SGD, AdamW, Plan, Precision
+from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
 from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
 from spikezip.train.trajectory import Activity, BiasShares, Penalty, Tracker, Trajectory, unroll
@@ -20,6 +20,7 @@ __all__ = [
     "AdamW",
     "BiasShares",
     "Capped",
+    "Cooldown",
     "CosineLabels",
     "CrossEntropy",
     "Data",

@@ -39,9 +39,12 @@ class Checkpoint:
         return {n.removeprefix(f"{prefix}/"): t for n, t in self.tensors.items() if n.startswith(f"{prefix}/")}
 
     def check(self, plan: dict[str, Any], network: nn.Module) -> None:
-        """Raise BundleError unless this is a checkpoint of that plan and network."""
+        """Raise BundleError unless this is a checkpoint of that network, and of that plan as far as it has come."""
         before = self.facts.get("plan", {})
-        changed = sorted(key for key in plan.keys() | before.keys() if plan.get(key) != before.get(key))
+        free = {"accumulate", "log_every", "checkpoint_every"}  # none of them changes what is learned
+        if all(self._not_yet(p.get("cooldown")) for p in (plan, before)):
+            free.add("cooldown")
+        changed = sorted(key for key in (plan.keys() | before.keys()) - free if plan.get(key) != before.get(key))
         if changed:
             raise BundleError(
                 f"The checkpoint is of another plan: {', '.join(changed)} differ. Resume with the plan "
@@ -55,6 +58,10 @@ class Checkpoint:
                 f"The checkpoint is of another network: {name!r} is missing or of another shape. "
                 "Resume with the network it was begun with, or start anew in another folder."
             )
+
+    def _not_yet(self, cooldown: dict[str, Any] | None) -> bool:
+        reached = (self.facts["epoch"], self.facts["step"])
+        return cooldown is None or reached <= (cooldown["after"], 0)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -247,7 +247,7 @@ class _Run:
     # -- training ------------------------------------------------------------------------------------------------------
 
     def run(self, folder: Folder | None) -> None:
-        while self.epoch < self.plan.epochs:
+        while self.epoch < self.plan.last_epoch:
             began = time.perf_counter()
             self._epoch(folder)
             loss, numbers, images = self.sums.means()
@@ -256,7 +256,7 @@ class _Run:
             self.epoch, self.step = self.epoch + 1, 0
             record = EpochDone(
                 epoch=self.epoch,
-                epochs=self.plan.epochs,
+                epochs=self.plan.last_epoch,
                 images=images,
                 loss=loss,
                 numbers=numbers,
@@ -318,7 +318,7 @@ class _Run:
                 "fp16. Nothing was saved since the last checkpoint."
             )
         rate = self.optimizer.param_groups[0]["lr"]
-        self.tell(StepDone(self.epoch, self.step, self.steps, self.plan.epochs, loss, numbers, rate))
+        self.tell(StepDone(self.epoch, self.step, self.steps, self.plan.last_epoch, loss, numbers, rate))
 
     def _validate(self) -> dict[str, float]:
         plan, split = self.plan, self.plan.validation_split

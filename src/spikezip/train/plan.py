@@ -62,6 +62,21 @@ class AdamW:
 
 
 @dataclass(frozen=True)
+class Cooldown:
+    """An early end: from where the rate stands after ``after`` epochs it falls linearly to ``final_rate``.
+
+    Args:
+        after: epochs of the plan that are kept as they are.
+        epochs: epochs of the fall; training ends with them.
+
+    Source: Hagele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", NeurIPS 2024.
+    """
+
+    after: int
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides how training goes, but for the network and the data.
 
@@ -70,10 +85,12 @@ class Plan:
         epochs: passes over the training split.
         batch: images of one optimizer step, over all processes and accumulation steps together. A last, smaller batch
             is left out.
-        accumulate: backward passes that one optimizer step is cut into (memory, not results).
+        accumulate: backward passes that one optimizer step is cut into. Memory, and on a CPU time, but no results (only
+            a live BatchNorm then takes its statistics from less).
         optimizer: SGD or AdamW.
         warmup: epochs (may be a fraction) over which the learning rate rises linearly; it then falls along a cosine.
         final_rate: where the cosine ends, as a share of the height.
+        cooldown: end early. A training that is under way can be resumed with one, up to the epoch at which it begins.
         clip: greatest norm of the gradient; None for no clipping.
         precision: number format of the forward pass.
         ema: decay of the averaged weights that are evaluated and returned; None returns the last weights.
@@ -97,6 +114,7 @@ class Plan:
     optimizer: SGD | AdamW = field(default_factory=SGD)
     warmup: float = 0.0
     final_rate: float = 0.0
+    cooldown: Cooldown | None = None
     clip: float | None = None
     precision: Precision = Precision.NO
     ema: float | None = None
@@ -138,15 +156,32 @@ class Plan:
                 f"warmup={self.warmup}, final_rate={self.final_rate}: give 0 <= warmup <= epochs ({self.epochs}) and "
                 "0 <= final_rate <= 1."
             )
+        if self.cooldown is not None and not (
+            self.cooldown.after >= 1 and self.cooldown.epochs >= 1 and self.last_epoch <= self.epochs
+        ):
+            raise RecipeError(
+                f"cooldown={self.cooldown}: both are 1 or more, and together no more than epochs={self.epochs}."
+            )
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that training ends with, counted from 1."""
+        return self.epochs if self.cooldown is None else self.cooldown.after + self.cooldown.epochs
 
     def rate_at(self, epochs_done: float) -> float:
-        """The learning rate's share of its height: linear warm-up, then a cosine. A pure function of progress.
+        """The learning rate's share of its height: linear warm-up, a cosine, a cooldown. A pure function of progress.
 
         >>> [round(Plan(epochs=5, warmup=1).rate_at(e), 3) for e in (0.5, 1, 3, 5)]
         [0.5, 1.0, 0.5, 0.0]
 
+        >>> [round(Plan(epochs=5, cooldown=Cooldown(2, 2)).rate_at(e), 3) for e in (0, 2, 3, 4)]
+        [1.0, 0.655, 0.327, 0.0]
+
         Source: Loshchilov & Hutter, "SGDR", ICLR 2017, eq. 5 (one cycle).
         """
+        if self.cooldown is not None and epochs_done > self.cooldown.after:
+            left = max(self.last_epoch - epochs_done, 0.0) / self.cooldown.epochs
+            return self.final_rate + (self.rate_at(self.cooldown.after) - self.final_rate) * left
         if epochs_done < self.warmup:
             return epochs_done / self.warmup
         share = (epochs_done - self.warmup) / max(self.epochs - self.warmup, 1e-12)

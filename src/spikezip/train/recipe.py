@@ -20,7 +20,7 @@ from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, 
 from spikezip.train.objective import PET, QAT
 from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
-from spikezip.train.plan import SGD, AdamW, Plan, Precision
+from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision
 from spikezip.train.speq import SPEQ
 from spikezip.train.trajectory import Penalty, Trajectory
 
@@ -143,6 +143,13 @@ class OptimizerPart(_Part):
         return self
 
 
+class CooldownPart(_Part):
+    """An early end (see :class:`Cooldown`)."""
+
+    after: Count
+    epochs: Count = 1
+
+
 class MorphPart(_Part):
     """Choices of :class:`spikezip.morph.Morph`."""
 
@@ -183,6 +190,7 @@ class Recipe(_Part):
         penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
         start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
+        cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`.
         out: folder to write to (the command line's ``--out`` goes before).
         tensorboard: write scalars to ``out``.
@@ -214,6 +222,7 @@ class Recipe(_Part):
     accumulate: Count = 1
     warmup: Weight = 0.0
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    cooldown: CooldownPart | None = None
     clip: Rate | None = None
     precision: Precision = Precision.NO
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -341,7 +350,13 @@ class Recipe(_Part):
             "checkpoint_every",
             "log_every",
         )
-        return Plan(objective=objective, optimizer=optimizer, **{name: getattr(self, name) for name in shared})
+        cooldown = Cooldown(**self.cooldown.model_dump()) if self.cooldown is not None else None
+        return Plan(
+            objective=objective,
+            optimizer=optimizer,
+            cooldown=cooldown,
+            **{name: getattr(self, name) for name in shared},
+        )
 
     def _sub_paths(self) -> tuple[SubPath, ...]:
         if self.paths is not None:
@@ -363,6 +378,7 @@ _PARTS: dict[tuple[str, ...], type[_Part]] = {
     ("optimizer",): OptimizerPart,
     ("optimizer", "sgd"): SGDPart,
     ("optimizer", "adamw"): AdamWPart,
+    ("cooldown",): CooldownPart,
     ("morph",): MorphPart,
 }
 
