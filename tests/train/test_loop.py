@@ -25,6 +25,7 @@ from spikezip.train import (
     EpochDone,
     HardLabels,
     InTurn,
+    Lines,
     MainLabels,
     PETLoss,
     Precision,
@@ -151,6 +152,16 @@ def test_listeners(tmp_path: Path, capsys):
         train(chain(), small_data(), pet_plan(epochs=1), on_event=lambda e: [bar(e), board(e)][0])
     assert "epoch 1/1" in capsys.readouterr().err
     assert any(p.stat().st_size for p in (tmp_path / "tb").iterdir())
+
+
+def test_a_log_gets_lines(capsys):
+    train(chain(), small_data(), pet_plan(epochs=2, log_every=2))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in told] == ["epoch 1/2", "epoch 2/2"]
+    assert "accuracy" in told[0] and "validation loss" in told[0]
+    train(chain(), small_data(), pet_plan(epochs=1, log_every=2), on_event=Lines(every=0))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in told] == ["epoch 1/1, step 2/5", "epoch 1/1, step 4/5", "epoch 1/1"]
 
 
 def test_bfloat16_trains():

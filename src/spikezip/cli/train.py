@@ -140,14 +140,13 @@ def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path, bits
 
 
 def _listener(stack: contextlib.ExitStack, tensorboard: Path | None) -> Listener | None:
-    """TensorBoard beside the progress bar, in the main process; None leaves training its own bar."""
+    """TensorBoard beside what training shows of itself, in the main process; None leaves training that alone."""
     if tensorboard is None or not _is_main():
         return None
-    from spikezip.train import ProgressBar, TensorBoard
+    from spikezip.train import Lines, ProgressBar, TensorBoard
 
     listeners: list[Listener] = [stack.enter_context(TensorBoard(tensorboard / "tensorboard"))]
-    if screen.stderr.is_terminal:
-        listeners.append(stack.enter_context(ProgressBar()))
+    listeners.append(stack.enter_context(ProgressBar()) if screen.stderr.is_terminal else Lines())
 
     def tell(event: Event) -> None:
         for listener in listeners:

@@ -7,7 +7,7 @@ from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, 
 from spikezip.train.objective import PET, QAT, Objective
 from spikezip.train.paths import Capped, Main, Path, PathScale, Rescaled, paths_for
 from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision
-from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone, TensorBoard
+from spikezip.train.progress import EpochDone, Event, Lines, Listener, ProgressBar, Saved, StepDone, TensorBoard
 from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
 from spikezip.train.trajectory import Activity, BiasShares, Penalty, Tracker, Trajectory, unroll
 
@@ -30,6 +30,7 @@ __all__ = [
     "Folded",
     "HardLabels",
     "InTurn",
+    "Lines",
     "Listener",
     "Main",
     "MainLabels",

@@ -27,7 +27,7 @@ from spikezip.train.batches import Data, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
 from spikezip.train.plan import Plan, Precision, describe, scales_of
-from spikezip.train.progress import EpochDone, Event, Listener, ProgressBar, Saved, StepDone
+from spikezip.train.progress import EpochDone, Event, Lines, Listener, ProgressBar, Saved, StepDone
 from spikezip.train.sums import Sums
 from spikezip.train.trajectory import BiasShares, Trajectory
 
@@ -84,7 +84,8 @@ def train(
             ``network.safetensors``; None writes nothing.
         resume: go on from the checkpoint in ``out``, if there is one.
         overwrite: start anew although ``out`` holds files; those of an earlier run are replaced.
-        on_event: is told of steps, epochs and files, in the main process. By default a progress bar, on a terminal.
+        on_event: is told of steps, epochs and files, in the main process. By default a progress bar on a
+            terminal, and lines where there is none.
 
     Returns:
         The trained copy, in evaluation mode, where the network was (CPU or GPU), and the history. With ``plan.ema``,
@@ -107,8 +108,8 @@ def train(
     _check_network(network)
     accelerator = _accelerator(plan.precision)
     with contextlib.ExitStack() as stack:
-        if on_event is None and accelerator.is_main_process and sys.stderr.isatty():
-            on_event = stack.enter_context(ProgressBar())
+        if on_event is None and accelerator.is_main_process:
+            on_event = stack.enter_context(ProgressBar()) if sys.stderr.isatty() else Lines()
         tell = on_event if on_event is not None and accelerator.is_main_process else _silence
         device = accelerator.device
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))

@@ -1,7 +1,9 @@
-"""What training tells while it runs, and who may listen: a progress bar, TensorBoard."""
+"""What training tells while it runs, and who may listen: a progress bar, lines for a log, TensorBoard."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,10 +101,30 @@ class ProgressBar:
                 state=_line(event.loss, event.numbers),
             )
         elif isinstance(event, EpochDone):
-            shown = f"epoch {event.epoch}/{event.epochs}  {_line(event.loss, event.numbers)}"
-            if event.validation:
-                shown += f"  | validation {_line(event.validation['loss'], event.validation)}"
-            self._progress.console.print(f"{shown}  ({event.seconds:.1f} s)", highlight=False)
+            self._progress.console.print(_epoch_line(event), highlight=False)
+
+
+class Lines:
+    """A listener for where no bar can move, such as a log file: one line an epoch, and one a minute within, on stderr.
+
+    Args:
+        every: seconds between lines within an epoch.
+    """
+
+    def __init__(self, every: float = 60.0):
+        self._every = every
+        self._last = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        if isinstance(event, EpochDone):
+            print(_epoch_line(event), file=sys.stderr, flush=True)
+        elif isinstance(event, StepDone) and now - self._last >= self._every and event.step < event.steps:
+            state = f"epoch {event.epoch + 1}/{event.epochs}, step {event.step}/{event.steps}"
+            print(f"{state}  {_line(event.loss, event.numbers)}", file=sys.stderr, flush=True)
+        else:
+            return
+        self._last = now
 
 
 class TensorBoard:
@@ -137,6 +159,13 @@ class TensorBoard:
         elif isinstance(event, EpochDone):
             for name, value in event.validation.items():
                 self._writer.add_scalar(f"validation/{name}", value, event.epoch)
+
+
+def _epoch_line(event: EpochDone) -> str:
+    shown = f"epoch {event.epoch}/{event.epochs}  {_line(event.loss, event.numbers)}"
+    if event.validation:
+        shown += f"  | validation {_line(event.validation['loss'], event.validation)}"
+    return f"{shown}  ({event.seconds:.1f} s)"
 
 
 def _line(loss: float, numbers: dict[str, float]) -> str:
