@@ -1,10 +1,11 @@
 """What a training step costs beside a step of the plain ANN: LSQ, PET with 4 paths, trajectories.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--batch 64] [--rounds 3] [--device cuda] [--only LSQ PET]
+    OMP_NUM_THREADS=1 python benchmarks/training.py --model resnet20 --batch 256 --only trajectory
 
-ResNet-18 (CIFAR form, BatchNorm folded, float32, channels last); a step is forward, loss and backward. Every timed step
-stands between two of the ANN, by whose mean it is divided. Writes experiments/results/speed-training.json after each
-row, which takes the place of the same row of the same processor or GPU.
+ResNet-18 or -20 (CIFAR form, BatchNorm folded, float32, channels last); a step is forward, loss and backward. Every
+timed step stands between two of the ANN, by whose mean it is divided. Writes experiments/results/speed-training.json
+after each row, which takes the place of the same row of the same processor or GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from spikezip import Even, Levels, Morph, capture, morph, quantize
 from spikezip.bench.memory import peak_mib
 from spikezip.bench.speed import processor
 from spikezip.measure.provenance import provenance
-from spikezip.models import resnet18
+from spikezip.models import resolve
 from spikezip.train import Folded, InTurn, Rescaled, ensemble, unroll
 
 PATHS = (Rescaled(1, 8), Rescaled(2, 8), Rescaled(4, 8))
@@ -34,6 +35,7 @@ EIGHT, TWO = Levels(0, 8), Levels(0, 2)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("resnet18", "resnet20"), default="resnet18")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -45,7 +47,7 @@ def main() -> None:
     device = torch.device(choices.device)
     images = torch.randn(choices.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (choices.batch,), device=device)
-    ann = morph(capture(resnet18().eval(), torch.randn(2, 3, 32, 32)), Morph())
+    ann = morph(capture(resolve(f"spikezip:{choices.model}").module, torch.randn(2, 3, 32, 32)), Morph())
     qann, coarse = (quantize(ann, levels, images[:16].cpu()) for levels in (EIGHT, TWO))
     made: dict[str, tuple[nn.Module, nn.Module]] = {
         "LSQ, 9 levels": (qann, qann),
@@ -60,12 +62,14 @@ def main() -> None:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     steps = {name: step(module, owner, images, labels) for name, (module, owner) in made.items()}
+    whole = made["trajectory, T = 2"]
+    steps["trajectory, T = 2, in 4 parts"] = step(*whole, images, labels, parts=4)
     plain = step(ann, ann, images, labels)
     if choices.compiled:
         steps["ANN, compiled"] = step(torch.compile(ann), ann, images, labels)  # type: ignore[arg-type]
         steps["LSQ, 9 levels, compiled"] = step(torch.compile(qann), qann, images, labels)  # type: ignore[arg-type]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    facts = {"model": "resnet18", "batch": choices.batch, "threads": torch.get_num_threads(), "device": where}
+    facts = {"model": choices.model, "batch": choices.batch, "threads": torch.get_num_threads(), "device": where}
     for name, run in steps.items():
         if any(name.startswith(begin) for begin in choices.only):
             record(choices.out, {"what": name, **facts, **measured(plain, run, choices.rounds, device)})
@@ -73,23 +77,24 @@ def main() -> None:
 
 def record(path: Path, row: dict[str, Any]) -> None:
     """Put a row into the file, in place of the one that measured the same."""
-    same = ("what", "batch", "threads", "device")
+    same = ("what", "model", "batch", "threads", "device")
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [old for old in rows if any(old[key] != row[key] for key in same)]
-    path.write_text(
-        json.dumps({"experiment": "speed-training", **provenance(0), "rows": [*rows, row]}, indent=1) + "\n"
-    )
+    about = provenance(0)
+    rows.append({**row, "commit": about["commit"]})
+    path.write_text(json.dumps({"experiment": "speed-training", **about, "rows": rows}, indent=1) + "\n")
     most = f"{row['steps']:.2f} ANN steps ({row['least']:.2f}-{row['most']:.2f}), memory {row['memory']}"
     print(f"{row['what']}: {most}", flush=True)
 
 
-def step(module: nn.Module, owner: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """Forward, loss and backward, the gradients then dropped."""
+def step(module: nn.Module, owner: nn.Module, images: Tensor, labels: Tensor, parts: int = 1) -> Callable[[], None]:
+    """Forward, loss and backward, of the batch or one part of it after the other; the gradients are then dropped."""
 
     def run() -> None:
-        answer = module(images)
-        answer = answer if answer.dim() == 3 else answer.unsqueeze(0)
-        torch.stack([F.cross_entropy(logits, labels) for logits in answer]).sum().backward()
+        for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            answer = module(some)
+            answer = answer if answer.dim() == 3 else answer.unsqueeze(0)
+            torch.stack([F.cross_entropy(logits, theirs) for logits in answer]).sum().backward()
         owner.zero_grad(set_to_none=True)
 
     return run

@@ -406,8 +406,9 @@ def training(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         memory = f"{row['memory']:.2f}" if row["memory"] else "–"
         time = f"{row['steps']:.2f} ({row['least']:.2f}–{row['most']:.2f})"
-        rows.append([row["what"], row["device"], str(row["batch"]), str(row["rounds"]), time, memory])
-    head = ["what", "on", "batch", "timings", "time, ANN steps", "memory, ANN's"]
+        facts = [row["model"], str(row["batch"]), row["what"], row["device"], str(row["rounds"])]
+        rows.append([*facts, time, memory, row["commit"]])
+    head = ["network", "batch", "what", "on", "timings", "time, ANN steps", "memory, ANN's", "commit"]
     return table(head, rows) + provenance(result)
 
 
