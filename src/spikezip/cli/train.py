@@ -1,4 +1,4 @@
-"""``spikezip train``: an ANN, or a QANN with or without its sub-paths, as a recipe says."""
+"""``spikezip train``: an ANN, a QANN with or without its sub-paths, or an SNN's first steps, as a recipe says."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def command(
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Train an ANN, a quantized network (qat), or one with its sub-paths (pet) as RECIPE says.
+    """Train an ANN, a quantized network (qat, pet, speq) or an SNN's first steps (trajectory) as RECIPE says.
 
-    Writes network.safetensors, history.json and a checkpoint; stages qat and pet write snn.spikezip too, ready for run
-    and verify. A run that was killed goes on with --resume to the same result.
+    Writes network.safetensors, history.json and a checkpoint; all stages but ann write snn.spikezip too, ready for run
+    and verify. A run that was killed goes on with --resume to the same result. To end a long one early, add
+    'cooldown: {after: 12, epochs: 2}' to its recipe and resume: after epoch 12 the rate falls to 0 within two.
 
     [bold]Examples[/]
       spikezip train recipe.yaml --out runs/mine
