@@ -90,7 +90,12 @@ def cell(
 ) -> dict[str, Any]:
     """One variant with one seed, fine-tuned (in ``out``, from where it was cut off) and measured."""
     done = fine_tuned(ann, source, data, recipe, out)
-    snn = spikezip.spike(spikezip.to_integer(done.network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
+    return {**measured(done.network, data, recipe, settings), **cost(recipe, [done])}
+
+
+def measured(network: nn.Module, data: ImageData, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """A QANN with 8-bit weights as an SNN, on the test split."""
+    snn = spikezip.spike(spikezip.to_integer(network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
     images, labels = data.tensors("test", settings["test_images"])
     run = execute(snn, images)
     right = (run.logits.argmax(-1) == labels).double().mean(1)
@@ -107,9 +112,16 @@ def cell(
         **{f"synops_t{t}": float(counts.synops[min(t, len(right)) - 1]) for t in STEPS},
         "spikes": float(run.total_spikes.double().sum(0).mean()),
         "equal": certificate.equal,
+    }
+
+
+def cost(recipe: Recipe, trainings: list[Training]) -> dict[str, Any]:
+    """What trainings by one recipe took together."""
+    epochs = [epoch for training in trainings for epoch in training.history]
+    return {
         "passes": passes(recipe),
-        "images_seen": done.history[-1].images * len(done.history),
-        "seconds": round(sum(epoch.seconds for epoch in done.history), 1),
+        "images_seen": sum(epoch.images for epoch in epochs),
+        "seconds": round(sum(epoch.seconds for epoch in epochs), 1),
     }
 
 

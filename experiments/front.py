@@ -4,6 +4,7 @@
     python experiments/front.py --data-set cifar100 --network resnet18 --data PATH/TO/CIFAR     # trains its ANN first
     python experiments/front.py --data-set digits --network digits --ann-epochs 20 --epochs 6 --seeds 1   # to try it
     python experiments/front.py --only "for T=2" --seed 1 --train-only --data PATH/TO/CIFAR   # one of several at once
+    python experiments/front.py --only "for T=2" --soup --data PATH/TO/CIFAR    # and the mean of the seeds' networks
 
 Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
 fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation), given 8-bit
@@ -18,12 +19,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cells import RESULTS, Cells, cell, fine_tuned, share_right, shared_lines
+from cells import RESULTS, Cells, cell, cost, fine_tuned, measured, share_right, shared_lines
 
 from spikezip.cli.sources import open_both
 from spikezip.models import ModelSource
 from spikezip.models.source import MODELS
-from spikezip.train import train
+from spikezip.train import soup, train
 from spikezip.train.recipe import Recipe, check_recipe
 
 RUNS = Path("runs/front")
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--train-only", action="store_true", help="measure later, and write no row now")
+    parser.add_argument("--soup", action="store_true", help="measure the mean of all seeds' weights too")
     parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
     parser.add_argument("--test-images", type=int, help="only the first so many")
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
@@ -115,16 +117,29 @@ def main() -> None:
     extra: dict[str, Any] = {}
     if options.cooldown is not None:
         extra["cooldown"] = dict(zip(("after", "epochs"), options.cooldown, strict=True))
-    for product, own, seed in cells.missing(PRODUCTS, options.seeds, options.only):
+    products = {product: {**lines, **extra} for product, lines in PRODUCTS.items()}
+
+    def asked(product: str, seed: int) -> tuple[Recipe, Path]:
+        """The recipe of a training, and its folder."""
+        lines = {**products[product], "accumulate": options.accumulate}
+        folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
+        return recipe_of(product, lines, settings, seed), folder
+
+    for product, lines, seed in cells.missing(products, options.seeds, options.only):
         if options.seed not in (None, seed):
             continue
-        folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
-        lines = {**own, **extra}
-        recipe = recipe_of(product, {**lines, "accumulate": options.accumulate}, settings, seed)
+        recipe, folder = asked(product, seed)
         if options.train_only:
             fine_tuned(source.module, source, data, recipe, folder)
         else:
             cells.keep(product, lines, seed, cell(source.module, source, data, recipe, settings, out=folder))
+    soups = {f"{product}, soup of {options.seeds}": product for product in products if options.soup}
+    for row, lines, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
+        recipes = [asked(soups[row], seed) for seed in range(options.seeds)]
+        done = [fine_tuned(source.module, source, data, recipe, folder) for recipe, folder in recipes]
+        network = soup([training.network for training in done])
+        found = measured(network, data, recipes[0][0], settings)
+        cells.keep(row, lines, 0, {**found, **cost(recipes[0][0], done)})
 
 
 def train_ann(source: ModelSource, data: Any, epochs: int, batch: int, folder: Path) -> None:

@@ -35,6 +35,7 @@ from spikezip.train import (
     TensorBatches,
     TensorBoard,
     finetune,
+    soup,
     train,
 )
 
@@ -302,3 +303,19 @@ def test_a_module_that_takes_any_layout_is_trained_channels_last():
     done = train(Reshaping(), residual_data(), pet_plan(objective=QAT(), epochs=1))
     assert all(seen)
     assert done.network.get_parameter("conv.weight").is_contiguous()
+
+
+def test_a_soup_is_the_mean_of_networks():
+    plan = pet_plan(epochs=1, objective=QAT())
+    one, two = (finetune(chain(), small_data(), replace(plan, seed=seed)) for seed in (0, 1))
+    mixed = soup([one, two])
+    assert same(soup([one]), one) and not same(one, two)
+    for name, tensor in mixed.state_dict().items():
+        pair = [network.state_dict()[name] for network in (one, two)]
+        expected = pair[0] if not tensor.is_floating_point() else (pair[0] + pair[1]) / 2
+        torch.testing.assert_close(tensor, expected)
+    assert not same(mixed, one)
+    with pytest.raises(StageError, match=r"'0\.weight' differs"):
+        soup([one, chain(inputs=9)])
+    with pytest.raises(StageError, match="one network or more"):
+        soup([])

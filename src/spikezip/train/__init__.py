@@ -1,5 +1,6 @@
 """Training: the loop, the losses, and paths-ensemble training (PET)."""
 
+from spikezip.train.average import soup
 from spikezip.train.batches import Data, TensorBatches
 from spikezip.train.ensemble import Folded, InTurn, PathsBatchNorm, PathsQuantizer, ensemble
 from spikezip.train.loop import Training, finetune, train
@@ -58,6 +59,7 @@ __all__ = [
     "finetune",
     "paths_for",
     "random_precision",
+    "soup",
     "train",
     "unroll",
 ]

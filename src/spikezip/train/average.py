@@ -1,12 +1,48 @@
-"""Averaged weights."""
+"""Averaged weights: of one training's steps, or of several trainings."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from spikezip.errors import StageError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@torch.no_grad()
+def soup(networks: Sequence[Network]) -> Network:
+    """One network whose weights and scales are the means of several networks', fine-tuned from the same start.
+
+    Args:
+        networks: the same network trained several times, with other seeds for example.
+
+    Returns:
+        A copy of the first with averaged floating-point tensors. It costs what one of them costs. What it is worth only
+        validation images can tell: of networks that were not trained from the same weights it is worth nothing.
+
+    Raises:
+        StageError: there is none, or they are not one network: names, shapes or whole-number tensors differ.
+
+    Source: Wortsman et al., "Model soups", ICML 2022 (the uniform soup).
+    """
+    if not networks:
+        raise StageError("A soup is made of one network or more.")
+    result = copy.deepcopy(networks[0])
+    states = [network.state_dict() for network in networks]
+    for name, tensor in result.state_dict().items():
+        same = [state[name] for state in states if name in state and state[name].shape == tensor.shape]
+        alike = tensor.is_floating_point() or all(torch.equal(tensor, t.to(tensor.device)) for t in same)
+        if len(same) < len(states) or not alike or any(len(state) != len(states[0]) for state in states):
+            raise StageError(f"These are not trainings of one network: {name!r} differs between them.")
+        if tensor.is_floating_point():
+            tensor.copy_(torch.stack([t.to("cpu", torch.float64) for t in same]).mean(0))
+    return result
 
 
 class Average:
