@@ -560,6 +560,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "trajectory-probes": probes,
     "cifar10-resnet20": resnet20,
     "beside-published": beside_published,
+    "cifar100-resnet20": resnet20,
+    "beside-published-cifar100": beside_published,
     "energy-resnet20": energy,
     "energy-resnet20-finetuned": finetuned,
     "mutation": mutation,
@@ -579,7 +581,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 #: Tables whose result has another name.
-MADE_FROM = {"beside-published": "cifar10-resnet20"}
+MADE_FROM = {"beside-published": "cifar10-resnet20", "beside-published-cifar100": "cifar100-resnet20"}
 
 if __name__ == "__main__":
     page = ROOT / "README.md"

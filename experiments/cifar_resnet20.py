@@ -33,6 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 SEED = 0
 CALIBRATION = 512
 STEPS = 32
+FEW = "trained for a few steps"
 COUNTED = 64  #: images that synaptic operations are counted on
 TRAINED = {
     "PET (one epoch), 8 levels, even:8": "cifar10-resnet20-pet-short",
@@ -57,9 +58,12 @@ class Part:
     trained: dict[str, str]
 
 
+TRAINED_100 = {
+    "trajectory for t=2 (3 epochs), MS blocks, 4 levels from code 1, pulse": "cifar100-resnet20-t2-initial",
+}
 SETS = {
     "cifar10": Part("CIFAR-10", "pretrained", TRAINED),
-    "cifar100": Part("CIFAR-100", "runs/cifar100-resnet20-ann-transfer/network.safetensors", {}),
+    "cifar100": Part("CIFAR-100", "runs/cifar100-resnet20-ann-transfer/network.safetensors", TRAINED_100),
 }
 
 
@@ -175,22 +179,22 @@ def draw(data_set: str, runs: list[dict[str, Any]], path: Path) -> None:
 
     for_few = [run for run in runs if run["fine_tuning"] == "trajectory"]
     others = [run for run in runs if run["fine_tuning"] != "trajectory"]
-    panels = ((others, "for any number of steps", 0), (for_few, "trained for a few steps", 60))
-    panels = [panel for panel in panels if panel[0]]
+    panels = [(some, title) for some, title in ((others, "for any number of steps"), (for_few, FEW)) if some]
     figure = Figure(figsize=(5.5 * len(panels), 5.6), layout="constrained")
     figure.suptitle(f"{data_set}, ResNet-20: every run settles on its QANN's accuracy")
-    for axes, (some, title, least) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (some, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, run in enumerate(some):
             steps = range(1, len(run["snn"]) + 1)
             look = series_style(number) | {"marker": None}
             label = f"{run['name']} (QANN {100 * run['qann']:.2f})"
             axes.plot(steps, [100 * a for a in run["snn"]], **look, label=label)
         ann = 100 * runs[0]["ann"]
+        least = 10 * int(10 * min(max(run["snn"]) for run in some)) - 20 if title == FEW else 0
         axes.axhline(ann, color="#666666", linewidth=1, linestyle=":")
         axes.annotate(f"ANN {ann:.2f}", (1, ann), ha="left", va="bottom")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set(title=title, xlabel="time step t", ylabel="accuracy (%)", ylim=(least, 96))
+        axes.set(title=title, xlabel="time step t", ylabel="accuracy (%)", ylim=(least, 1.05 * ann))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     figure.savefig(path)

@@ -69,7 +69,7 @@ class Cooldown:
         after: epochs of the plan that are kept as they are.
         epochs: epochs of the fall; training ends with them.
 
-    Source: Hagele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", NeurIPS 2024.
+    Source: Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", NeurIPS 2024.
     """
 
     after: int
