@@ -59,7 +59,7 @@ class Part:
 
 
 TRAINED_100 = {
-    "trajectory for t=2 (3 epochs), MS blocks, 4 levels from code 1, pulse": "cifar100-resnet20-t2-initial",
+    "trajectory for t=2 (2 epochs), MS blocks, 4 levels from code 1, pulse": "cifar100-resnet20-t2-initial",
 }
 SETS = {
     "cifar10": Part("CIFAR-10", "pretrained", TRAINED),
