@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first so many test images")
     parser.add_argument("--certified", type=int, default=10_000, help="images the certificate is made on")
     parser.add_argument("--trained", action="store_true", help="the fine-tuned networks in runs/ too")
+    parser.add_argument("--only", nargs="+", default=[""], help="only the runs whose name holds one of these")
     parser.add_argument("--out", type=Path, help="file to write, if not the one in results")
     parser.add_argument("--again", action="store_true", help="run what is in the file already too")
     options = parser.parse_args()
@@ -87,7 +88,7 @@ def main() -> None:
     kept = {run["name"]: run for run in json.loads(path.read_text())["runs"]} if path.exists() else {}
     whole = {"experiment": experiment, "data_set": options.data_set}
     for name, make in networks(source, data, part.trained if options.trained else {}).items():
-        if name in kept and not options.again:
+        if (name in kept and not options.again) or not any(part in name for part in options.only):
             continue
         run = one(name, make(), images, labels, source, data, options.certified)
         kept[name] = run
