@@ -117,12 +117,14 @@ def fronts() -> str:
         known = {"resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
         network = said["network"].partition(":")[2]
         rows = [[*row[:9], "–", "–", "–", "–"] for row in published(said["data"], known.get(network, network))]
+        early = {row["variant"]: cooldown for row in result["rows"] if (cooldown := row["lines"].get("cooldown"))}
         for name, row in result["variants"].items():
             cells = [spread(row[f"t{t}"]) for t in STEPS[:4]]
             cost = " / ".join(f"{row[f'synops_t{t}']['mean'] / 1e6:.2f}" for t in (1, 2, 4))
+            ended = f" (ended after {sum(early[name].values())})" if name in early else ""
             rows.append(
                 [
-                    name,
+                    name + ended,
                     "ternary",
                     "0",
                     percent(result["ann"]),
