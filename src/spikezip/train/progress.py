@@ -109,17 +109,19 @@ class Lines:
 
     Args:
         every: seconds between lines within an epoch.
+        least: seconds between the lines of epochs, where these are short; the last one always has its line.
     """
 
-    def __init__(self, every: float = 60.0):
-        self._every = every
+    def __init__(self, every: float = 60.0, least: float = 5.0):
+        self._every, self._least = every, least
         self._last = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
-        if isinstance(event, EpochDone):
+        since = now - self._last
+        if isinstance(event, EpochDone) and (since >= self._least or event.epoch == event.epochs):
             print(_epoch_line(event), file=sys.stderr, flush=True)
-        elif isinstance(event, StepDone) and now - self._last >= self._every and event.step < event.steps:
+        elif isinstance(event, StepDone) and since >= self._every and event.step < event.steps:
             state = f"epoch {event.epoch + 1}/{event.epochs}, step {event.step}/{event.steps}"
             print(f"{state}  {_line(event.loss, event.numbers)}", file=sys.stderr, flush=True)
         else:
