@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,5 +317,7 @@ def test_a_soup_is_the_mean_of_networks():
     assert not same(mixed, one)
     with pytest.raises(StageError, match=r"'0\.weight' differs"):
         soup([one, chain(inputs=9)])
+    with pytest.raises(StageError, match=r"'more\.weight' differs"):
+        soup([one, nn.Sequential(OrderedDict([*one.named_children(), ("more", nn.Linear(3, 3))]))])
     with pytest.raises(StageError, match="one network or more"):
         soup([])

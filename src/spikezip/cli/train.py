@@ -144,10 +144,10 @@ def _listener(stack: contextlib.ExitStack, tensorboard: Path | None) -> Listener
     """TensorBoard beside what training shows of itself, in the main process; None leaves training that alone."""
     if tensorboard is None or not _is_main():
         return None
-    from spikezip.train import Lines, ProgressBar, TensorBoard
+    from spikezip.train import TensorBoard
+    from spikezip.train.progress import bar_or_lines
 
-    listeners: list[Listener] = [stack.enter_context(TensorBoard(tensorboard / "tensorboard"))]
-    listeners.append(stack.enter_context(ProgressBar()) if screen.stderr.is_terminal else Lines())
+    listeners: list[Listener] = [stack.enter_context(TensorBoard(tensorboard / "tensorboard")), bar_or_lines(stack)]
 
     def tell(event: Event) -> None:
         for listener in listeners:

@@ -34,14 +34,15 @@ def soup(networks: Sequence[Network]) -> Network:
     if not networks:
         raise StageError("A soup is made of one network or more.")
     result = copy.deepcopy(networks[0])
-    states = [network.state_dict() for network in networks]
-    for name, tensor in result.state_dict().items():
-        same = [state[name] for state in states if name in state and state[name].shape == tensor.shape]
-        alike = tensor.is_floating_point() or all(torch.equal(tensor, t.to(tensor.device)) for t in same)
-        if len(same) < len(states) or not alike or any(len(state) != len(states[0]) for state in states):
+    states, mean = [network.state_dict() for network in networks], result.state_dict()
+    for name in dict.fromkeys(name for state in states for name in state):
+        found = [state[name].to("cpu") for state in states if name in state]
+        first = found[0]
+        alike = len(found) == len(states) and all(t.shape == first.shape for t in found)
+        if not alike or not (first.is_floating_point() or all(torch.equal(t, first) for t in found)):
             raise StageError(f"These are not trainings of one network: {name!r} differs between them.")
-        if tensor.is_floating_point():
-            tensor.copy_(torch.stack([t.to("cpu", torch.float64) for t in same]).mean(0))
+        if first.is_floating_point():
+            mean[name].copy_(torch.stack(found).to(torch.float64).mean(0))
     return result
 
 

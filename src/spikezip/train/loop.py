@@ -6,7 +6,6 @@ import contextlib
 import copy
 import itertools
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from spikezip.train.batches import Data, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
 from spikezip.train.plan import Plan, Precision, describe, scales_of
-from spikezip.train.progress import EpochDone, Event, Lines, Listener, ProgressBar, Saved, StepDone
+from spikezip.train.progress import EpochDone, Event, Listener, Saved, StepDone, bar_or_lines
 from spikezip.train.sums import Sums
 from spikezip.train.trajectory import BiasShares, Trajectory
 
@@ -109,7 +108,7 @@ def train(
     accelerator = _accelerator(plan.precision)
     with contextlib.ExitStack() as stack:
         if on_event is None and accelerator.is_main_process:
-            on_event = stack.enter_context(ProgressBar()) if sys.stderr.isatty() else Lines()
+            on_event = bar_or_lines(stack)
         tell = on_event if on_event is not None and accelerator.is_main_process else _silence
         device = accelerator.device
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -127,6 +128,11 @@ class Lines:
         else:
             return
         self._last = now
+
+
+def bar_or_lines(stack: contextlib.ExitStack) -> Listener:
+    """What training shows of itself: a bar on a terminal, open as long as ``stack``, and lines where there is none."""
+    return stack.enter_context(ProgressBar()) if sys.stderr.isatty() else Lines()
 
 
 class TensorBoard:
