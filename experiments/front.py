@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
     parser.add_argument("--out", type=Path, help="the file of results, if it is to be another")
     options = parser.parse_args()
+    if options.soup and (options.train_only or options.seed is not None):
+        parser.error("--soup measures the mean of all seeds: leave out --seed and --train-only.")
     name = f"{options.data_set}-{options.network}"
     out = options.out or RESULTS / f"front-{name}.json"
     settings = {
@@ -114,9 +116,7 @@ def main() -> None:
     ann = share_right(source.module, *data.tensors("test", options.test_images))
     print(f"ANN {100 * ann:.2f}", flush=True)
     cells = Cells(out, settings, parser, experiment="front", ann=ann)
-    extra: dict[str, Any] = {}
-    if options.cooldown is not None:
-        extra["cooldown"] = dict(zip(("after", "epochs"), options.cooldown, strict=True))
+    extra = {"cooldown": dict(zip(("after", "epochs"), options.cooldown, strict=True))} if options.cooldown else {}
     products = {product: {**lines, **extra} for product, lines in PRODUCTS.items()}
 
     def asked(product: str, seed: int) -> tuple[Recipe, Path]:
