@@ -87,9 +87,10 @@ def cell(
     recipe: Recipe,
     settings: dict[str, Any],
     out: Path | None = None,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Any]:
     """One variant with one seed, fine-tuned (in ``out``, from where it was cut off) and measured."""
-    done = fine_tuned(ann, source, data, recipe, out)
+    done = fine_tuned(ann, source, data, recipe, out, teacher)
     return {**measured(done.network, data, recipe, settings), **cost(recipe, [done])}
 
 
@@ -125,13 +126,21 @@ def cost(recipe: Recipe, trainings: list[Training]) -> dict[str, Any]:
     }
 
 
-def fine_tuned(ann: nn.Module, source: ModelSource, data: ImageData, recipe: Recipe, out: Path | None) -> Training:
-    """The QANN of an ANN, trained by a recipe."""
+def fine_tuned(
+    ann: nn.Module,
+    source: ModelSource,
+    data: ImageData,
+    recipe: Recipe,
+    out: Path | None,
+    teacher: nn.Module | None = None,
+) -> Training:
+    """The QANN of an ANN, trained by a recipe; the ANN is its teacher too, unless another is given."""
     torch.manual_seed(recipe.seed)
     morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
     qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
-    return train(qann, data, recipe.plan(ann if recipe.needs_teacher else None), out=out, resume=out is not None)
+    plan = recipe.plan((teacher or ann) if recipe.needs_teacher else None)
+    return train(qann, data, plan, out=out, resume=out is not None)
 
 
 def shared_lines(name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:

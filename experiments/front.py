@@ -22,7 +22,7 @@ from typing import Any
 from cells import RESULTS, Cells, cell, cost, fine_tuned, measured, share_right, shared_lines
 
 from spikezip.cli.sources import open_both
-from spikezip.models import ModelSource
+from spikezip.models import ModelSource, resolve
 from spikezip.models.source import MODELS
 from spikezip.train import soup, train
 from spikezip.train.recipe import Recipe, check_recipe
@@ -83,6 +83,10 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch; on a CPU 64 images are fast")
     parser.add_argument("--cooldown", type=int, nargs=2, metavar=("AFTER", "EPOCHS"), help="end a training early")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the forward pass in training")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile: on a GPU about twice as fast")
+    parser.add_argument("--teacher", choices=sorted(MODELS), help="a published network to learn from, not the ANN")
+    parser.add_argument("--validation-images", type=int, help="after each epoch, only the first so many")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--train-only", action="store_true", help="measure later, and write no row now")
@@ -94,13 +98,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.soup and (options.train_only or options.seed is not None):
         parser.error("--soup measures the mean of all seeds: leave out --seed and --train-only.")
-    name = f"{options.data_set}-{options.network}"
+    name = "-".join(filter(None, (options.data_set, options.network, options.teacher)))
     out = options.out or RESULTS / f"front-{name}.json"
     settings = {
         "data": options.data_set,
         "network": f"spikezip:{options.network}",
         **{key: getattr(options, key) for key in ("epochs", "batch", "rate", "test_images")},
     }
+    if options.teacher or options.precision != "no":  # files from before there were these stay as they are
+        settings |= {"teacher": options.teacher, "precision": options.precision}
+    how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
     published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
     source, data = open_both(
         f"spikezip:{options.network}",
@@ -111,17 +118,27 @@ def main() -> None:
         root=options.data,
     )
     if not published:
-        train_ann(source, data, options.ann_epochs, options.batch, RUNS / name / "ann")
+        lines = {"epochs": options.ann_epochs, "batch": options.batch, "precision": options.precision, **how}
+        train_ann(source, data, lines, RUNS / name / "ann")
     settings["ann_epochs"] = None if published else options.ann_epochs
-    ann = share_right(source.module, *data.tensors("test", options.test_images))
-    print(f"ANN {100 * ann:.2f}", flush=True)
-    cells = Cells(out, settings, parser, experiment="front", ann=ann)
-    extra = {"cooldown": dict(zip(("after", "epochs"), options.cooldown, strict=True))} if options.cooldown else {}
+    anns = {"ann": source.module}
+    if options.teacher:
+        anns["teacher"] = resolve(f"spikezip:{options.teacher}", weights="pretrained", root=options.data).module
+    facts: dict[str, float] = {}
+    for role, network in anns.items() if not options.train_only else ():
+        facts[role] = share_right(network, *data.tensors("test", options.test_images))
+        print(f"{role} {100 * facts[role]:.2f}", flush=True)
+    cells = Cells(out, settings, parser, experiment="front", **facts)
+    extra: dict[str, Any] = {}
+    if options.cooldown:
+        extra["cooldown"] = dict(zip(("after", "epochs"), options.cooldown, strict=True))
+    if options.precision != "no":
+        extra["precision"] = options.precision
     products = {product: {**lines, **extra} for product, lines in PRODUCTS.items()}
 
     def asked(product: str, seed: int) -> tuple[Recipe, Path]:
         """The recipe of a training, and its folder."""
-        lines = {**products[product], "accumulate": options.accumulate}
+        lines = {**products[product], **how}
         folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
         return recipe_of(product, lines, settings, seed), folder
 
@@ -130,19 +147,22 @@ def main() -> None:
             continue
         recipe, folder = asked(product, seed)
         if options.train_only:
-            fine_tuned(source.module, source, data, recipe, folder)
+            fine_tuned(source.module, source, data, recipe, folder, anns.get("teacher"))
         else:
-            cells.keep(product, lines, seed, cell(source.module, source, data, recipe, settings, out=folder))
+            row = cell(source.module, source, data, recipe, settings, folder, anns.get("teacher"))
+            cells.keep(product, lines, seed, row)
     soups = {f"{product}, soup of {options.seeds}": product for product in products if options.soup}
     for row, lines, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
         recipes = [asked(soups[row], seed) for seed in range(options.seeds)]
-        done = [fine_tuned(source.module, source, data, recipe, folder) for recipe, folder in recipes]
+        done = [
+            fine_tuned(source.module, source, data, recipe, folder, anns.get("teacher")) for recipe, folder in recipes
+        ]
         network = soup([training.network for training in done])
         found = measured(network, data, recipes[0][0], settings)
         cells.keep(row, lines, 0, {**found, **cost(recipes[0][0], done)})
 
 
-def train_ann(source: ModelSource, data: Any, epochs: int, batch: int, folder: Path) -> None:
+def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Path) -> None:
     """Train the network of ``source`` in place, or take what an earlier run left in ``folder``."""
     recipe = check_recipe(
         {
@@ -150,10 +170,9 @@ def train_ann(source: ModelSource, data: Any, epochs: int, batch: int, folder: P
             "stage": "ann",
             "model": source.name,
             "data": data.name,
-            "epochs": epochs,
-            "batch": batch,
             "warmup": 1,
             "optimizer": {"sgd": {"rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}},
+            **lines,
         }
     )
     trained = train(source.module, data, recipe.plan(), out=folder, resume=True)

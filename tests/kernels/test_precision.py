@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import spikezip
 from spikezip.kernels import Rows, Synapse, full_precision, precision
+from spikezip.kernels.synapse import conv2d_as_product
 from spikezip.run import Engine, execute
 
 SETTINGS = {
@@ -104,6 +105,17 @@ def test_an_algorithm_that_rounds_is_found_and_left(monkeypatch):
     monkeypatch.undo()
     assert set(what.exact.values()) == {False}
     assert torch.equal(found.double(), F.conv2d(codes.rows.double() - 3, what.weight.double(), None, *what.geometry))
+
+
+@pytest.mark.parametrize(("stride", "padding"), [([1, 1], [1, 1]), ([2, 1], [0, 2])])
+def test_a_convolution_as_one_product(stride, padding):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-99, 100, (3, 4, 9, 7), generator=generator).float()
+    weight = torch.randint(-99, 100, (5, 4, 3, 2), generator=generator).float()
+    bias = torch.arange(5.0)
+    found = conv2d_as_product(x, weight, bias, stride, padding)
+    assert torch.equal(found, F.conv2d(x, weight, bias, stride, padding))
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_sums_that_float32_may_round_are_not_taken():

@@ -1,6 +1,6 @@
-"""The Triton scan is the torch scan, to the bit: on the CPU, in Triton's interpreter, or on a GPU.
+"""The Triton kernels give the bits of the torch reference: on the CPU, in Triton's interpreter, or on a GPU.
 
-Run by test_triton_scan.py in a process of its own: the interpreter must be chosen before Triton is imported.
+Run by test_triton.py in a process of its own: the interpreter must be chosen before Triton is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikezip.kernels import Rows, Sum, native, scan, triton_scan
+from spikezip.kernels import Rows, Sum, native, scan, triton_scan, triton_synapse
 from spikezip.levels import Levels
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -139,3 +139,51 @@ def test_a_whole_network_through_the_kernel(monkeypatch):
 def test_only_what_lies_on_a_gpu_suits():
     rows, map = Draw(0, (3,), torch.float32, torch.contiguous_format).rows(0, 3, torch.float32)
     assert not triton_scan.suits([Rows(rows, map, torch.float32)], None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "side", "outputs", "window", "stride", "padding", "dilation", "zero", "top"),
+    [
+        (3, 16, 9, 16, 3, 1, 1, 1, 0, 8),
+        (5, 48, 7, 40, 3, 2, 1, 1, 3, 8),  # channels that fill no block
+        (2, 32, 12, 33, 5, 1, 4, 2, 7, 14),
+        (4, 130, 5, 70, 1, 2, 0, 1, 0, 127),
+    ],
+)
+def test_sums_of_a_convolution(rows, channels, side, outputs, window, stride, padding, dilation, zero, top):
+    generator = torch.Generator().manual_seed(rows)
+    codes = torch.randint(0, top + 1, (rows, channels, side, side), generator=generator).to(torch.uint8)
+    weight = torch.randint(-127, 128, (outputs, channels, window, window), generator=generator).to(torch.int8)
+    geometry = ([stride] * 2, [padding] * 2, [dilation] * 2, 1)
+    held = Rows(codes.to(DEVICE), torch.zeros((1, 1), dtype=torch.int64), torch.float32, zero, top=top)
+    assert triton_synapse.fits(held, weight, geometry)
+    found = triton_synapse.sums(held, weight.to(DEVICE), geometry, {})
+    wanted = torch.nn.functional.conv2d(codes.double() - zero, weight.double(), None, *geometry)
+    assert torch.equal(found.cpu().double(), wanted)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (3, 7, 33)])
+def test_sums_of_a_linear_layer(shape):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 9, shape, generator=generator).to(torch.uint8)
+    weight = torch.randint(-127, 128, (48, shape[-1]), generator=generator).to(torch.int8)
+    held = Rows(codes.to(DEVICE), torch.zeros((1, 1), dtype=torch.int64), torch.float32, 4, top=8)
+    found = triton_synapse.sums(held, weight.to(DEVICE), None, {})
+    assert torch.equal(found.cpu().double(), torch.nn.functional.linear(codes.double() - 4, weight.double()))
+
+
+def test_what_the_kernel_for_sums_leaves_to_others():
+    weight = torch.ones((8, 16, 3, 3), dtype=torch.int8)
+    plain = ([1, 1], [1, 1], [1, 1], 1)
+
+    def codes(**changes) -> Rows:
+        rows = torch.zeros((2, 16, 5, 5), dtype=torch.uint8)
+        return Rows(rows, torch.zeros((1, 1), dtype=torch.int64), torch.float32, **{"top": 8, **changes})
+
+    assert triton_synapse.fits(codes(), weight, plain)
+    assert not triton_synapse.suits(codes(), weight, plain)  # they lie on a CPU
+    assert not triton_synapse.fits(codes(top=255), weight, plain)  # more than a signed byte holds
+    assert triton_synapse.fits(codes(top=255, zero=128), weight, plain)
+    assert not triton_synapse.fits(codes(), weight[:, :3], plain)  # too few channels to pay
+    assert not triton_synapse.fits(codes(), weight, (*plain[:3], 2))

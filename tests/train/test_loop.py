@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import OrderedDict
 from dataclasses import replace
@@ -35,6 +36,7 @@ from spikezip.train import (
     TeacherLabels,
     TensorBatches,
     TensorBoard,
+    Trajectory,
     finetune,
     soup,
     train,
@@ -97,6 +99,25 @@ def test_accumulation_takes_the_same_steps():
     assert one.history[0].loss == pytest.approx(four.history[0].loss, rel=1e-5)
     for name, tensor in one.network.state_dict().items():
         torch.testing.assert_close(tensor, four.network.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch's own ways
+def test_a_compiled_network_takes_the_same_steps():
+    plan = pet_plan(epochs=1, objective=Trajectory((0, 1), settled=1))
+    plain, compiled = (train(chain(), small_data(), replace(plan, compile=c)) for c in (False, True))
+    assert plain.history[0].loss == pytest.approx(compiled.history[0].loss, rel=1e-4)
+    for name, tensor in plain.network.state_dict().items():
+        torch.testing.assert_close(tensor, compiled.network.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_where_no_compiler_works_training_says_so(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=_broken))
+    with pytest.raises(RecipeError, match=r"torch\.compile failed .*Leave compile out"):
+        train(chain(), small_data(), pet_plan(epochs=1, compile=True))
+
+
+def _broken(graph, example):
+    raise OSError("no compiler here")
 
 
 def test_first_step_against_torch_by_hand():

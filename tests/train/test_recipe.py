@@ -105,8 +105,8 @@ def test_all_that_is_said_arrives():
                 "distil": {"weight": 2},
             },
             "optimizer": {"sgd": {"rate": 0.3, "momentum": 0.8, "weight_decay": 0, "scale_rate": 2, "nesterov": True}},
-            "precision": "bf16", "ema": 0.99, "clip": 2, "batch": 6, "accumulate": 3, "epochs": 4, "warmup": 1.5,
-            "cooldown": {"after": 2},
+            "precision": "bf16", "compile": True, "ema": 0.99, "clip": 2, "batch": 6, "accumulate": 3, "epochs": 4,
+            "warmup": 1.5, "cooldown": {"after": 2},
         }
     )  # fmt: skip
     assert recipe.needs_teacher
@@ -119,6 +119,7 @@ def test_all_that_is_said_arrives():
     assert plan.objective.scale is PathScale.FREE
     assert plan.objective.criterion == PETLoss(0.5, 0.25, MainLabels(3), 0.1, Distil(2, 1))
     assert plan.optimizer == SGD(0.3, 0.8, 0, 2, True)
+    assert plan.compile
     assert (plan.precision, plan.ema, plan.clip, plan.batch) == (Precision.BF16, 0.99, 2, 6)
     assert (plan.accumulate, plan.epochs, plan.warmup, plan.cooldown) == (3, 4, 1.5, Cooldown(after=2, epochs=1))
     adamw = check_recipe({**LEAST, "stage": "qat", "optimizer": {"adamw": {"rate": 0.1}}}).plan()

@@ -99,7 +99,7 @@ def test_a_training_under_way_may_be_ended_early(tmp_path: Path):
 
 def test_what_changes_no_result_may_change_on_the_way(tmp_path: Path):
     train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path)
-    train(chain(), small_data(), pet_plan(epochs=1, accumulate=2, log_every=3), out=tmp_path, resume=True)
+    train(chain(), small_data(), pet_plan(epochs=1, accumulate=2, log_every=3, compile=True), out=tmp_path, resume=True)
 
 
 def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):

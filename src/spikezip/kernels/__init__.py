@@ -5,7 +5,7 @@ from spikezip.kernels.events import dense_synapses
 from spikezip.kernels.precision import exactly, full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
 from spikezip.kernels.scan import Moves, Scan, scan
-from spikezip.kernels.synapse import Synapse, pack
+from spikezip.kernels.synapse import Synapse, conv2d, pack
 from spikezip.kernels.threads import share_out, threads, workers
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Scan",
     "Sum",
     "Synapse",
+    "conv2d",
     "dense_synapses",
     "exactly",
     "full_precision",

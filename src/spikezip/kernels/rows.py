@@ -151,10 +151,15 @@ def gather(rows: Tensor, pick: Tensor | None) -> Tensor:
     """``rows[pick]``, in the memory layout that ``rows`` has."""
     if pick is None:
         return rows
-    pick = pick.to(rows.device)
+    pick = to_device(pick, rows.device)
     if rows.dim() == 4 and not rows.is_contiguous() and rows.is_contiguous(memory_format=torch.channels_last):
         return rows.permute(0, 2, 3, 1).index_select(0, pick).permute(0, 3, 1, 2)
     return rows.index_select(0, pick)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device. A small copy to a GPU does not wait for what it still computes."""
+    return values.to(device, non_blocking=device.type == "cuda" and values.device.type == "cpu")
 
 
 def tracers(codes: Rows, pick: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,8 @@
 """Convolutions and linear layers with integer weights on integer codes, in the shortest numbers that stay exact.
 
-On CPUs these are oneDNN's 8-bit kernels; on GPUs float32, multiplied as TF32, as every weight and every code is a whole
-number of at most 8 binary digits and their sums are proven to stay below 2^24.
+On CPUs these are oneDNN's 8-bit kernels, on GPUs one of our own (:mod:`~spikezip.kernels.triton_synapse`), or, for what
+it does not take, float32 multiplied as TF32: every weight and every code is a whole number of at most 8 binary digits,
+and their sums are proven to stay below 2^24.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from spikezip.quantize.grid import per_channel
 
 _aten, _onednn = torch.ops.aten, torch.ops.onednn
 _EXACT = 2**24  #: whole numbers up to here are float32s
+_WINDOWS = 1 << 26  #: values of windows that are written out at once
 _CHECKED = 8  #: rows of each new shape that are computed once more in float64
 
 
@@ -71,7 +73,12 @@ class Synapse:
             sums = events.sums(codes, self.weight, self.geometry, self.packed, dense)
             sums = dense(codes.rows) if sums is None else sums
         else:
-            sums = self.in_floats(codes)
+            from spikezip.kernels import triton_synapse  # imports Triton
+
+            if triton_synapse.suits(codes, self.weight, self.geometry):
+                sums = triton_synapse.sums(codes, self.weight, self.geometry, self.packed)
+            else:
+                sums = self.in_floats(codes)
         channels = 1 if self.geometry else sums.dim() - 1
         return Rows(sums, codes.map, self.dtype, 0, self.scale, self.bias if bias else None, channels)
 
@@ -113,6 +120,32 @@ def _padded(codes: Rows) -> Tensor:
         operand[:count] -= codes.zero
     operand[count:] = 0
     return operand
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: list[int] = (1, 1),  # type: ignore[assignment]
+    padding: list[int] = (0, 0),  # type: ignore[assignment]
+    dilation: list[int] = (1, 1),  # type: ignore[assignment]
+    groups: int = 1,
+) -> Tensor:
+    """torch's convolution, whose own kernel for GPUs without cuDNN takes one image after the other."""
+    plain = x.dim() == 4 and groups == 1 and max(dilation) == 1
+    if x.device.type != "cuda" or torch.backends.cudnn.enabled or not plain:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    each = x[0].numel() * weight[0, 0].numel()
+    parts = x.split(max(_WINDOWS // each, 1))
+    return torch.cat([conv2d_as_product(part, weight, bias, _pair(stride), _pair(padding)) for part in parts])
+
+
+def conv2d_as_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+    """A convolution as one matrix product over windows that are written out; channels last."""
+    high, wide = weight.shape[2:]
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    windows = x.unfold(2, high, stride[0]).unfold(3, wide, stride[1])
+    return F.linear(windows.permute(0, 2, 3, 1, 4, 5).flatten(3), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def pack(node: fx.Node) -> Synapse | None:

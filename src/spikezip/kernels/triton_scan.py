@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.native import Found
-from spikezip.kernels.rows import Rows, gather
+from spikezip.kernels.rows import Rows, gather, to_device
 from spikezip.levels import Levels
 
 try:
@@ -32,10 +32,9 @@ _TYPES = (torch.float32, torch.float64, torch.uint8)
 if triton is not None:
 
     @triton.jit
-    def _term(rows, row, scale, bias, grid, zero, i, inside, neurons, FLOAT: tl.constexpr, SCALED: tl.constexpr,
-              BIASED: tl.constexpr, ROUNDED: tl.constexpr):  # fmt: skip
-        """(rows[row] - zero) * scale + bias, or rows[row] rounded to fixed point."""
-        value = tl.load(rows + row * neurons + i, inside, other=0)
+    def _term(value, scale, bias, grid, zero, FLOAT: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
+              ROUNDED: tl.constexpr):  # fmt: skip
+        """(value - zero) * scale + bias, or the value rounded to fixed point."""
         if ROUNDED:  # a factor, steps to 1, the most steps from 0, 1 / steps
             limit = tl.load(grid + 2)
             value = tl.floor(value * tl.load(grid) * tl.load(grid + 1) + 0.5)
@@ -51,7 +50,7 @@ if triton is not None:
     @triton.jit(do_not_specialize=["x_zero", "x_inner", "x_channels", "y_zero", "y_inner", "y_channels", "steps",
                                    "images", "blocks", "low", "high", "slew"])  # fmt: skip
     def _run(x, x_map, x_scale, x_bias, x_grid, x_zero, x_inner, x_channels, y, y_map, y_scale, y_bias, y_grid, y_zero,
-             y_inner, y_channels, start, theta, out, up, down, late, steps, images, neurons, blocks, low, high, slew,
+             y_inner, y_channels, start, theta, out, moves, late, steps, images, neurons, blocks, low, high, slew,
              X_SCALED: tl.constexpr, X_BIASED: tl.constexpr, X_ROUNDED: tl.constexpr, Y_SCALED: tl.constexpr,
              Y_BIASED: tl.constexpr, Y_ROUNDED: tl.constexpr, SECOND: tl.constexpr, DIVIDED: tl.constexpr,
              WIDE: tl.constexpr, FLOAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
@@ -71,20 +70,35 @@ if triton is not None:
             y_by = tl.load(y_scale + y_channel)
         if Y_BIASED:
             y_more = tl.load(y_bias + y_channel)
+        # Rows are on their way one step ahead, and which row it will be is known two steps ahead.
+        last = steps - 1
+        x_row = tl.load(x_map + image)
+        x_next = tl.load(x_map + tl.minimum(1, last) * images + image)
+        x_value = tl.load(x + x_row * neurons + i, inside, other=0)
+        y_row, y_next, y_value = x_row, x_next, x_value
+        if SECOND:
+            y_row = tl.load(y_map + image)
+            y_next = tl.load(y_map + tl.minimum(1, last) * images + image)
+            y_value = tl.load(y + y_row * neurons + i, inside, other=0)
+        moved = True
+        behind = False
         for t in range(steps):
             at = t * images + image
-            before = tl.maximum(t - 1, 0) * images + image
-            x_row = tl.load(x_map + at)
-            moved = (t == 0) | (x_row != tl.load(x_map + before))
+            ahead = tl.minimum(t + 2, last) * images + image
+            x_after = tl.load(x_map + ahead)
+            x_moves = x_next != x_row
+            x_coming = tl.load(x + x_next * neurons + i, inside & x_moves, other=0)
+            moves_next = x_moves
+            y_after, y_moves, y_coming = x_after, x_moves, x_coming
             if SECOND:
-                y_row = tl.load(y_map + at)
-                moved = moved | (y_row != tl.load(y_map + before))
+                y_after = tl.load(y_map + ahead)
+                y_moves = y_next != y_row
+                y_coming = tl.load(y + y_next * neurons + i, inside & y_moves, other=0)
+                moves_next = x_moves | y_moves
             if moved:
-                drive = _term(x, x_row, x_by, x_more, x_grid, x_zero, i, inside, neurons, FLOAT, X_SCALED, X_BIASED,
-                              X_ROUNDED)  # fmt: skip
+                drive = _term(x_value, x_by, x_more, x_grid, x_zero, FLOAT, X_SCALED, X_BIASED, X_ROUNDED)
                 if SECOND:
-                    drive = drive + _term(y, y_row, y_by, y_more, y_grid, y_zero, i, inside, neurons, FLOAT, Y_SCALED,
-                                          Y_BIASED, Y_ROUNDED)  # fmt: skip
+                    drive = drive + _term(y_value, y_by, y_more, y_grid, y_zero, FLOAT, Y_SCALED, Y_BIASED, Y_ROUNDED)
                 if DIVIDED:
                     if WIDE:
                         drive = drive / tl.load(theta)
@@ -93,18 +107,27 @@ if triton is not None:
                 code = tl.floor(drive + 0.5)
                 code = tl.minimum(tl.maximum(code, low.to(FLOAT)), high.to(FLOAT))
                 goal = code.to(tl.int32) - low
-            move = tl.minimum(tl.maximum(goal - now, -slew), slew)
-            move = tl.where(inside, move, 0)
-            now = now + move
+            if moved | behind:
+                move = tl.minimum(tl.maximum(goal - now, -slew), slew)
+                move = tl.where(inside, move, 0)
+                now = now + move
+                # Three counts in one sum: up, down, and who is not there yet; each is below 2^20.
+                counts = tl.maximum(move, 0).to(tl.int64) + (tl.maximum(-move, 0).to(tl.int64) << 20)
+                counts += tl.where(inside & (goal != now), 1, 0).to(tl.int64) << 40
+                counts = tl.sum(counts, 0)
+                behind = (counts >> 40) > 0
+                up, down = counts & 0xFFFFF, (counts >> 20) & 0xFFFFF
+                if up + down > 0:
+                    tl.atomic_add(moves + at, up + (down << 32))
+                if behind:
+                    tl.store(late + at, 1)  # whoever writes, writes the same
             tl.store(out + at.to(tl.int64) * neurons + i, now.to(tl.uint8), inside)
-            ups = tl.sum(tl.maximum(move, 0), 0)
-            downs = tl.sum(tl.maximum(-move, 0), 0)
-            if ups > 0:
-                tl.atomic_add(up + at, ups)
-            if downs > 0:
-                tl.atomic_add(down + at, downs)
-            if tl.max(tl.where(inside & (goal != now), 1, 0), 0) > 0:
-                tl.store(late + at, 1)  # whoever writes, writes the same
+            x_value = tl.where(x_moves, x_coming, x_value)
+            x_row, x_next = x_next, x_after
+            if SECOND:
+                y_value = tl.where(y_moves, y_coming, y_value)
+                y_row, y_next = y_next, y_after
+            moved = moves_next
 
 
 def suits(terms: list[Rows], start: Tensor | None) -> bool:
@@ -127,18 +150,18 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     shape = terms[0].rows.shape[1:]
     neurons = shape.numel()
     if start is None:
-        begin = torch.full((images, *shape), -levels.lowest, dtype=torch.uint8, device=device)
+        begin = torch.empty((images, *shape), dtype=torch.uint8, device=device, memory_format=layout)
+        begin.fill_(-levels.lowest)
     else:
-        begin = (start.to(torch.int16) - levels.lowest).to(torch.uint8)
-    begin = begin.contiguous(memory_format=layout)
+        begin = (start.to(torch.int16) - levels.lowest).to(torch.uint8).contiguous(memory_format=layout)
     out = torch.empty((steps * images, *shape), dtype=torch.uint8, device=device, memory_format=layout)
-    up, down, late = torch.zeros((3, steps, images), dtype=torch.int32, device=device)
-    threshold = torch.tensor(theta, dtype=dtype, device=device)
+    moves, late = torch.zeros((2, steps, images), dtype=torch.int64, device=device)
+    threshold = torch.full((), theta, dtype=dtype, device=device)
     first, second = _arguments(terms[0], dtype, layout), _arguments(terms[-1], dtype, layout)
     blocks = triton.cdiv(neurons, _BLOCK)  # type: ignore[union-attr]
     launch = _run[(images * blocks,)]  # pyright: ignore[reportIndexIssue]
     launch(
-        *first["pointers"], *second["pointers"], begin, threshold, out, up, down, late,
+        *first["pointers"], *second["pointers"], begin, threshold, out, moves, late,
         steps, images, neurons, blocks, levels.lowest, levels.highest, min(slew, 256),
         **{f"X_{k}": v for k, v in first["constants"].items()},
         **{f"Y_{k}": v for k, v in second["constants"].items()},
@@ -149,8 +172,9 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
     )  # fmt: skip
-    counts = torch.stack([up, down, late]).cpu().to(torch.int64)
-    spikes, negative, behind = counts[0] + counts[1], counts[1], counts[2] > 0
+    both, behind = torch.stack([moves, late]).cpu()
+    negative = both >> 32
+    spikes, behind = (both & 0xFFFFFFFF) + negative, behind > 0
     new = spikes.T > 0
     new[:, 0] = True
     map = (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
@@ -187,7 +211,7 @@ def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> d
     if term.channels > 0 and layout is not torch.channels_last:
         inner = rows.shape[term.channels + 1 :].numel()
     return {
-        "pointers": (rows, term.map.to(device).contiguous(), rows if scale is None else scale,
+        "pointers": (rows, to_device(term.map, device).contiguous(), rows if scale is None else scale,
                      rows if bias is None else bias, rows if grid is None else grid, term.zero, max(inner, 1),
                      channels),
         "constants": {"SCALED": scale is not None, "BIASED": bias is not None, "ROUNDED": grid is not None},

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Spec
-from spikezip.kernels import Moves, Rows, Sum, gather, max_pool2d, scan, union
+from spikezip.kernels import Moves, Rows, Sum, conv2d, gather, max_pool2d, scan, union
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.run.plan import Plan, is_plain, is_size, scattered
 from spikezip.run.step import bias_of, images_back, images_first, shaped_bias, without_bias
@@ -219,7 +219,8 @@ class Block:
         if node.op == "call_module":
             result = self.graph.get_submodule(str(node.target))(*args)
         else:
-            result = node.target(*args, **kwargs)  # type: ignore[operator]
+            operation = conv2d if node.target is _aten.conv2d.default else node.target
+            result = operation(*args, **kwargs)  # type: ignore[operator]
         if spec.batch_dim is None if spec else not streams:  # the same for every image, as a mask of its shape alone
             return result
         if codes is not None:

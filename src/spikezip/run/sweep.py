@@ -175,10 +175,13 @@ class _Results:
         return some
 
     def _store(self, name: str, running: Tensor, last: Tensor) -> None:
+        if running.numel() == self.images:
+            self.tracers[name] = last
+            return
         with self.lock:
             if name not in self.tracers:
                 self.tracers[name] = last.new_empty((self.images, *last.shape[1:]))
-        self.tracers[name][self._where(running, last.device)] = last
+        self.tracers[name][running.to(last.device)] = last
 
     def _where(self, running: Tensor, device: torch.device | str = "cpu") -> Tensor | slice:
         """Where the running images are among all."""

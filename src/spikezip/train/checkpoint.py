@@ -42,7 +42,7 @@ class Checkpoint:
         """Raise BundleError unless this is a checkpoint of that network, and of that plan as far as it has come."""
         before = self.facts.get("plan", {})
         # None of these changes what is learned, but for where a live BatchNorm takes its statistics from.
-        free = {"accumulate", "log_every", "checkpoint_every"}
+        free = {"accumulate", "compile", "log_every", "checkpoint_every"}
         if all(self._not_yet(p.get("cooldown")) for p in (plan, before)):
             free.add("cooldown")
         changed = sorted(key for key in (plan.keys() | before.keys()) - free if plan.get(key) != before.get(key))

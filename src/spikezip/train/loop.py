@@ -25,6 +25,7 @@ from spikezip.train.average import Average
 from spikezip.train.batches import Data, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
+from spikezip.train.loss import Numbers
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, Saved, StepDone, bar_or_lines
 from spikezip.train.sums import Sums
@@ -149,6 +150,8 @@ class _Run:
             self.layout = torch.contiguous_format
             _laid_out(self.student, self.layout)
         self.module = accelerator.prepare_model(_Box(self.plain))
+        if plan.compile:
+            self.module = torch.compile(self.module)
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self.average = Average(self.student, plan.ema) if plan.ema is not None else None
@@ -292,7 +295,7 @@ class _Run:
         for index, (images, labels) in enumerate(parts):
             last = index + 1 == len(parts)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module), accelerator.autocast():
-                loss, numbers = plan.objective.loss(self.module, images, labels)
+                loss, numbers = self._loss(images, labels)
                 # A mean over the whole batch, however processes and accumulation cut it: DDP averages over processes.
                 weight = len(labels) * accelerator.num_processes / (self.part * plan.accumulate)
                 self.sums.add(loss, numbers, len(labels))
@@ -308,6 +311,13 @@ class _Run:
                 scale.clamp_(min=least)
         if self.average is not None:
             self.average.update()
+
+    def _loss(self, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
+        try:
+            return self.plan.objective.loss(self.module, images, labels)
+        except torch._dynamo.exc.TorchDynamoException as reason:
+            said = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
+            raise RecipeError(f"torch.compile failed ({said[:200]}). Leave compile out.") from reason
 
     def _report(self) -> None:
         loss, numbers, _ = self.sums.means()

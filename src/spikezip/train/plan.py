@@ -93,6 +93,8 @@ class Plan:
         cooldown: end early. A training that is under way can be resumed with one, up to the epoch at which it begins.
         clip: greatest norm of the gradient; None for no clipping.
         precision: number format of the forward pass.
+        compile: compile the network with torch.compile: a minute at the start, then fewer and larger kernels. For long
+            trainings on a GPU, where small networks are otherwise held up by launching kernels.
         ema: decay of the averaged weights that are evaluated and returned; None returns the last weights.
         seed: of data order, augmentation and dropout.
         augment: let the data augment training images.
@@ -117,6 +119,7 @@ class Plan:
     cooldown: Cooldown | None = None
     clip: float | None = None
     precision: Precision = Precision.NO
+    compile: bool = False
     ema: float | None = None
     seed: int = 0
     augment: bool = True

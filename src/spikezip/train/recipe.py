@@ -225,6 +225,7 @@ class Recipe(_Part):
     cooldown: CooldownPart | None = None
     clip: Rate | None = None
     precision: Precision = Precision.NO
+    compile: bool = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     augment: bool = True
@@ -338,6 +339,7 @@ class Recipe(_Part):
             "final_rate",
             "clip",
             "precision",
+            "compile",
             "ema",
             "seed",
             "augment",

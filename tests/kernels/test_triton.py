@@ -1,4 +1,4 @@
-"""The Triton scan in a process of its own: on the CPU, where Triton interprets its kernels, and on a GPU."""
+"""The Triton kernels in a process of their own: on the CPU, where Triton interprets them, and on a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("interpreted", ["1", pytest.param("0", marks=pytest.mark.gpu)], ids=["interpreter", "gpu"])
-def test_triton_scan(interpreted):
+def test_triton_kernels(interpreted):
     environment = {**os.environ, "TRITON_INTERPRET": interpreted}  # read when Triton is imported
     call = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES)]
     done = subprocess.run(call, cwd=CASES.parents[2], env=environment, capture_output=True, text=True)
@@ -27,7 +27,7 @@ def test_triton_scan(interpreted):
     assert "skipped" not in done.stdout
 
 
-_TYPES = {"map": "*i64", "start": "*u8", "out": "*u8", "up": "*i32", "down": "*i32", "late": "*i32", "grid": "*fp64"}
+_TYPES = {"map": "*i64", "start": "*u8", "out": "*u8", "moves": "*i64", "late": "*i64", "grid": "*fp64"}
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,29 @@ def test_it_compiles_for_a_gpu_and_contracts_nothing(rows, wide, switches, monke
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
     assert ".entry" in compiled.asm["ptx"]
     assert "fma" not in compiled.asm["ptx"]
+    assert compiled.asm["cubin"]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (512, 512), (16, 16)])
+def test_sums_compile_for_a_gpu_and_use_its_units_for_bytes(inputs, outputs, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from spikezip.kernels import triton_synapse
+
+    names = triton_synapse._run.arg_names
+    blocks = triton_synapse.shape_of(inputs, outputs)
+    options = {name: blocks.pop(name) for name in ("num_warps", "num_stages")}
+    types = {"codes": "*i8", "weight": "*i8", "out": "*fp32"}
+    divided = [[["tt.divisibility", 16]]] * 5
+    source = ASTSource(
+        fn=triton_synapse._run,
+        signature={name: "constexpr" if name in blocks else types.get(name, "i32") for name in names},
+        constexprs={(names.index(name),): value for name, value in blocks.items()},
+        attrs={(names.index(n),): a for n, a in zip((*types, "inputs", "outputs"), divided, strict=True)},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert "s32.s8.s8" in compiled.asm["ptx"]
     assert compiled.asm["cubin"]
