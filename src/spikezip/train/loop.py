@@ -149,9 +149,9 @@ class _Run:
         if not _is_captured(network) and not self._can_step():
             self.layout = torch.contiguous_format
             _laid_out(self.student, self.layout)
-        self.module = accelerator.prepare_model(_Box(self.plain))
+        self.module: nn.Module = accelerator.prepare_model(_Box(self.plain))
         if plan.compile:
-            self.module = torch.compile(self.module)
+            self.module = torch.compile(self.module)  # type: ignore[assignment]  # a module stays one
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self.average = Average(self.student, plan.ema) if plan.ema is not None else None
@@ -313,9 +313,13 @@ class _Run:
             self.average.update()
 
     def _loss(self, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
+        if not self.plan.compile:
+            return self.plan.objective.loss(self.module, images, labels)
+        from torch._dynamo.exc import TorchDynamoException  # torch's compiler takes seconds to import
+
         try:
             return self.plan.objective.loss(self.module, images, labels)
-        except torch._dynamo.exc.TorchDynamoException as reason:
+        except TorchDynamoException as reason:
             said = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
             raise RecipeError(f"torch.compile failed ({said[:200]}). Leave compile out.") from reason
 
