@@ -45,7 +45,14 @@ class Scan:
     moves: Moves
 
 
-def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Levels, slew: int) -> Scan:
+def scan(
+    drive: Rows | Sum,
+    start: Tensor | None,
+    threshold: Tensor,
+    levels: Levels,
+    slew: int,
+    theta: float | None = None,
+) -> Scan:
     """Run ``S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -slew, slew)`` for a block of steps.
 
     Args:
@@ -54,12 +61,13 @@ def scan(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels: Lev
         threshold: theta, 0-dim.
         levels: limits of the tracer.
         slew: levels per step.
+        theta: the threshold as a number, where the caller knows it.
 
     Returns:
         The :class:`Scan`, the same to the bit whichever implementation ran.
     """
     terms = [drive.first, drive.second] if isinstance(drive, Sum) else [drive]
-    theta = float(threshold)
+    theta = float(threshold) if theta is None else theta
     scale = None if theta == 1.0 else theta
     small = levels.count <= _BYTES
     fused = _fused(terms, start) if small else None

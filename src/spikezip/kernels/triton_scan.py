@@ -155,7 +155,8 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     else:
         begin = (start.to(torch.int16) - levels.lowest).to(torch.uint8).contiguous(memory_format=layout)
     out = torch.empty((steps * images, *shape), dtype=torch.uint8, device=device, memory_format=layout)
-    moves, late = torch.zeros((2, steps, images), dtype=torch.int64, device=device)
+    counts = torch.zeros((2, steps, images), dtype=torch.int64, device=device)
+    moves, late = counts
     threshold = torch.full((), theta, dtype=dtype, device=device)
     first, second = _arguments(terms[0], dtype, layout), _arguments(terms[-1], dtype, layout)
     blocks = triton.cdiv(neurons, _BLOCK)  # type: ignore[union-attr]
@@ -172,7 +173,7 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
     )  # fmt: skip
-    both, behind = torch.stack([moves, late]).cpu()
+    both, behind = counts.cpu()
     negative = both >> 32
     spikes, behind = (both & 0xFFFFFFFF) + negative, behind > 0
     new = spikes.T > 0

@@ -291,7 +291,7 @@ class Block:
         if before is None and node in self.plan.starting:
             rows = (drive.first if isinstance(drive, Sum) else drive).rows
             before = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
-        what = scan(drive, before, neuron.threshold, neuron.levels, neuron.slew)
+        what = scan(drive, before, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node])
         self.moves[name] = what.moves
         if self.keep_codes:
             self.codes[name] = what.codes

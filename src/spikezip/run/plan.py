@@ -29,6 +29,7 @@ class Plan:
         synapses: what integer arithmetic can do.
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
+        thresholds: theta of each; to ask a GPU for it would wait for all it computes.
         starting: those whose tracers start at another code than 0.
         widest: how many neurons the largest layer has for one image.
         most_levels: how many levels a neuron has at most.
@@ -41,6 +42,7 @@ class Plan:
     synapses: dict[fx.Node, Synapse]
     constants: dict[fx.Node, Tensor]
     neurons: dict[fx.Node, STBIF]
+    thresholds: dict[fx.Node, float]
     starting: frozenset[fx.Node]
     widest: int
     most_levels: int
@@ -106,6 +108,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
         synapses=synapses,
         constants=_constants(gm),
         neurons=neurons,
+        thresholds={node: float(neuron.threshold) for node, neuron in neurons.items()},
         starting=frozenset(node for node, neuron in neurons.items() if neuron.starts_elsewhere),
         widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
         most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
