@@ -116,6 +116,22 @@ def test_where_no_compiler_works_training_says_so(monkeypatch):
         train(chain(), small_data(), pet_plan(epochs=1, compile=True))
 
 
+def test_a_compiler_that_loses_gradients_is_refused(monkeypatch):
+    """As torch 2.11's does with some functions: the values are right, and nothing is learned."""
+
+    def losing(module):
+        class Lost(nn.Module):
+            def forward(self, images):
+                values = module(images)
+                return values.detach() + 0 * sum(p.sum() for n, p in module.named_parameters() if "weight" in n)
+
+        return Lost()
+
+    monkeypatch.setattr(torch, "compile", losing)
+    with pytest.raises(RecipeError, match=r"loses the gradient of '.*': it would not be trained"):
+        train(chain(), small_data(), pet_plan(epochs=1, objective=QAT(), compile=True))
+
+
 def _broken(graph, example):
     raise OSError("no compiler here")
 

@@ -36,7 +36,9 @@ class LSQ(torch.autograd.Function):
 
 
 def _climbed(drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit) -> Tensor:
-    return (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale).to(drive.dtype)
+    values = (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale)
+    # torch.compile of torch 2.11 loses the gradient of a function that ends with a cast that changes nothing.
+    return values if values.dtype is drive.dtype else values.to(drive.dtype)
 
 
 _climbed_in_one_pass = fused(_climbed)

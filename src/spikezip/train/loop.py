@@ -250,6 +250,8 @@ class _Run:
     # -- training ------------------------------------------------------------------------------------------------------
 
     def run(self, folder: Folder | None) -> None:
+        if self.plan.compile and self.epoch < self.plan.last_epoch:
+            self._check_compiled()
         while self.epoch < self.plan.last_epoch:
             began = time.perf_counter()
             self._epoch(folder)
@@ -271,6 +273,27 @@ class _Run:
             self.tell(record)
             if folder is not None:
                 self._save(folder)
+
+    def _check_compiled(self) -> None:
+        """Refuse a compiler that loses gradients, which torch's own does in some versions and says nothing."""
+        images, labels = next(self._batches(self.plan.train_split, train=True))
+        before = [buffer.clone() for buffer in self.plain.buffers()]
+        norms = []
+        for module in (self.plain.train(), self.module.train()):
+            with self.accelerator.autocast():
+                loss, _ = self._loss(module, images, labels)
+            loss.backward()
+            norms.append([0.0 if p.grad is None else float(p.grad.norm()) for p in self.parameters.values()])
+            self.plain.zero_grad()
+        with torch.no_grad():
+            for buffer, old in zip(self.plain.buffers(), before, strict=True):
+                buffer.copy_(old)
+        for name, own, compiled in zip(self.parameters, *norms, strict=True):
+            if own and not compiled:
+                raise RecipeError(
+                    f"torch.compile of torch {torch.__version__} loses the gradient of {name!r}: it would not be "
+                    "trained. Leave compile out, or take another version of torch."
+                )
 
     def _epoch(self, folder: Folder | None) -> None:
         plan = self.plan
@@ -295,7 +318,7 @@ class _Run:
         for index, (images, labels) in enumerate(parts):
             last = index + 1 == len(parts)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module), accelerator.autocast():
-                loss, numbers = self._loss(images, labels)
+                loss, numbers = self._loss(self.module, images, labels)
                 # A mean over the whole batch, however processes and accumulation cut it: DDP averages over processes.
                 weight = len(labels) * accelerator.num_processes / (self.part * plan.accumulate)
                 self.sums.add(loss, numbers, len(labels))
@@ -312,13 +335,13 @@ class _Run:
         if self.average is not None:
             self.average.update()
 
-    def _loss(self, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
+    def _loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
         if not self.plan.compile:
-            return self.plan.objective.loss(self.module, images, labels)
+            return self.plan.objective.loss(module, images, labels)
         from torch._dynamo.exc import TorchDynamoException  # torch's compiler takes seconds to import
 
         try:
-            return self.plan.objective.loss(self.module, images, labels)
+            return self.plan.objective.loss(module, images, labels)
         except TorchDynamoException as reason:
             said = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
             raise RecipeError(f"torch.compile failed ({said[:200]}). Leave compile out.") from reason

@@ -249,7 +249,7 @@ def _follow(drive: Tensor, scale: Tensor, lowest: int, highest: int, steps: int,
     for t in range(1, steps):
         rows.append(torch.maximum(torch.minimum(goals[t], rows[-1] + 1), rows[-1] - 1))
     rows += goals[steps:].unbind(0)
-    return (torch.stack(rows) * scale).to(drive.dtype)
+    return torch.stack(rows) * scale  # scale has no dimension, so the drive's type stays
 
 
 @fused
