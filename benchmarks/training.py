@@ -68,6 +68,7 @@ def main() -> None:
     if choices.compiled:
         steps["ANN, compiled"] = step(torch.compile(ann), ann, images, labels)  # type: ignore[arg-type]
         steps["LSQ, 9 levels, compiled"] = step(torch.compile(qann), qann, images, labels)  # type: ignore[arg-type]
+        steps["trajectory, T = 2, compiled"] = step(torch.compile(whole[0]), coarse, images, labels)  # type: ignore[arg-type]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     facts = {"model": choices.model, "batch": choices.batch, "threads": torch.get_num_threads(), "device": where}
     for name, run in steps.items():

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--cooldown", type=int, nargs=2, metavar=("AFTER", "EPOCHS"), help="end a training early")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the forward pass in training")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile: on a GPU about twice as fast")
+    parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--teacher", choices=sorted(MODELS), help="a published network to learn from, not the ANN")
     parser.add_argument("--validation-images", type=int, help="after each epoch, only the first so many")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")

@@ -13,10 +13,10 @@ from torch import Tensor, fx
 from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Spec
-from spikezip.kernels import Moves, Rows, Sum, conv2d, gather, max_pool2d, scan, union
+from spikezip.kernels import Moves, Rows, Sum, gather, max_pool2d, scan, union
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.run.plan import Plan, is_plain, is_size, scattered
-from spikezip.run.step import bias_of, images_back, images_first, shaped_bias, without_bias
+from spikezip.run.step import bias_of, images_back, images_first, operation_of, shaped_bias, without_bias
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -219,8 +219,7 @@ class Block:
         if node.op == "call_module":
             result = self.graph.get_submodule(str(node.target))(*args)
         else:
-            operation = conv2d if node.target is _aten.conv2d.default else node.target
-            result = operation(*args, **kwargs)  # type: ignore[operator]
+            result = operation_of(node)(*args, **kwargs)
         if spec.batch_dim is None if spec else not streams:  # the same for every image, as a mask of its shape alone
             return result
         if codes is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,17 @@ from torch import Tensor, fx
 
 from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
+from spikezip.kernels import conv2d
 
 
 def bias_of(node: fx.Node) -> int | None:
     """Where a call_function node keeps a stored bias; None where it has none."""
     return ops.bias_index(node) if node.op == "call_function" else None
+
+
+def operation_of(node: fx.Node) -> Callable[..., Any]:
+    """What a call_function node computes with."""
+    return conv2d if node.target is torch.ops.aten.conv2d.default else node.target  # type: ignore[return-value]
 
 
 def without_bias(node: fx.Node, args: tuple[Any, ...], index: int) -> Tensor:
@@ -22,7 +29,7 @@ def without_bias(node: fx.Node, args: tuple[Any, ...], index: int) -> Tensor:
         return torch.matmul(args[1], args[2])
     bare = list(args)
     bare[index] = None
-    return node.target(*bare, **node.kwargs)  # type: ignore[operator]
+    return operation_of(node)(*bare, **node.kwargs)
 
 
 def shaped_bias(node: fx.Node, bias: Tensor) -> Tensor:
@@ -36,7 +43,7 @@ def at_share(node: fx.Node, args: tuple[Any, ...], share: float, kwargs: dict[st
     """The operation's result with ``share`` of its bias; at a share of 1 the very operation of the QANN."""
     index = bias_of(node)
     if index is None or share == 1.0:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return operation_of(node)(*args, **kwargs)
     return without_bias(node, args, index) + share * shaped_bias(node, args[index])
 
 
