@@ -571,6 +571,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "neurons": neurons,
     "ablation-digits": ablation,
     "ablation-cifar10": ablation,
+    "ablation-cifar10-resnet32": ablation,
     "initial-codes-digits": initial_codes,
     "initial-codes-cifar10": initial_codes,
     "speed-rivals": rivals,

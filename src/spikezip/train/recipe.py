@@ -190,6 +190,7 @@ class Recipe(_Part):
         penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
         start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
+        compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`.
         out: folder to write to (the command line's ``--out`` goes before).
