@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from training_nets import chain, classes_apart, clusters, pet_plan, residual_data, same, small_data
+from training_nets import chain, classes_apart, clusters, pet_plan, residual, residual_data, same, small_data
 
 from spikezip.errors import DataError, RecipeError, StageError
 from spikezip.levels import Levels
@@ -102,9 +102,15 @@ def test_accumulation_takes_the_same_steps():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch's own ways
-def test_a_compiled_network_takes_the_same_steps():
-    plan = pet_plan(epochs=1, objective=Trajectory((0, 1), settled=1))
-    plain, compiled = (train(chain(), small_data(), replace(plan, compile=c)) for c in (False, True))
+@pytest.mark.parametrize(
+    ("network", "data", "plan"),
+    [
+        (chain, small_data, pet_plan(epochs=1, accumulate=2, objective=Trajectory((0, 1), settled=1))),
+        (residual, residual_data, pet_plan(epochs=1, batch=8)),  # another shape in the same process
+    ],
+)
+def test_a_compiled_network_takes_the_same_steps(network, data, plan):
+    plain, compiled = (train(network(), data(), replace(plan, compile=c)) for c in (False, True))
     assert plain.history[0].loss == pytest.approx(compiled.history[0].loss, rel=1e-4)
     for name, tensor in plain.network.state_dict().items():
         torch.testing.assert_close(tensor, compiled.network.state_dict()[name], rtol=1e-3, atol=1e-4)
@@ -119,7 +125,7 @@ def test_where_no_compiler_works_training_says_so(monkeypatch):
 def test_a_compiler_that_loses_gradients_is_refused(monkeypatch):
     """As torch 2.11's does with some functions: the values are right, and nothing is learned."""
 
-    def losing(module):
+    def losing(module, dynamic):
         class Lost(nn.Module):
             def forward(self, images):
                 values = module(images)

@@ -36,8 +36,11 @@ class LSQ(torch.autograd.Function):
 
 
 def _climbed(drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit) -> Tensor:
-    values = (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale)
-    # torch.compile of torch 2.11 loses the gradient of a function that ends with a cast that changes nothing.
+    # torch.compile of torch 2.11 loses the gradient of a function whose result is changed in place or cast to its type.
+    if torch.compiler.is_compiling():
+        values = torch.clamp(torch.floor(drive / scale + 0.5), lowest, highest) * scale
+    else:
+        values = (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale)
     return values if values.dtype is drive.dtype else values.to(drive.dtype)
 
 

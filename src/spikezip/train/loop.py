@@ -149,9 +149,9 @@ class _Run:
         if not _is_captured(network) and not self._can_step():
             self.layout = torch.contiguous_format
             _laid_out(self.student, self.layout)
-        self.module: nn.Module = accelerator.prepare_model(_Box(self.plain))
-        if plan.compile:
-            self.module = torch.compile(self.module)  # type: ignore[assignment]  # a module stays one
+        # Every batch has the same shape, so none of it is to be compiled as one that varies.
+        whole: Any = torch.compile(self.plain, dynamic=False) if plan.compile else self.plain
+        self.module: nn.Module = accelerator.prepare_model(_Box(whole))
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
         self.average = Average(self.student, plan.ema) if plan.ema is not None else None
