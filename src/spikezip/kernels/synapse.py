@@ -136,8 +136,11 @@ def conv2d(
     if x.device.type != "cuda" or torch.backends.cudnn.enabled or not plain:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     each = x[0].numel() * weight[0, 0].numel()
-    parts = x.split(max(_WINDOWS // each, 1))
-    return torch.cat([conv2d_as_product(part, weight, bias, _pair(stride), _pair(padding)) for part in parts])
+    parts = [
+        conv2d_as_product(part, weight, bias, _pair(stride), _pair(padding))
+        for part in x.split(max(_WINDOWS // each, 1))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def conv2d_as_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
