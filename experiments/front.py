@@ -134,6 +134,7 @@ def main() -> None:
         extra["cooldown"] = dict(zip(("after", "epochs"), options.cooldown, strict=True))
     if options.precision != "no":
         extra["precision"] = options.precision
+    teacher = anns.get("teacher")
     products = {product: {**lines, **extra} for product, lines in PRODUCTS.items()}
 
     def asked(product: str, seed: int) -> tuple[Recipe, Path]:
@@ -147,16 +148,14 @@ def main() -> None:
             continue
         recipe, folder = asked(product, seed)
         if options.train_only:
-            fine_tuned(source.module, source, data, recipe, folder, anns.get("teacher"))
+            fine_tuned(source.module, source, data, recipe, folder, teacher)
         else:
-            row = cell(source.module, source, data, recipe, settings, folder, anns.get("teacher"))
+            row = cell(source.module, source, data, recipe, settings, folder, teacher)
             cells.keep(product, lines, seed, row)
     soups = {f"{product}, soup of {options.seeds}": product for product in products if options.soup}
     for row, lines, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
         recipes = [asked(soups[row], seed) for seed in range(options.seeds)]
-        done = [
-            fine_tuned(source.module, source, data, recipe, folder, anns.get("teacher")) for recipe, folder in recipes
-        ]
+        done = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
         network = soup([training.network for training in done])
         found = measured(network, data, recipes[0][0], settings)
         cells.keep(row, lines, 0, {**found, **cost(recipes[0][0], done)})

@@ -44,8 +44,6 @@ def test_it_compiles_for_a_gpu_and_contracts_nothing(rows, wide, switches, monke
     """Without a GPU at hand: Triton's compiler takes the kernel, and ``a*b + c`` stays two roundings."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from spikezip.kernels import triton_scan
 
@@ -62,12 +60,7 @@ def test_it_compiles_for_a_gpu_and_contracts_nothing(rows, wide, switches, monke
             return floats
         return "constexpr" if name in constants else _TYPES.get(short, "i32")
 
-    source = ASTSource(
-        fn=triton_scan._run,
-        signature={name: type_of(name) for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    compiled = _compiled(triton_scan._run, type_of, constants, {"enable_fp_fusion": False})
     assert ".entry" in compiled.asm["ptx"]
     assert "fma" not in compiled.asm["ptx"]
     assert compiled.asm["cubin"]
@@ -76,23 +69,31 @@ def test_it_compiles_for_a_gpu_and_contracts_nothing(rows, wide, switches, monke
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (512, 512), (16, 16)])
 def test_sums_compile_for_a_gpu_and_use_its_units_for_bytes(inputs, outputs, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from spikezip.kernels import triton_synapse
+
+    blocks = triton_synapse.shape_of(inputs, outputs)
+    options = {name: blocks.pop(name) for name in ("num_warps", "num_stages")}
+    types = {"codes": "*i8", "weight": "*i8", "out": "*fp32"}
+
+    def type_of(name: str) -> str:
+        return "constexpr" if name in blocks else types.get(name, "i32")
+
+    compiled = _compiled(triton_synapse._run, type_of, blocks, options, divided=(*types, "inputs", "outputs"))
+    assert "s32.s8.s8" in compiled.asm["ptx"]
+    assert compiled.asm["cubin"]
+
+
+def _compiled(kernel, type_of, constants, options, divided=()):
+    """A kernel as Triton compiles it for an H100, without one; ``divided`` are arguments that 16 divides."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from spikezip.kernels import triton_synapse
-
-    names = triton_synapse._run.arg_names
-    blocks = triton_synapse.shape_of(inputs, outputs)
-    options = {name: blocks.pop(name) for name in ("num_warps", "num_stages")}
-    types = {"codes": "*i8", "weight": "*i8", "out": "*fp32"}
-    divided = [[["tt.divisibility", 16]]] * 5
+    names = kernel.arg_names
     source = ASTSource(
-        fn=triton_synapse._run,
-        signature={name: "constexpr" if name in blocks else types.get(name, "i32") for name in names},
-        constexprs={(names.index(name),): value for name, value in blocks.items()},
-        attrs={(names.index(n),): a for n, a in zip((*types, "inputs", "outputs"), divided, strict=True)},
+        fn=kernel,
+        signature={name: type_of(name) for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divided},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert "s32.s8.s8" in compiled.asm["ptx"]
-    assert compiled.asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
