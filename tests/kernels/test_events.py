@@ -32,6 +32,7 @@ WINDOWS = [
     (16, 16, (6, 6), (3, 3), [1, 1], [1, 1]),  # as many outputs as the kernel takes at a time: 16,
     (24, 17, (5, 6), (3, 3), [2, 2], [1, 1]),  # 32, not all of them used,
     (512, 32, (3, 5), (1, 3), [1, 1], [0, 1]),  # and all
+    (40, 9, (4, 6), (3, 3), [1, 1], [1, 1]),  # changes are looked for in 32 channels, then in the 8 that are left
 ]
 
 
@@ -129,16 +130,16 @@ def test_what_it_does_not_take():
 
 
 def test_rows_are_parted_only_where_that_pays():
-    changed = torch.tensor([500, 100, 150, 190])
+    changed = [500, 100, 150, 190]
     dense = {"dense": 200.0, "change": 1.0}
-    assert costs(**dense).popitem()[1].sparse(changed).tolist() == [False, True, True, True]
+    assert costs(**dense).popitem()[1].sparse(changed) == [False, True, True, True]
     # 160 are saved: not enough for a copy of one row, or for a look at four, that costs more.
-    assert costs(**dense, copied=150.0).popitem()[1].sparse(changed).tolist() == [False, True, True, True]
+    assert costs(**dense, copied=150.0).popitem()[1].sparse(changed) == [False, True, True, True]
     assert costs(**dense, copied=170.0).popitem()[1].sparse(changed) is None
-    assert costs(**dense, looked=39.0).popitem()[1].sparse(changed).tolist() == [False, True, True, True]
+    assert costs(**dense, looked=39.0).popitem()[1].sparse(changed) == [False, True, True, True]
     assert costs(**dense, looked=41.0).popitem()[1].sparse(changed) is None
-    assert costs(**dense, fixed=60.0).popitem()[1].sparse(changed).tolist() == [False, True, False, False]
-    assert costs(**dense).popitem()[1].sparse(torch.tensor([300, 200])) is None
+    assert costs(**dense, fixed=60.0).popitem()[1].sparse(changed) == [False, True, False, False]
+    assert costs(**dense).popitem()[1].sparse([300, 200]) is None
 
 
 def test_a_layer_is_timed_when_it_is_first_met():

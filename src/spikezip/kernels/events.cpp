@@ -41,6 +41,25 @@ struct Places {  // of the bits of a byte that are set
 };
 const Places places;
 
+// Writes down those of eight neurons that changed; returns where the list ends then.
+template <int BITS>
+inline int64_t list(uint32_t *at, int8_t *levels, int64_t n, unsigned changed, int64_t channel, const int8_t *by) {
+    const __m128i which = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(places.of[changed]));
+    const __m256i place = _mm256_add_epi32(_mm256_cvtepu8_epi32(which), _mm256_set1_epi32(int32_t(channel)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(at + n), _mm256_slli_epi32(place, BITS));
+    const __m128i some = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(by));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(levels + n), _mm_shuffle_epi8(some, which));
+    return n + __builtin_popcount(changed);
+}
+
+// How far bytes rose together.
+inline __m128i rise(__m256i now, __m256i before) {
+    const __m256i none = _mm256_setzero_si256();
+    const __m256i by = _mm256_sub_epi32(_mm256_sad_epu8(now, none), _mm256_sad_epu8(before, none));
+    const __m128i two = _mm_add_epi32(_mm256_castsi256_si128(by), _mm256_extracti128_si256(by, 1));
+    return _mm_add_epi32(two, _mm_unpackhi_epi64(two, two));
+}
+
 struct Changes {
     std::vector<uint32_t> at;    // where its weights are, for a window that begins with the image's line
     std::vector<int8_t> levels;  // by how much it changed
@@ -70,17 +89,27 @@ struct Changes {
                 const int64_t known = n;
                 *begin++ = int32_t(n);
                 *so_far++ = sum + _mm_cvtsi128_si32(risen);
-                for (int64_t c = first; c < first + part; c += 8) {
+                int64_t c = first;
+                for (; c + 32 <= first + part; c += 32) {
+                    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(now + c));
+                    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(before + c));
+                    unsigned changed = ~unsigned(_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)));
+                    if (!changed) continue;
+                    alignas(32) int8_t by_how_much[32];
+                    _mm256_store_si256(reinterpret_cast<__m256i *>(by_how_much), _mm256_sub_epi8(a, b));
+                    risen = _mm_add_epi32(risen, rise(a, b));
+#pragma GCC unroll 4
+                    for (int k = 0; k < 32; k += 8, changed >>= 8)
+                        n = list<BITS>(to, by, n, changed & 255, c + k, by_how_much + k);
+                }
+                for (; c < first + part; c += 8) {
                     const __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(now + c));
                     const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(before + c));
                     const unsigned changed = ~unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(a, b))) & 255;
-                    const __m128i which = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(places.of[changed]));
-                    const __m256i channel = _mm256_add_epi32(_mm256_cvtepu8_epi32(which), _mm256_set1_epi32(int32_t(c)));
-                    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + n), _mm256_slli_epi32(channel, BITS));
-                    _mm_storel_epi64(reinterpret_cast<__m128i *>(by + n), _mm_shuffle_epi8(_mm_sub_epi8(a, b), which));
-                    const __m128i none = _mm_setzero_si128();
-                    risen = _mm_add_epi32(risen, _mm_sub_epi32(_mm_sad_epu8(a, none), _mm_sad_epu8(b, none)));
-                    n += __builtin_popcount(changed);
+                    int8_t by_how_much[8];
+                    _mm_storel_epi64(reinterpret_cast<__m128i *>(by_how_much), _mm_sub_epi8(a, b));
+                    risen = _mm_add_epi32(risen, rise(_mm256_zextsi128_si256(a), _mm256_zextsi128_si256(b)));
+                    n = list<BITS>(to, by, n, changed, c, by_how_much);
                 }
                 if ((n - known) & 1) {
                     to[n] = uint32_t(first << BITS);
@@ -198,7 +227,7 @@ void add_line(float *sums, const uint8_t *weights, const Shape &s, const Segment
 }
 
 // One line of outputs: that of the row before, and what changed.
-void write_line(float *to, const float *from, const float *more, const Shape &s, int64_t outputs, int64_t block) {
+void write_line(float *__restrict to, const float *__restrict from, const float *__restrict more, const Shape &s, int64_t outputs, int64_t block) {
     for (int64_t x = 0; x < s.out_wide; x++, to += s.outputs, more += block) {
         if (!from) {
             memcpy(to, more, outputs * sizeof(float));
@@ -248,7 +277,7 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
     const std::vector<Segment> segments = segments_of(s, part, block);
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
     std::vector<float> held(std::max<int64_t>(1, BAND / s.out_wide) * s.out_wide * block);  // whole lines
-    Changes changes;
+    static thread_local Changes changes;  // of a call before: to make room anew would write zeros to all of it
     for (int64_t first = 0, end = 0; first < count; first = end) {
         changes.size = 0;
         changes.sum = 0;

@@ -56,15 +56,15 @@ class Costs:
     misses: int = 0
     rest: int = 0
 
-    def sparse(self, changed: Tensor) -> Tensor | None:
-        """Of rows with so many changes ``[R]``, which to compute from these; None for none of them."""
-        saved = self.dense - self.fixed - self.change * changed
-        sparse = saved > 0
-        parted = self.copied * int((~sparse).sum()) if sparse.any() else 0.0
-        pays = float(saved[sparse].sum()) - parted - self.looked * len(changed) > 0
+    def sparse(self, changed: list[int]) -> list[bool] | None:
+        """Of rows with so many changes, which to compute from these; None for none of them."""
+        saved = [self.dense - self.fixed - self.change * count for count in changed]
+        gains = [gain for gain in saved if gain > 0]
+        parted = self.copied * (len(saved) - len(gains)) if gains else 0.0
+        pays = sum(gains) - parted - self.looked * len(changed) > 0
         self.misses = 0 if pays else self.misses + 1
         self.rest = 0 if pays else min(2**self.misses, _REST)
-        return sparse if pays else None
+        return [gain > 0 for gain in saved] if pays else None
 
 
 def dense_synapses() -> AbstractContextManager[None]:
@@ -108,21 +108,21 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     out = torch.empty(size, dtype=torch.float32, memory_format=layout)
 
     def add(found: Tensor) -> None:
-        order, before, _, most = found.contiguous()
         library.spikezip_events(
             ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight), rows.data_ptr(), codes.zero,
-            order.data_ptr(), before.data_ptr(), most.data_ptr(), len(order), out.data_ptr(),
+            found[0].data_ptr(), found[1].data_ptr(), found[3].data_ptr(), found.shape[1], out.data_ptr(),
         )  # fmt: skip
 
     if costs is None:
         costs = packed[key] = _costs(found, rows, out, add, dense, looked)
-    sparse = costs.sparse(found[2])
+    sparse = costs.sparse(found[2].tolist())
     if sparse is None:
         return None
-    if not sparse.all():
-        which = found[0, ~sparse]
+    if not all(sparse):
+        by_change = torch.tensor(sparse)
+        which = found[0, ~by_change]
         out.index_copy_(0, which, dense(gather(rows, which)))
-        found = found[:, sparse]
+        found = found[:, by_change]
     add(found)
     return out
 
@@ -132,7 +132,7 @@ def _costs(
 ) -> Costs:
     """Both ways timed on a few rows: those in which most changed, and those in which least did."""
     by_changes = found[2].argsort(descending=True)
-    most, least = found[:, by_changes[:_TRIED]], found[:, by_changes[-_TRIED:]]
+    most, least = (found[:, some].contiguous() for some in (by_changes[:_TRIED], by_changes[-_TRIED:]))
     some = gather(rows, most[0])
     sums = dense(some)
     count = len(some)

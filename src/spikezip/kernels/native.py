@@ -37,8 +37,11 @@ class _Term(ctypes.Structure):
         ("map", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("scales", ctypes.c_int64),
+        ("biases", ctypes.c_int64),
         ("type", ctypes.c_int32),
         ("zero", ctypes.c_int32),
+        ("number", ctypes.c_double),
         ("factor", ctypes.c_double),
         ("steps", ctypes.c_double),
         ("limit", ctypes.c_double),
@@ -58,14 +61,14 @@ class Found:
 
 def suits(terms: list[Rows], start: Tensor | None) -> bool:
     """Whether these rows can be scanned natively, and are worth it."""
-    rows = [t.rows for t in terms]
-    if any(r.device.type != "cpu" or r.dtype not in _TYPES or r.shape[1:] != rows[0].shape[1:] for r in rows):
-        return False
-    if any(t.dtype not in (torch.float32, torch.float64) for t in terms):
-        return False
-    if any(t.grid and t.rows.dtype is not torch.float64 for t in terms):
-        return False
-    work = terms[0].map.numel() * rows[0][0].numel()
+    shape = terms[0].rows.shape[1:]
+    for t in terms:
+        rows = t.rows
+        if rows.device.type != "cpu" or rows.dtype not in _TYPES or rows.shape[1:] != shape:
+            return False
+        if t.dtype not in (torch.float32, torch.float64) or (t.grid and rows.dtype is not torch.float64):
+            return False
+    work = terms[0].map.numel() * shape.numel()
     return library(work >= _WORTH_COMPILING) is not None
 
 
@@ -173,28 +176,21 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     shape = rows[0].shape[1:]
     neurons, period = shape.numel(), _period(rows[0], layout)
     maps = [t.map.contiguous() for t in terms]
-    factors = [
-        (None, None) if t.grid else (_repeated(t.scale, period, dtype), _repeated(t.bias, period, dtype)) for t in terms
-    ]
-    factors = [(torch.ones(period, dtype=dtype) if s is None and b is not None else s, b) for s, b in factors]
+    factors = [_factors(t, dtype) for t in terms]
     packed = (_Term * len(terms))(
-        *(
-            _Term(r.data_ptr(), m.data_ptr(), _address(s), _address(b), _TYPES[r.dtype], t.zero, *_rounding(t))
-            for t, r, m, (s, b) in zip(terms, rows, maps, factors, strict=True)
-        )
+        *(_term(t, r, m, *factor) for t, r, m, factor in zip(terms, rows, maps, factors, strict=True))
     )
-    if start is None:
-        begin = torch.full((images, neurons), -levels.lowest, dtype=torch.uint8)
-    else:
+    begin = None
+    if start is not None:
         begin = (start.to(torch.int16) - levels.lowest).to(torch.uint8).contiguous(memory_format=layout)
     out = torch.empty((steps * images, *shape), dtype=torch.uint8, memory_format=layout)
-    map, spikes, negative = (torch.empty((steps, images), dtype=torch.int64) for _ in range(3))
+    map, spikes, negative = torch.empty((3, steps, images), dtype=torch.int64).unbind()
     behind = torch.empty((steps, images), dtype=torch.bool)
     found = library()
     assert found is not None
     made = found.spikezip_scan(
         ctypes.addressof(packed), len(terms), dtype == torch.float64, steps, images, neurons, period, theta,
-        levels.lowest, levels.highest, slew, begin.data_ptr(), out.data_ptr(), map.data_ptr(), spikes.data_ptr(),
+        levels.lowest, levels.highest, slew, _address(begin), out.data_ptr(), map.data_ptr(), spikes.data_ptr(),
         negative.data_ptr(), behind.data_ptr(),
     )  # fmt: skip
     return Found(out[:made], map, spikes, negative, behind)
@@ -208,10 +204,8 @@ def numbers(term: Rows) -> Tensor | None:
     rows = term.rows.contiguous(memory_format=_layout([term]))
     out = torch.empty_like(rows, dtype=term.dtype)
     neurons, period = rows[0].numel(), _period(rows, _layout([term]))
-    scale, bias = _repeated(term.scale, period, term.dtype), _repeated(term.bias, period, term.dtype)
-    packed = _Term(
-        rows.data_ptr(), None, _address(scale), _address(bias), _TYPES[rows.dtype], term.zero, *_rounding(term)
-    )
+    factors = _factors(term, term.dtype)
+    packed = _term(term, rows, None, *factors)
     wide = term.dtype == torch.float64
     found.spikezip_numbers(ctypes.addressof(packed), wide, rows.shape[0], neurons, period, out.data_ptr())
     return out
@@ -240,12 +234,21 @@ def _rounding(term: Rows) -> tuple[float, float, float]:
     return (1.0 if term.scale is None else float(term.scale)), 2.0**exponent, float(limit)
 
 
-def _repeated(values: Tensor | float | None, period: int, dtype: torch.dtype) -> Tensor | None:
-    if values is None:
-        return None
-    if not isinstance(values, Tensor):
-        return torch.full((period,), values, dtype=dtype)
-    return values.to(dtype).expand(period // values.numel(), -1).reshape(-1)
+def _factors(term: Rows, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and bias of each channel, in the type of the sum."""
+    if term.grid:
+        return None, None
+    scale, bias = (v.to(dtype).contiguous() if isinstance(v, Tensor) else None for v in (term.scale, term.bias))
+    return scale, bias
+
+
+def _term(term: Rows, rows: Tensor, map: Tensor | None, scale: Tensor | None, bias: Tensor | None) -> _Term:
+    """A term as the kernels read it; the tensors have to outlive it."""
+    number = 1.0 if term.scale is None or scale is not None else float(term.scale)
+    return _Term(
+        rows.data_ptr(), _address(map), _address(scale), _address(bias), 0 if scale is None else scale.numel(),
+        0 if bias is None else bias.numel(), _TYPES[rows.dtype], term.zero, number, *_rounding(term),
+    )  # fmt: skip
 
 
 def _address(tensor: Tensor | None) -> int | None:

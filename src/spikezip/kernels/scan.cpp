@@ -15,10 +15,13 @@ namespace {
 struct Term {            // one summand of the drive: (rows[map] - zero) * scale + bias
     const void *rows;    // [rows, neurons]
     const int64_t *map;  // [steps, images]
-    const void *scale;   // [period], or null for 1
-    const void *bias;    // [period], or null for 0
+    const void *scale;   // of each channel, or null for `number`
+    const void *bias;    // of each channel, or null for 0
+    int64_t scales;      // how many of them there are
+    int64_t biases;
     int32_t type;        // 0 float, 1 double, 2 uint8
     int32_t zero;        // of uint8
+    double number;       // the scale of all
     double factor;       // of fixed point: what a number is multiplied with before it is rounded,
     double steps;        // to 1/steps (0: not rounded),
     double limit;        // and at most so many of them
@@ -48,21 +51,39 @@ void load(A *__restrict sum, const In *__restrict x, A zero, const A *__restrict
 #undef EACH
 }
 
+// A term whose scale and bias are repeated over as many neurons as are handled at once.
 template <class A>
-void add_term(A *sum, const Term &term, int64_t row, int64_t neurons, int64_t at, int64_t n, bool first) {
-    const A *scale = static_cast<const A *>(term.scale), *bias = static_cast<const A *>(term.bias);
-    const int64_t offset = row * neurons + at;
-    const A zero = A(term.zero);
-    if (term.steps != 0) {
-        const double *x = static_cast<const double *>(term.rows) + offset;
-        return load_rounded(sum, x, term.factor, term.steps, term.limit, n, first);
+struct Wide {
+    const Term &term;
+    std::vector<A> scale, bias;
+
+    Wide(const Term &term, int64_t period) : term(term) {
+        if (term.steps != 0) return;
+        if (term.bias) repeat(bias, static_cast<const A *>(term.bias), term.biases, period);
+        if (term.scale) repeat(scale, static_cast<const A *>(term.scale), term.scales, period);
+        else if (term.bias || term.number != 1) scale.assign(period, A(term.number));
     }
-    switch (term.type) {
-        case 0: load(sum, static_cast<const float *>(term.rows) + offset, zero, scale, bias, n, first); break;
-        case 1: load(sum, static_cast<const double *>(term.rows) + offset, zero, scale, bias, n, first); break;
-        default: load(sum, static_cast<const uint8_t *>(term.rows) + offset, zero, scale, bias, n, first);
+
+    static void repeat(std::vector<A> &to, const A *values, int64_t count, int64_t period) {
+        to.reserve(period);
+        while (int64_t(to.size()) < period) to.insert(to.end(), values, values + count);
     }
-}
+
+    void add(A *sum, int64_t row, int64_t neurons, int64_t at, int64_t n, bool first) const {
+        const A *times = scale.empty() ? nullptr : scale.data(), *plus = bias.empty() ? nullptr : bias.data();
+        const int64_t offset = row * neurons + at;
+        const A zero = A(term.zero);
+        if (term.steps != 0) {
+            const double *x = static_cast<const double *>(term.rows) + offset;
+            return load_rounded(sum, x, term.factor, term.steps, term.limit, n, first);
+        }
+        switch (term.type) {
+            case 0: load(sum, static_cast<const float *>(term.rows) + offset, zero, times, plus, n, first); break;
+            case 1: load(sum, static_cast<const double *>(term.rows) + offset, zero, times, plus, n, first); break;
+            default: load(sum, static_cast<const uint8_t *>(term.rows) + offset, zero, times, plus, n, first);
+        }
+    }
+};
 
 // Q(u), counted from the lowest code.
 template <class A>
@@ -114,12 +135,15 @@ template <class A>
 int64_t run(const Term *terms, int32_t count, int64_t steps, int64_t images, int64_t neurons, int64_t period, double theta,
             int32_t low, int32_t high, int32_t slew, const uint8_t *start, uint8_t *out, int64_t *map, int64_t *spikes,
             int64_t *negative, uint8_t *behind) {
+    std::vector<Wide<A>> wide;
+    for (int32_t k = 0; k < count; k++) wide.emplace_back(terms[k], period);
     std::vector<A> sum(period);
     std::vector<uint8_t> goal(neurons);
+    const std::vector<uint8_t> nothing(start ? 0 : neurons, uint8_t(-low));
     const uint8_t most = uint8_t(slew > 255 ? 255 : slew);
     int64_t rows = 0;
     for (int64_t b = 0; b < images; b++) {
-        const uint8_t *before = start + b * neurons;
+        const uint8_t *before = start ? start + b * neurons : nothing.data();
         for (int64_t t = 0; t < steps; t++) {
             const int64_t at = t * images + b;
             bool moved = t == 0;
@@ -135,7 +159,7 @@ int64_t run(const Term *terms, int32_t count, int64_t steps, int64_t images, int
                 const int64_t n = period < neurons - i ? period : neurons - i;
                 if (moved) {
                     for (int32_t k = 0; k < count; k++)
-                        add_term(sum.data(), terms[k], terms[k].map[at], neurons, i, n, k == 0);
+                        wide[k].add(sum.data(), terms[k].map[at], neurons, i, n, k == 0);
                     quantize(goal.data() + i, sum.data(), A(theta), A(low), A(high), n);
                 }
                 follow(now + i, before + i, goal.data() + i, most, n, m);
@@ -154,19 +178,23 @@ int64_t run(const Term *terms, int32_t count, int64_t steps, int64_t images, int
     return rows;
 }
 
-}  // namespace
-
 // The value of one term, row by row.
-extern "C" void spikezip_numbers(const Term *term, int32_t wide, int64_t rows, int64_t neurons, int64_t period, void *out) {
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < neurons; i += period) {
-            const int64_t n = period < neurons - i ? period : neurons - i, at = row * neurons + i;
-            if (wide) add_term(static_cast<double *>(out) + at, *term, row, neurons, i, n, true);
-            else add_term(static_cast<float *>(out) + at, *term, row, neurons, i, n, true);
-        }
+template <class A>
+void write(const Term &term, int64_t rows, int64_t neurons, int64_t period, A *out) {
+    const Wide<A> wide(term, period);
+    for (int64_t row = 0; row < rows; row++, out += neurons)
+        for (int64_t i = 0; i < neurons; i += period)
+            wide.add(out + i, row, neurons, i, period < neurons - i ? period : neurons - i, true);
 }
 
-// Codes are counted from the lowest (uint8). Returns the number of rows made.
+}  // namespace
+
+extern "C" void spikezip_numbers(const Term *term, int32_t wide, int64_t rows, int64_t neurons, int64_t period, void *out) {
+    if (wide) write(*term, rows, neurons, period, static_cast<double *>(out));
+    else write(*term, rows, neurons, period, static_cast<float *>(out));
+}
+
+// Codes are counted from the lowest (uint8); tracers begin at 0 without a `start`. Returns the number of rows made.
 extern "C" int64_t spikezip_scan(const Term *terms, int32_t count, int32_t wide, int64_t steps, int64_t images,
                                  int64_t neurons, int64_t period, double theta, int32_t low, int32_t high, int32_t slew,
                                  const uint8_t *start, uint8_t *out, int64_t *map, int64_t *spikes, int64_t *negative,
