@@ -17,6 +17,7 @@ from spikezip.data import ImageData
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource
+from spikezip.models.weights import load_weights
 from spikezip.run import execute
 from spikezip.spike import parse_encoding
 from spikezip.train import Training, train
@@ -139,6 +140,8 @@ def fine_tuned(
     morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
     qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
+    if recipe.start is not None:
+        load_weights(qann, recipe.start)
     plan = recipe.plan((teacher or ann) if recipe.needs_teacher else None)
     return train(qann, data, plan, out=out, resume=out is not None)
 

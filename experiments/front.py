@@ -5,23 +5,31 @@
     python experiments/front.py --data-set digits --network digits --ann-epochs 20 --epochs 6 --seeds 1   # to try it
     python experiments/front.py --only "for T=2" --seed 1 --train-only --data PATH/TO/CIFAR   # one of several at once
     python experiments/front.py --only "for T=2" --soup --data PATH/TO/CIFAR    # and the mean of the seeds' networks
+    python experiments/front.py --only "for T=2" --start experiments/networks ...    # on from a network that was kept
 
 Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
 fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation), given 8-bit
 weights, and run on the test split once. On a GPU, where there is one: a small network does not fill it, so that several
 calls with ``--train-only`` are best made at once, and then one without to measure. What is cut off goes on from its
 checkpoint in runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made again.
+
+``--keep FOLDER`` writes the trained weights of every product that is measured (before they are made integers), and
+``--start FOLDER`` goes on from weights that were kept: a soup's, or the first seed's.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
-from cells import RESULTS, Cells, cell, cost, fine_tuned, measured, share_right, shared_lines
+import torch
+from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines
+from safetensors.torch import save_file
 
 from spikezip.cli.sources import open_both
+from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
 from spikezip.models.source import MODELS
 from spikezip.train import soup, train
@@ -90,6 +98,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--train-only", action="store_true", help="measure later, and write no row now")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the weights of what is measured there")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from weights that were kept there")
     parser.add_argument("--soup", action="store_true", help="measure the mean of all seeds' weights too")
     parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
     parser.add_argument("--test-images", type=int, help="only the first so many")
@@ -98,7 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.soup and (options.train_only or options.seed is not None):
         parser.error("--soup measures the mean of all seeds: leave out --seed and --train-only.")
-    name = "-".join(filter(None, (options.data_set, options.network, options.teacher)))
+    subject = f"{options.data_set}-{options.network}"
+    name = "-".join(filter(None, (subject, options.teacher, "further" if options.start else None)))
     out = options.out or RESULTS / f"front-{name}.json"
     settings = {
         "data": options.data_set,
@@ -107,6 +118,8 @@ def main() -> None:
     }
     if options.teacher or options.precision != "no":  # files from before there were these stay as they are
         settings |= {"teacher": options.teacher, "precision": options.precision}
+    if options.start:
+        settings["start"] = str(options.start)
     how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
     published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
     source, data = open_both(
@@ -140,8 +153,18 @@ def main() -> None:
     def asked(product: str, seed: int) -> tuple[Recipe, Path]:
         """The recipe of a training, and its folder."""
         lines = {**products[product], **how}
-        folder = RUNS / name / f"{''.join(c if c.isalnum() else '-' for c in product)}-{seed}"
-        return recipe_of(product, lines, settings, seed), folder
+        if options.start:
+            weights = [options.start / f"{subject}-{plain(f'{product}, {which}')}.safetensors" for which in ("soup", 0)]
+            lines["start"] = str(next((path for path in weights if path.exists()), weights[-1]))
+        return recipe_of(product, lines, settings, seed), RUNS / name / f"{plain(product)}-{seed}"
+
+    def keep(row: str, trained: torch.nn.Module) -> None:
+        """The weights of a network, and how they were made."""
+        if options.keep:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            about = {key: str(value) for key, value in {**provenance(None), **settings, "variant": row}.items()}
+            state = {key: tensor.contiguous() for key, tensor in trained.state_dict().items()}
+            save_file(state, options.keep / f"{subject}-{plain(row)}.safetensors", about)
 
     for product, lines, seed in cells.missing(products, options.seeds, options.only):
         if options.seed not in (None, seed):
@@ -150,15 +173,17 @@ def main() -> None:
         if options.train_only:
             fine_tuned(source.module, source, data, recipe, folder, teacher)
         else:
-            row = cell(source.module, source, data, recipe, settings, folder, teacher)
-            cells.keep(product, lines, seed, row)
+            done = fine_tuned(source.module, source, data, recipe, folder, teacher)
+            cells.keep(product, lines, seed, {**measured(done.network, data, recipe, settings), **cost(recipe, [done])})
+            keep(f"{product}, {seed}", done.network)
     soups = {f"{product}, soup of {options.seeds}": product for product in products if options.soup}
     for row, lines, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
         recipes = [asked(soups[row], seed) for seed in range(options.seeds)]
-        done = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
-        network = soup([training.network for training in done])
-        found = measured(network, data, recipes[0][0], settings)
-        cells.keep(row, lines, 0, {**found, **cost(recipes[0][0], done)})
+        trainings = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
+        mean = soup([training.network for training in trainings])
+        found = measured(mean, data, recipes[0][0], settings)
+        cells.keep(row, lines, 0, {**found, **cost(recipes[0][0], trainings)})
+        keep(f"{soups[row]}, soup", mean)
 
 
 def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Path) -> None:
@@ -176,6 +201,11 @@ def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Pat
     )
     trained = train(source.module, data, recipe.plan(), out=folder, resume=True)
     source.module.load_state_dict(trained.network.state_dict())
+
+
+def plain(name: str) -> str:
+    """A name as part of a file's."""
+    return "-".join(re.findall(r"\w+", name))
 
 
 def recipe_of(name: str, lines: dict[str, Any], settings: dict[str, Any], seed: int) -> Recipe:
