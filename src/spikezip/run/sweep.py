@@ -149,7 +149,7 @@ class _Results:
         for name, moves in part.moves.items():
             self.spikes[name][span, images] = moves.spikes * there if early else moves.spikes
             self.negative[name][span, images] = moves.negative * there if early else moves.negative
-            self._store(name, running, _at(part.codes[name], leave, moves.last.dtype) if early else moves.last)
+            self._store(name, images, _at(part.codes[name], leave, moves.last.dtype) if early else moves.last)
 
     def _block(self, running: Tensor, times: range, kept: dict[fx.Node, Any], *, keep_codes: bool) -> Block:
         shares = [self.snn.encoding.share(t, self.steps) for t in times]
@@ -160,7 +160,8 @@ class _Results:
         return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept, keep_codes)
 
     def _some(self, values: Tensor, running: Tensor) -> Tensor:
-        return values if running.numel() == self.images else gather(values, running)
+        images = self._where(running)
+        return values[images] if isinstance(images, slice) else gather(values, running)
 
     def _of(self, kept: dict[fx.Node, Any], running: Tensor) -> dict[fx.Node, Any]:
         """What was kept, for the images that still run."""
@@ -174,18 +175,25 @@ class _Results:
             some[node] = Rows(rows, torch.arange(running.numel()).expand(1, -1), value.dtype)
         return some
 
-    def _store(self, name: str, running: Tensor, last: Tensor) -> None:
-        if running.numel() == self.images:
+    def _store(self, name: str, images: Tensor | slice, last: Tensor) -> None:
+        if last.shape[0] == self.images:
             self.tracers[name] = last
             return
         with self.lock:
             if name not in self.tracers:
-                self.tracers[name] = last.new_empty((self.images, *last.shape[1:]))
-        self.tracers[name][running.to(last.device)] = last
+                by_pixel = last.dim() == 4 and last.is_contiguous(memory_format=torch.channels_last)
+                self.tracers[name] = torch.empty(
+                    (self.images, *last.shape[1:]),
+                    dtype=last.dtype,
+                    device=last.device,
+                    memory_format=torch.channels_last if by_pixel else torch.contiguous_format,
+                )
+        self.tracers[name][images if isinstance(images, slice) else images.to(last.device)] = last
 
     def _where(self, running: Tensor, device: torch.device | str = "cpu") -> Tensor | slice:
-        """Where the running images are among all."""
-        return slice(None) if running.numel() == self.images else running.to(device)
+        """Where the running images, which are in their order, are among all."""
+        first, last = int(running[0]), int(running[-1])
+        return slice(first, last + 1) if last - first + 1 == running.numel() else running.to(device)
 
     def _write(self, results: list[Tensor], span: slice, running: Tensor, leave: Tensor) -> None:
         with self.lock:
