@@ -138,9 +138,11 @@ def fronts() -> str:
             )
         head = ["network", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in STEPS[:4])]
         head += ["settled", "T_eq", "SynOps (10⁶), T=1 / 2 / 4", "SNN = QANN"]
+        further = " more, from weights that were kept" if said.get("start") else ""
+        teacher = f", teacher {said['teacher']}" if said.get("teacher") else ""
         told = (
-            f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs, batch {said['batch']}, "
-            f"AdamW {said['rate']:g}; {over_seeds(result['variants'])}."
+            f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs{further}, "
+            f"batch {said['batch']}, AdamW {said['rate']:g}{teacher}; {over_seeds(result['variants'])}."
         )
         parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
     return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"

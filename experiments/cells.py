@@ -97,7 +97,7 @@ def cell(
 
 def measured(network: nn.Module, data: ImageData, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     """A QANN with 8-bit weights as an SNN, on the test split."""
-    snn = spikezip.spike(spikezip.to_integer(network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
+    snn = spiking(network, recipe)
     images, labels = data.tensors("test", settings["test_images"])
     run = execute(snn, images)
     right = (run.logits.argmax(-1) == labels).double().mean(1)
@@ -115,6 +115,11 @@ def measured(network: nn.Module, data: ImageData, recipe: Recipe, settings: dict
         "spikes": float(run.total_spikes.double().sum(0).mean()),
         "equal": certificate.equal,
     }
+
+
+def spiking(network: nn.Module, recipe: Recipe) -> spikezip.SNN:
+    """The SNN of a QANN whose weights become integers of 8 bits."""
+    return spikezip.spike(spikezip.to_integer(network, 8), parse_encoding(recipe.encoding))  # type: ignore[arg-type]
 
 
 def cost(recipe: Recipe, trainings: list[Training]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ weights, and run on the test split once. On a GPU, where there is one: a small n
 calls with ``--train-only`` are best made at once, and then one without to measure. What is cut off goes on from its
 checkpoint in runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made again.
 
-``--keep FOLDER`` writes the trained weights of every product that is measured (before they are made integers), and
-``--start FOLDER`` goes on from weights that were kept: a soup's, or the first seed's.
+``--keep FOLDER`` writes every product that is measured as an SNN for ``spikezip run``, and its trained weights as they
+were before they became integers; ``--start FOLDER`` goes on from such weights: a soup's, or the first seed's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines
+from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines, spiking
 from safetensors.torch import save_file
 
-from spikezip.cli.sources import open_both
+from spikezip.cli.sources import open_both, remember
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
 from spikezip.models.source import MODELS
@@ -158,13 +157,16 @@ def main() -> None:
             lines["start"] = str(next((path for path in weights if path.exists()), weights[-1]))
         return recipe_of(product, lines, settings, seed), RUNS / name / f"{plain(product)}-{seed}"
 
-    def keep(row: str, trained: torch.nn.Module) -> None:
-        """The weights of a network, and how they were made."""
+    def keep(row: str, trained: Any, recipe: Recipe) -> None:
+        """A network, as weights with a word on how they were made, and as an SNN."""
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
+            path = options.keep / f"{subject}-{plain(row)}"
             about = {key: str(value) for key, value in {**provenance(None), **settings, "variant": row}.items()}
             state = {key: tensor.contiguous() for key, tensor in trained.state_dict().items()}
-            save_file(state, options.keep / f"{subject}-{plain(row)}.safetensors", about)
+            save_file(state, path.with_suffix(".safetensors"), about)
+            remember(trained, source.name, data)
+            spiking(trained, recipe).save(path.with_suffix(".spikezip"))
 
     for product, lines, seed in cells.missing(products, options.seeds, options.only):
         if options.seed not in (None, seed):
@@ -175,7 +177,7 @@ def main() -> None:
         else:
             done = fine_tuned(source.module, source, data, recipe, folder, teacher)
             cells.keep(product, lines, seed, {**measured(done.network, data, recipe, settings), **cost(recipe, [done])})
-            keep(f"{product}, {seed}", done.network)
+            keep(f"{product}, {seed}", done.network, recipe)
     soups = {f"{product}, soup of {options.seeds}": product for product in products if options.soup}
     for row, lines, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
         recipes = [asked(soups[row], seed) for seed in range(options.seeds)]
@@ -183,7 +185,7 @@ def main() -> None:
         mean = soup([training.network for training in trainings])
         found = measured(mean, data, recipes[0][0], settings)
         cells.keep(row, lines, 0, {**found, **cost(recipes[0][0], trainings)})
-        keep(f"{soups[row]}, soup", mean)
+        keep(f"{soups[row]}, soup", mean, recipes[0][0])
 
 
 def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Path) -> None:
