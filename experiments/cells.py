@@ -92,12 +92,11 @@ def cell(
 ) -> dict[str, Any]:
     """One variant with one seed, fine-tuned (in ``out``, from where it was cut off) and measured."""
     done = fine_tuned(ann, source, data, recipe, out, teacher)
-    return {**measured(done.network, data, recipe, settings), **cost(recipe, [done])}
+    return {**measured(spiking(done.network, recipe), data, settings), **cost(recipe, [done])}
 
 
-def measured(network: nn.Module, data: ImageData, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
-    """A QANN with 8-bit weights as an SNN, on the test split."""
-    snn = spiking(network, recipe)
+def measured(snn: spikezip.SNN, data: ImageData, settings: dict[str, Any]) -> dict[str, Any]:
+    """An SNN on the test split."""
     images, labels = data.tensors("test", settings["test_images"])
     run = execute(snn, images)
     right = (run.logits.argmax(-1) == labels).double().mean(1)

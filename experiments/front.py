@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines, spiking
-from safetensors.torch import save_file
 
 from spikezip.cli.sources import open_both, remember
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
 from spikezip.models.source import MODELS
-from spikezip.train import soup, train
+from spikezip.train import Training, soup, train
+from spikezip.train.checkpoint import write_tensors
 from spikezip.train.recipe import Recipe, check_recipe
 
 RUNS = Path("runs/front")
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--train-only", action="store_true", help="measure later, and write no row now")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the weights of what is measured there")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write what is measured there, with its weights")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from weights that were kept there")
     parser.add_argument("--soup", action="store_true", help="measure the mean of all seeds' weights too")
     parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
@@ -107,6 +107,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.soup and (options.train_only or options.seed is not None):
         parser.error("--soup measures the mean of all seeds: leave out --seed and --train-only.")
+    if options.keep and options.start and options.keep.resolve() == options.start.resolve():
+        parser.error("--keep would replace the weights that --start goes on from: give another folder.")
     subject = f"{options.data_set}-{options.network}"
     name = "-".join(filter(None, (subject, options.teacher, "further" if options.start else None)))
     out = options.out or RESULTS / f"front-{name}.json"
@@ -157,35 +159,32 @@ def main() -> None:
             lines["start"] = str(next((path for path in weights if path.exists()), weights[-1]))
         return recipe_of(product, lines, settings, seed), RUNS / name / f"{plain(product)}-{seed}"
 
-    def keep(row: str, trained: Any, recipe: Recipe) -> None:
-        """A network, as weights with a word on how they were made, and as an SNN."""
+    def finish(row: str, product: str, seed: int, recipe: Recipe, trainings: list[Training], file: str) -> None:
+        """Measure the mean of some trainings (of one: itself); keep it, with a word on how it was made, if asked."""
+        network = soup([training.network for training in trainings])
+        remember(network, source.name, data)
+        snn = spiking(network, recipe)
+        found = {**measured(snn, data, settings), **cost(recipe, trainings)}
+        cells.keep(row, products[product], seed, found)
         if options.keep:
-            options.keep.mkdir(parents=True, exist_ok=True)
-            path = options.keep / f"{subject}-{plain(row)}"
+            path = options.keep / f"{subject}-{plain(file)}"
+            path.parent.mkdir(parents=True, exist_ok=True)
             about = {key: str(value) for key, value in {**provenance(None), **settings, "variant": row}.items()}
-            state = {key: tensor.contiguous() for key, tensor in trained.state_dict().items()}
-            save_file(state, path.with_suffix(".safetensors"), about)
-            remember(trained, source.name, data)
-            spiking(trained, recipe).save(path.with_suffix(".spikezip"))
+            write_tensors(dict(network.state_dict()), path.with_suffix(".safetensors"), about)
+            snn.save(path.with_suffix(".spikezip"))
 
-    for product, lines, seed in cells.missing(products, options.seeds, options.only):
+    for product, _, seed in cells.missing(products, options.seeds, options.only):
         if options.seed not in (None, seed):
             continue
         recipe, folder = asked(product, seed)
-        if options.train_only:
-            fine_tuned(source.module, source, data, recipe, folder, teacher)
-        else:
-            done = fine_tuned(source.module, source, data, recipe, folder, teacher)
-            cells.keep(product, lines, seed, {**measured(done.network, data, recipe, settings), **cost(recipe, [done])})
-            keep(f"{product}, {seed}", done.network, recipe)
+        done = fine_tuned(source.module, source, data, recipe, folder, teacher)
+        if not options.train_only:
+            finish(product, product, seed, recipe, [done], f"{product}, {seed}")
     soups = {f"{product}, soup of {options.seeds}": product for product in products if options.soup}
-    for row, lines, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
+    for row, _, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
         recipes = [asked(soups[row], seed) for seed in range(options.seeds)]
         trainings = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
-        mean = soup([training.network for training in trainings])
-        found = measured(mean, data, recipes[0][0], settings)
-        cells.keep(row, lines, 0, {**found, **cost(recipes[0][0], trainings)})
-        keep(f"{soups[row]}, soup", mean, recipes[0][0])
+        finish(row, soups[row], 0, recipes[0][0], trainings, f"{soups[row]}, soup")
 
 
 def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Path) -> None:

@@ -3,7 +3,7 @@
 from spikezip.kernels.alone import no_compiler, torch_alone
 from spikezip.kernels.events import dense_synapses
 from spikezip.kernels.precision import exactly, full_precision
-from spikezip.kernels.rows import Rows, Sum, gather, max_pool2d, tracers, union
+from spikezip.kernels.rows import Rows, Sum, gather, layout_of, max_pool2d, tracers, union
 from spikezip.kernels.scan import Moves, Scan, scan
 from spikezip.kernels.synapse import Synapse, conv2d, pack
 from spikezip.kernels.threads import share_out, threads, workers
@@ -19,6 +19,7 @@ __all__ = [
     "exactly",
     "full_precision",
     "gather",
+    "layout_of",
     "max_pool2d",
     "no_compiler",
     "pack",

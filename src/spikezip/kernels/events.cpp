@@ -227,7 +227,8 @@ void add_line(float *sums, const uint8_t *weights, const Shape &s, const Segment
 }
 
 // One line of outputs: that of the row before, and what changed.
-void write_line(float *__restrict to, const float *__restrict from, const float *__restrict more, const Shape &s, int64_t outputs, int64_t block) {
+void write_line(float *__restrict to, const float *__restrict from, const float *__restrict more, const Shape &s,
+                int64_t outputs, int64_t block) {
     for (int64_t x = 0; x < s.out_wide; x++, to += s.outputs, more += block) {
         if (!from) {
             memcpy(to, more, outputs * sizeof(float));

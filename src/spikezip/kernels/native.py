@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.alone import has_no_compiler
-from spikezip.kernels.rows import Rows
+from spikezip.kernels.rows import Rows, layout_of
 from spikezip.levels import Levels
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events.cpp")]
@@ -204,8 +204,8 @@ def numbers(term: Rows) -> Tensor | None:
     rows = term.rows.contiguous(memory_format=_layout([term]))
     out = torch.empty_like(rows, dtype=term.dtype)
     neurons, period = rows[0].numel(), _period(rows, _layout([term]))
-    factors = _factors(term, term.dtype)
-    packed = _term(term, rows, None, *factors)
+    scale, bias = _factors(term, term.dtype)
+    packed = _term(term, rows, None, scale, bias)
     wide = term.dtype == torch.float64
     found.spikezip_numbers(ctypes.addressof(packed), wide, rows.shape[0], neurons, period, out.data_ptr())
     return out
@@ -222,8 +222,7 @@ def _layout(terms: list[Rows]) -> torch.memory_format:
     for t in terms:
         if isinstance(t.scale, Tensor):
             return torch.channels_last if t.channels == 1 and t.rows.dim() == 4 else torch.contiguous_format
-    last = terms[0].rows.dim() == 4 and terms[0].rows.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    return layout_of(terms[0].rows)
 
 
 def _rounding(term: Rows) -> tuple[float, float, float]:

@@ -157,6 +157,12 @@ def gather(rows: Tensor, pick: Tensor | None) -> Tensor:
     return rows.index_select(0, pick)
 
 
+def layout_of(values: Tensor) -> torch.memory_format:
+    """Whether channels come last in memory."""
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Values on a device. A small copy to a GPU does not wait for what it still computes."""
     return values.to(device, non_blocking=device.type == "cuda" and values.device.type == "cpu")

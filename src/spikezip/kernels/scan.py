@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels import native
-from spikezip.kernels.rows import Rows, Sum, gather, tracers
+from spikezip.kernels.rows import Rows, Sum, gather, layout_of, tracers
 from spikezip.levels import Levels
 
 _BYTES = 256  #: levels that a byte can tell apart
@@ -100,7 +100,7 @@ def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels
     kind = Levels(-levels.range, levels.range).storage  # holds differences too
     ratio = value if one else value / threshold
     goals = torch.add(ratio, 0.5, out=None if one else ratio).floor_().clamp_(levels.lowest, levels.highest).to(kind)
-    channels_last = goals.dim() == 4 and goals.is_contiguous(memory_format=torch.channels_last)
+    channels_last = layout_of(goals) is torch.channels_last
 
     def flat(values: Tensor) -> Tensor:
         """``[B, ...]`` as ``[B, n]``, in the order of memory."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.native import Found
-from spikezip.kernels.rows import Rows, gather, to_device
+from spikezip.kernels.rows import Rows, gather, layout_of, to_device
 from spikezip.levels import Levels
 
 try:
@@ -145,8 +145,7 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     terms = [t if t.grid is None or _rounds(t) else t.numbers() for t in terms]
     device = terms[0].rows.device
     steps, images = terms[0].map.shape
-    last = terms[0].rows.dim() == 4 and terms[0].rows.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
+    layout = layout_of(terms[0].rows)
     shape = terms[0].rows.shape[1:]
     neurons = shape.numel()
     if start is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, exactly, gather, share_out, tracers, workers
+from spikezip.kernels import Rows, exactly, gather, layout_of, share_out, tracers, workers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -155,13 +155,10 @@ class _Results:
         shares = [self.snn.encoding.share(t, self.steps) for t in times]
         bias_shares = [self.snn.bias_encoding.share(t, self.steps) for t in times]
         before = self.start if times[0] == 1 else self.tracers
-        start = {name: self._some(values, running) for name, values in before.items()}
-        inputs = tuple(self._some(x, running) for x in self.inputs)
-        return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept, keep_codes)
-
-    def _some(self, values: Tensor, running: Tensor) -> Tensor:
         images = self._where(running)
-        return values[images] if isinstance(images, slice) else gather(values, running)
+        start = {name: _some(values, images) for name, values in before.items()}
+        inputs = tuple(_some(x, images) for x in self.inputs)
+        return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept, keep_codes)
 
     def _of(self, kept: dict[fx.Node, Any], running: Tensor) -> dict[fx.Node, Any]:
         """What was kept, for the images that still run."""
@@ -181,13 +178,8 @@ class _Results:
             return
         with self.lock:
             if name not in self.tracers:
-                by_pixel = last.dim() == 4 and last.is_contiguous(memory_format=torch.channels_last)
-                self.tracers[name] = torch.empty(
-                    (self.images, *last.shape[1:]),
-                    dtype=last.dtype,
-                    device=last.device,
-                    memory_format=torch.channels_last if by_pixel else torch.contiguous_format,
-                )
+                size, like = (self.images, *last.shape[1:]), {"dtype": last.dtype, "device": last.device}
+                self.tracers[name] = torch.empty(size, **like, memory_format=layout_of(last))
         self.tracers[name][images if isinstance(images, slice) else images.to(last.device)] = last
 
     def _where(self, running: Tensor, device: torch.device | str = "cpu") -> Tensor | slice:
@@ -226,6 +218,10 @@ class _Results:
             engine="sweep",
             exited_at=exited_at,
         )
+
+
+def _some(values: Tensor, images: Tensor | slice) -> Tensor:
+    return values[images] if isinstance(images, slice) else gather(values, images)
 
 
 def _values_of_gpu(device: torch.device) -> int:
