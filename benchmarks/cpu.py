@@ -115,9 +115,9 @@ def main() -> None:
     parts = SUITES[chosen.suite]
     for part in parts if chosen.part is None else [parts[chosen.part]]:
         run = measure(part, chosen.seed)
-        runs = json.loads(path.read_text())["runs"] if path.exists() else []
-        runs = [old for old in runs if _what(old) != _what(run)] + [run]
-        whole = {"format": "spikezip.speeds/1", **provenance(chosen.seed), "runs": runs}
+        runs = {_what(old): old for old in json.loads(path.read_text())["runs"]} if path.exists() else {}
+        runs[_what(run)] = run
+        whole = {"format": "spikezip.speeds/1", **provenance(chosen.seed), "runs": list(runs.values())}
         # After each network: a long run may be cut short.
         path.write_text(json.dumps(whole, indent=1) + "\n")
         if part.weight_bits and chosen.suite in ("rivals", "sweep"):

@@ -296,16 +296,20 @@ def _times(row: dict[str, Any]) -> str:
 def _by_processor(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Runs of each processor, the one that was measured last first."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(result["runs"], key=lambda run: run["created"], reverse=True):
-        found.setdefault(run["processor"], []).insert(0, run)
-    return found
+    for run in result["runs"]:
+        found.setdefault(run["processor"], []).append(run)
+    return dict(sorted(found.items(), key=lambda item: max(run["created"] for run in item[1]), reverse=True))
 
 
 def _each_processor(result: dict[str, Any], made: Callable[[list[dict[str, Any]]], str]) -> str:
     """A table for each processor, with where its numbers come from."""
     parts = []
     for processor, runs in _by_processor(result).items():
-        parts.append(f"**{processor}**\n\n{made(runs)}{provenance(runs[-1])}")
+        whence: dict[str, list[str]] = {}
+        for run in runs:
+            whence.setdefault(provenance(run), []).append(run["model"] + ("" if run["weight_bits"] else ", float"))
+        told = "".join(f"\n{'; '.join(models)}: {line.strip()}\n" for line, models in whence.items())
+        parts.append(f"**{processor}**\n\n{made(runs)}{told if len(whence) > 1 else provenance(runs[-1])}")
     return "\n".join(parts)
 
 
