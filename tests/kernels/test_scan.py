@@ -10,7 +10,8 @@ from spikezip.kernels import Rows, gather, scan
 from spikezip.levels import Levels
 from spikezip.spike import STBIF
 
-_ranges = st.tuples(st.integers(-5, 0), st.integers(0, 9)).filter(lambda p: p[0] < p[1]).map(lambda p: Levels(*p))
+_few = st.tuples(st.integers(-5, 0), st.integers(0, 9)).filter(lambda p: p[0] < p[1]).map(lambda p: Levels(*p))
+_ranges = _few | st.sampled_from([Levels(-128, 127), Levels(0, 255), Levels(-3, 200)])  # all that a byte tells apart
 
 
 @settings(deadline=None, max_examples=80)

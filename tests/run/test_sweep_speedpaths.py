@@ -39,7 +39,7 @@ def scans(request, monkeypatch):
             monkeypatch.setattr(events, "_WORTH", 0)
             # Rows in which less changed than in most are added up spike by spike.
             monkeypatch.setattr(
-                events, "_costs", lambda found, *_: events.Costs(float(found[2].double().mean()), 0, 0, 0, 1)
+                events, "_costs", lambda found, *_: events.Costs(float(found[3].double().mean()), 0, 0, 0, 1)
             )
     else:
         monkeypatch.setattr(native, "suits", lambda terms, start: False)

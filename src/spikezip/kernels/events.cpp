@@ -297,18 +297,22 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
 
 }  // namespace
 
-// In which order rows follow one another, what lies before each (-1: nothing), how many neurons changed, and by how many
-// levels at most. Returns how many rows there are; -1 where one holds for several images, or comes back.
+// In which order rows follow one another, what lies before each (-1: nothing), by how many levels a neuron changed at most,
+// and how many changed: four lists of steps x images, one behind the other. Returns how many rows there are; -1 where one
+// holds for several images, or comes back.
 extern "C" int64_t spikezip_changes(const uint8_t *rows, const int64_t *map, int64_t steps, int64_t images, int64_t neurons,
-                                    int32_t zero, int64_t *order, int64_t *before, int64_t *changed, int64_t *most) {
+                                    int32_t zero, int64_t *found) {
+    const int64_t most_rows = steps * images;
+    int64_t *const order = found, *const before = order + most_rows, *const most = before + most_rows,
+            *const changed = most + most_rows;
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
-    std::vector<bool> seen(steps * images);
+    std::vector<bool> seen(most_rows);
     int64_t count = 0;
     for (int64_t b = 0; b < images; b++)
         for (int64_t t = 0; t < steps; t++) {
             const int64_t row = map[t * images + b], last = t ? map[(t - 1) * images + b] : -1;
             if (row == last) continue;
-            if (row >= steps * images || seen[row]) return -1;
+            if (row >= most_rows || seen[row]) return -1;
             seen[row] = true;
             const uint8_t *const x = rows + row * neurons, *const y = t ? rows + last * neurons : nothing.data();
             int64_t total = 0;
@@ -332,10 +336,10 @@ extern "C" int64_t spikezip_changes(const uint8_t *rows, const int64_t *map, int
 }
 
 // The sums of some rows; those of the rows before them are there, or come before them. Weights are packed for `block`
-// output channels: 16, 32 or 64.
+// output channels: 16, 32 or 64. The lists of `found` are those of the first `count` of `apart` rows.
 extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
-                                const int64_t *row, const int64_t *before, const int64_t *most, int64_t count, float *sums) {
+                                const int64_t *found, int64_t apart, int64_t count, float *sums) {
     const auto some = block == 16 ? events<4> : block == 32 ? events<5> : events<6>;
-    some(*shape, weights, rows, zero, {row, before, most}, count, sums);
+    some(*shape, weights, rows, zero, {found, found + apart, found + 2 * apart}, count, sums);
 }
 #endif

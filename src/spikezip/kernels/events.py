@@ -110,19 +110,19 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     def add(found: Tensor) -> None:
         library.spikezip_events(
             ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight), rows.data_ptr(), codes.zero,
-            found[0].data_ptr(), found[1].data_ptr(), found[3].data_ptr(), found.shape[1], out.data_ptr(),
+            found.data_ptr(), found.stride(0), found.shape[1], out.data_ptr(),
         )  # fmt: skip
 
     if costs is None:
         costs = packed[key] = _costs(found, rows, out, add, dense, looked)
-    sparse = costs.sparse(found[2].tolist())
+    sparse = costs.sparse(found[3].tolist())
     if sparse is None:
         return None
     if not all(sparse):
-        by_change = torch.tensor(sparse)
-        which = found[0, ~by_change]
+        by_change, others = ([i for i, cheaper in enumerate(sparse) if cheaper is way] for way in (True, False))
+        which = found[0, others]
         out.index_copy_(0, which, dense(gather(rows, which)))
-        found = found[:, by_change]
+        found = found.index_select(1, torch.tensor(by_change))
     add(found)
     return out
 
@@ -131,19 +131,19 @@ def _costs(
     found: Tensor, rows: Tensor, out: Tensor, add: Callable[[Tensor], None], dense: Dense, looked: float
 ) -> Costs:
     """Both ways timed on a few rows: those in which most changed, and those in which least did."""
-    by_changes = found[2].argsort(descending=True)
+    by_changes = found[3].argsort(descending=True)
     most, least = (found[:, some].contiguous() for some in (by_changes[:_TRIED], by_changes[-_TRIED:]))
     some = gather(rows, most[0])
     sums = dense(some)
     count = len(some)
     slow, fast = (min(_seconds(lambda part=part: add(part)) for _ in range(2)) for part in (most, least))
-    more = int(most[2].sum() - least[2].sum())
-    change = (slow - fast) / more if more > 0 and slow > fast else slow / max(int(most[2].sum()), 1)
+    more = int(most[3].sum() - least[3].sum())
+    change = (slow - fast) / more if more > 0 and slow > fast else slow / max(int(most[3].sum()), 1)
     return Costs(
         dense=min(_seconds(lambda: dense(some)) for _ in range(2)) / count,
         copied=min(_seconds(lambda: out.index_copy_(0, most[0], sums)) for _ in range(2)) / count,
         looked=looked / found.shape[1],
-        fixed=max(fast - change * int(least[2].sum()), 0.0) / count,
+        fixed=max(fast - change * int(least[3].sum()), 0.0) / count,
         change=change,
     )
 
@@ -182,12 +182,13 @@ def _shape(rows: Tensor, weight: Tensor, geometry: Any) -> Any:
 
 
 def _changes(library: Any, rows: Tensor, codes: Rows) -> Tensor | None:
-    """For each row in the order of time: its place, that of the row before it (-1: none), how many neurons differ from
-    there, and by how much at most, ``[4, R]``. None if images share rows, or some are nobody's."""
+    """For each row in the order of time: its place, that of the row before it (-1: none), by how much neurons differ from
+    there at most, and how many do, ``[4, R]``. None if images share rows, or some are nobody's."""
     map = codes.map.contiguous()
     found = torch.empty((4, map.numel()), dtype=torch.int64)
+    neurons = rows.numel() // rows.shape[0]
     count = library.spikezip_changes(
-        rows.data_ptr(), map.data_ptr(), *map.shape, rows[0].numel(), codes.zero, *(part.data_ptr() for part in found)
+        rows.data_ptr(), map.data_ptr(), *map.shape, neurons, codes.zero, found.data_ptr()
     )
     return found[:, :count] if count == rows.shape[0] else None
 

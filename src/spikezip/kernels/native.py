@@ -50,13 +50,14 @@ class _Term(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Found:
-    """What the scan gives: codes counted from the lowest, and counts ``[K, B]``."""
+    """What the scan gives: codes counted from the lowest, counts ``[K, B]``, and maybe the tracers after it."""
 
     rows: Tensor
     map: Tensor
     spikes: Tensor
     negative: Tensor
     behind: Tensor
+    last: Tensor | None = None
 
 
 def suits(terms: list[Rows], start: Tensor | None) -> bool:
@@ -112,15 +113,15 @@ def _load(path: Path) -> ctypes.CDLL:
         i32,
         i32,
         i32,
-        *[pointer] * 6,
+        *[pointer] * 7,
     ]
     found.spikezip_numbers.restype = None
     found.spikezip_numbers.argtypes = [pointer, i32, i64, i64, i64, pointer]
     if hasattr(found, "spikezip_events"):  # only where the processor has AVX2
         found.spikezip_changes.restype = i64
-        found.spikezip_changes.argtypes = [pointer, pointer, i64, i64, i64, i32, *[pointer] * 4]
+        found.spikezip_changes.argtypes = [pointer, pointer, i64, i64, i64, i32, pointer]
         found.spikezip_events.restype = None
-        found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, *[pointer] * 3, i64, pointer]
+        found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, pointer, i64, i64, pointer]
     return found
 
 
@@ -181,8 +182,10 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
         *(_term(t, r, m, *factor) for t, r, m, factor in zip(terms, rows, maps, factors, strict=True))
     )
     begin = None
-    if start is not None:
-        begin = (start.to(torch.int16) - levels.lowest).to(torch.uint8).contiguous(memory_format=layout)
+    if start is not None:  # what does not fit a byte is cut off, and counts from the lowest all the same
+        whole = start if start.dtype is torch.int8 else start.to(torch.int16).to(torch.int8)
+        begin = whole.contiguous(memory_format=layout)
+    last = torch.empty((images, *shape), dtype=torch.int8, memory_format=layout)
     out = torch.empty((steps * images, *shape), dtype=torch.uint8, memory_format=layout)
     map, spikes, negative = torch.empty((3, steps, images), dtype=torch.int64).unbind()
     behind = torch.empty((steps, images), dtype=torch.bool)
@@ -191,9 +194,9 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     made = found.spikezip_scan(
         ctypes.addressof(packed), len(terms), dtype == torch.float64, steps, images, neurons, period, theta,
         levels.lowest, levels.highest, slew, _address(begin), out.data_ptr(), map.data_ptr(), spikes.data_ptr(),
-        negative.data_ptr(), behind.data_ptr(),
+        negative.data_ptr(), behind.data_ptr(), last.data_ptr(),
     )  # fmt: skip
-    return Found(out[:made], map, spikes, negative, behind)
+    return Found(out[:made], map, spikes, negative, behind, last if levels.storage is torch.int8 else None)
 
 
 def numbers(term: Rows) -> Tensor | None:

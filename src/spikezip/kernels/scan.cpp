@@ -131,19 +131,26 @@ void follow(uint8_t *__restrict now, const uint8_t *__restrict before, const uin
     }
 }
 
+// Bytes wrap around: codes as levels, or back, whatever the levels are.
+template <class To, class From>
+void shift(To *__restrict to, const From *__restrict from, int32_t by, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] = To(uint8_t(uint8_t(from[i]) + uint8_t(by)));
+}
+
 template <class A>
 int64_t run(const Term *terms, int32_t count, int64_t steps, int64_t images, int64_t neurons, int64_t period, double theta,
-            int32_t low, int32_t high, int32_t slew, const uint8_t *start, uint8_t *out, int64_t *map, int64_t *spikes,
-            int64_t *negative, uint8_t *behind) {
+            int32_t low, int32_t high, int32_t slew, const int8_t *start, uint8_t *out, int64_t *map, int64_t *spikes,
+            int64_t *negative, uint8_t *behind, int8_t *last) {
     std::vector<Wide<A>> wide;
     for (int32_t k = 0; k < count; k++) wide.emplace_back(terms[k], period);
     std::vector<A> sum(period);
     std::vector<uint8_t> goal(neurons);
-    const std::vector<uint8_t> nothing(start ? 0 : neurons, uint8_t(-low));
+    std::vector<uint8_t> begin(neurons, uint8_t(-low));
     const uint8_t most = uint8_t(slew > 255 ? 255 : slew);
     int64_t rows = 0;
     for (int64_t b = 0; b < images; b++) {
-        const uint8_t *before = start ? start + b * neurons : nothing.data();
+        if (start) shift(begin.data(), start + b * neurons, -low, neurons);
+        const uint8_t *before = begin.data();
         for (int64_t t = 0; t < steps; t++) {
             const int64_t at = t * images + b;
             bool moved = t == 0;
@@ -174,6 +181,7 @@ int64_t run(const Term *terms, int32_t count, int64_t steps, int64_t images, int
                 before = now;
             }
         }
+        shift(last + b * neurons, before, low, neurons);
     }
     return rows;
 }
@@ -194,12 +202,13 @@ extern "C" void spikezip_numbers(const Term *term, int32_t wide, int64_t rows, i
     else write(*term, rows, neurons, period, static_cast<float *>(out));
 }
 
-// Codes are counted from the lowest (uint8); tracers begin at 0 without a `start`. Returns the number of rows made.
+// Codes are counted from the lowest (uint8), tracers before and after are levels (their low byte); they begin at 0 without
+// a `start`. Returns the number of rows made.
 extern "C" int64_t spikezip_scan(const Term *terms, int32_t count, int32_t wide, int64_t steps, int64_t images,
                                  int64_t neurons, int64_t period, double theta, int32_t low, int32_t high, int32_t slew,
-                                 const uint8_t *start, uint8_t *out, int64_t *map, int64_t *spikes, int64_t *negative,
-                                 uint8_t *behind) {
+                                 const int8_t *start, uint8_t *out, int64_t *map, int64_t *spikes, int64_t *negative,
+                                 uint8_t *behind, int8_t *last) {
     const auto scan = wide ? run<double> : run<float>;
     return scan(terms, count, steps, images, neurons, period, theta, low, high, slew, start, out, map, spikes, negative,
-                behind);
+                behind, last);
 }

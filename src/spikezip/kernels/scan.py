@@ -74,7 +74,7 @@ def scan(
     if fused is not None:
         found = fused(terms, drive.dtype, start, theta, levels, slew)
         codes = Rows(found.rows, found.map, drive.dtype, -levels.lowest, scale, top=levels.range)
-        last = tracers(codes, found.map[-1], levels.storage)
+        last = tracers(codes, found.map[-1], levels.storage) if found.last is None else found.last
         return Scan(codes, Moves(last, found.spikes, found.negative, found.behind))
     return _in_torch(drive, start, threshold, levels, slew)
 

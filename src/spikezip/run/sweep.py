@@ -17,7 +17,7 @@ from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
-_VALUES = 1 << 22  # of the widest layer, in all rows of a chunk: what a processor's cache is good for
+_VALUES = 3 << 20  # of the widest layer, in all rows of a chunk: what a processor's cache is good for
 _VALUES_OF_GPU = 1 << 29  # what keeps a GPU busy: the processor waits for it once a layer
 _BYTES_PER_VALUE = 64  # of a GPU's free memory, with all that is alive at once
 _ROWS_PER_LEVEL = 2  # of an image: it rarely makes more before it settles
@@ -55,8 +55,8 @@ def sweep(
         early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had
             computed is not kept.
         block: time steps per block; 32, or with a confidence rule 8, if not given.
-        chunk: images taken together; if not given, few (so many that the rows of the widest layer hold 4 million
-            values: 64 rows of a ResNet-18, 4 images for 16 steps), so that values stay in a processor's cache and
+        chunk: images taken together; if not given, few (so many that the rows of the widest layer hold 3 million
+            values: 48 rows of a ResNet-18, 3 images for 16 steps), so that values stay in a processor's cache and
             memory small; on a GPU as many as keep it busy (537 million values, if it has the memory). On a processor
             each of torch's threads has a chunk of its own (without ``observe``, which is told one by one).
 
