@@ -42,7 +42,7 @@ def convert(
     Args:
         model: any ``nn.Module`` that ``torch.export`` captures; it is left untouched.
         example: one input ``[B, ...]``, or several.
-        calibration: a few hundred typical inputs, ``[N, ...]`` or batches.
+        calibration: a few hundred typical inputs, ``[N, ...]`` (several of them, if ``example`` is), or batches.
         levels: of every neuron; ``8`` is 0..7 (-4..3 where values may be negative).
         signed_levels: where values may be negative, if they are to differ.
         weight_bits: integer weights, so that equality holds to the bit in every engine; None keeps floats.

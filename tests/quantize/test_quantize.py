@@ -189,6 +189,24 @@ def test_calibration_takes_tensors_batches_and_pairs(chain):
     assert all(s > 0 for s in expected)
 
 
+class TwoInputs(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(x + y.sum(1, keepdim=True)) * 2
+
+
+def test_calibration_of_several_inputs_takes_them_as_they_are_or_batches_of_them():
+    x, y = torch.rand(6, 3), torch.rand(6, 2)
+    ann = morph(capture(TwoInputs(), (x[:1], y[:1])))
+    scales = [
+        [float(q.scale.detach()) for q in quantizers(quantize(ann, 8, data)).values()]
+        for data in ((x, y), [x, y], [(x, y)], [(x[:3], y[:3], "labels"), (x[3:], y[3:], "labels")])
+    ]
+    assert all(each == scales[0] for each in scales)
+    for data in ((x,), x, [(x,)]):
+        with pytest.raises(InputError, match="has 1 inputs; the network takes 2"):
+            quantize(ann, 8, data)
+
+
 def test_calibrating_again_follows_the_new_data(chain):
     images = torch.randn(20, 2, 5, 5)
     qann = quantize(chain, 8, images)

@@ -31,7 +31,7 @@ def calibrate(
     Args:
         qann: a network with quantizers.
         data: inputs ``[N, ...]``, or an iterable of batches or ``(images, labels)`` pairs; for a network of several
-            inputs, an iterable of tuples of batches.
+            inputs, a tuple of them, or an iterable of such tuples.
         limit: how many images are used at most.
         ann: the network that was quantized; biases are corrected only if it is given.
 
@@ -53,7 +53,9 @@ def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list
     specs = network.info(gm).inputs
     chunks: list[tuple[Tensor, ...]] = []
     count = 0
-    for batch in [data] if isinstance(data, Tensor) else data:
+    # Where there are several inputs no batch is a tensor alone: a sequence of tensors is the inputs themselves.
+    several = len(specs) > 1 and isinstance(data, list | tuple) and all(isinstance(x, Tensor) for x in data)
+    for batch in [data] if isinstance(data, Tensor) or several else data:
         inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)[: len(specs)]
         if len(inputs) < len(specs):
             raise InputError(f"A calibration batch has {len(inputs)} inputs; the network takes {len(specs)}.")
