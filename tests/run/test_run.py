@@ -10,7 +10,9 @@ from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.errors import InputError, StageError
 from spikezip.graph import capture
 from spikezip.levels import Levels
+from spikezip.measure import verify
 from spikezip.morph import Morph, Residual, morph
+from spikezip.pipeline import convert
 from spikezip.quantize import quantize
 from spikezip.run import Engine, Outcome, Run, State, execute, sweep
 from spikezip.spike import Constant, Even, Pulse, spike
@@ -293,3 +295,28 @@ def test_in_float32_engines_differ_at_ties_only():
     differing = sum(int((found[name] != expected[name]).sum()) for name in expected)
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) <= 1
     assert differing <= 1e-3 * sum(codes.numel() for codes in expected.values())
+
+
+class Elsewhere(nn.Module):
+    """Returns its values in several layouts, as a recurrent network returns its last state before the batch."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.last(torch.relu(self.first(x)))
+        return y, y.unsqueeze(0), y.t()
+
+
+def test_outputs_come_images_first_wherever_the_network_puts_them():
+    images = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
+    snn = convert(Elsewhere(), images[:2], images)
+    plain, before, behind = snn.qann(images)
+    for engine in Engine:
+        run = execute(snn, images, engine=engine)
+        assert verify(snn, images, engine=engine).equal
+        for mine, theirs in zip(run.outputs, (plain, before.transpose(0, 1), behind.t()), strict=True):
+            assert torch.equal(mine[-1], theirs)

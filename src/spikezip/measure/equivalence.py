@@ -20,7 +20,7 @@ from spikezip.measure.provenance import versions
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs
-from spikezip.run.step import images_first
+from spikezip.run.step import images_first, outputs_first
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -216,8 +216,9 @@ def exactness(snn: SpikingNetwork) -> list[dict[str, Any]]:
 @torch.no_grad()
 @exactly
 def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Every quantizer's codes, and the outputs, of the QANN on one batch."""
+    """Every quantizer's codes, and the outputs, of the QANN on one batch; images first."""
     codes: dict[str, Tensor] = {}
+    qann, images = snn.qann, inputs[0].shape[0]
 
     class Codes(fx.Interpreter):
         extra_traceback = False
@@ -226,12 +227,11 @@ def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[st
             if n.op == "call_module" and isinstance(quantizer := self.fetch_attr(str(n.target)), Quantizer):
                 drive = self.fetch_args_kwargs_from_env(n)[0][0]
                 found = quantizer.codes(drive)
-                codes[str(n.target)] = images_first(found, network.spec(n), inputs[0].shape[0])
+                codes[str(n.target)] = images_first(found, network.spec(n), images)
                 return found * quantizer.scale
             return super().run_node(n)
 
-    result = Codes(snn.qann).run(*inputs)
-    return codes, result if isinstance(result, tuple) else (result,)
+    return codes, outputs_first(qann, Codes(qann).run(*inputs), images)
 
 
 def start_text(snn: SpikingNetwork) -> str:

@@ -10,7 +10,7 @@ from torch import fx
 
 from spikezip.graph import network, ops, rewrite, shapes
 from spikezip.graph.ops import Kind
-from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint, Grids, is_floating
+from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint, Grids, has_width, is_complex
 from spikezip.quantize.quantizer import Quantizer
 
 _aten = torch.ops.aten
@@ -61,7 +61,7 @@ def choose_arithmetic(gm: fx.GraphModule) -> tuple[Exactness, ...]:
                     report.append(Exactness(network.origin(operand), network.op_name(operand), 24.0, "rounded"))
                 node.replace_input_with(operand, fixed[operand])
         grid = grids.add(node)
-        if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node) or not _reads_floats(node):
+        if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node) or not _reads_numbers(node):
             continue
         kind = ops.kind(node)
         if grid is None:
@@ -87,12 +87,12 @@ def _exits(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), Quantizer):
         return list(node.all_input_nodes)
     if node.op == "output" or (node.op == "call_function" and ops.kind(node) is Kind.SYNAPTIC):
-        return [n for n in node.all_input_nodes if ops.is_signal(n) and not ops.is_constant(n) and is_floating(n)]
+        return [n for n in node.all_input_nodes if ops.is_signal(n) and not ops.is_constant(n) and has_width(n)]
     return []
 
 
-def _reads_floats(node: fx.Node) -> bool:
-    return any(ops.is_signal(n) and is_floating(n) for n in node.all_input_nodes)
+def _reads_numbers(node: fx.Node) -> bool:
+    return any(ops.is_signal(n) and has_width(n) for n in node.all_input_nodes)
 
 
 def _fix(gm: fx.GraphModule, source: fx.Node, *, output: bool) -> fx.Node:
@@ -108,12 +108,13 @@ def _fix(gm: fx.GraphModule, source: fx.Node, *, output: bool) -> fx.Node:
 def _widen(gm: fx.GraphModule, node: fx.Node) -> None:
     """Compute a node in float64: its constants stored so, its streams converted."""
     for operand in list(node.all_input_nodes):
-        if "spec" not in operand.meta or not network.spec(operand).dtype.is_floating_point:
+        if "spec" not in operand.meta or not has_width(operand):
             continue
         with gm.graph.inserting_before(node):
             tensor = network.constant(operand)
             if tensor is not None:
-                new = rewrite.new_constant(gm, str(operand.target), tensor.detach().double(), like=node)
+                double = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+                new = rewrite.new_constant(gm, str(operand.target), double, like=node)
             else:
                 new = _to(gm, operand, torch.float64)
         new.meta["spec"] = operand.meta["spec"]
@@ -125,11 +126,11 @@ def _narrow(gm: fx.GraphModule, wide: set[fx.Node]) -> None:
     dtype = next((s.dtype for s in network.info(gm).inputs if s.dtype.is_floating_point), torch.float32)
     double = set(wide)
     for node in list(gm.graph.nodes):
-        received = [n for n in node.all_input_nodes if n in double and is_floating(n)]
+        received = [n for n in node.all_input_nodes if n in double and has_width(n)]
         if node in wide or not received:
             continue
         if node.target is _aten.to.dtype:
-            if node.args[1] is torch.float64:
+            if node.args[1] in (torch.float64, torch.complex128):
                 double.add(node)
         elif node.op == "call_module":
             with gm.graph.inserting_after(node):
@@ -144,6 +145,7 @@ def _narrow(gm: fx.GraphModule, wide: set[fx.Node]) -> None:
 
 
 def _to(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    dtype = dtype.to_complex() if is_complex(node) else dtype
     new = rewrite.call(gm, _aten.to.dtype, (node, dtype), like=node)
     new.meta["spec"] = node.meta["spec"]
     return new

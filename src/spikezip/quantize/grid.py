@@ -82,7 +82,9 @@ class FixedPoint(_Rounding):
 
 
 def to_fixed_point(x: Tensor, exponent: int, limit: int) -> Tensor:
-    """``x`` rounded to whole steps of ``2**-exponent``, ties up, at most ``limit`` steps from 0."""
+    """``x`` (complex: each part) rounded to whole steps of ``2**-exponent``, ties up, at most ``limit`` steps."""
+    if x.is_complex():
+        return torch.complex(*(to_fixed_point(part, exponent, limit) for part in (x.real, x.imag)))
     steps = x * 2.0**exponent  # ours: the rest is done in place, as fresh memory costs more than arithmetic
     return steps.add_(0.5).floor_().clamp_(-limit, limit).mul_(2.0**-exponent)
 
@@ -138,8 +140,10 @@ class Grids:
             return None
         constant = network.constant(node)
         if constant is not None:
-            return _constant_grid(constant)
+            return None if constant.is_complex() else _constant_grid(constant)
         if node.op != "call_function" or not ops.is_signal(node):
+            return None
+        if any(is_complex(n) for n in (node, *node.all_input_nodes)):
             return None
         return self._operation(node, ops.kind(node))
 
@@ -224,6 +228,19 @@ def is_floating(node: fx.Node) -> bool:
         return stored.is_floating_point()
     spec = node.meta.get("spec")
     return spec is None or spec.dtype.is_floating_point
+
+
+def is_complex(node: fx.Node) -> bool:
+    """Whether a node holds complex numbers."""
+    stored = network.constant(node)
+    if stored is not None:
+        return stored.is_complex()
+    return "spec" in node.meta and network.spec(node).dtype.is_complex
+
+
+def has_width(node: fx.Node) -> bool:
+    """Whether a node holds numbers that come in single and double precision: real ones, or complex ones."""
+    return is_floating(node) or is_complex(node)
 
 
 def per_channel(node: fx.Node, weight: Tensor) -> tuple[Tensor, Tensor]:

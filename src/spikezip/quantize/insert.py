@@ -119,8 +119,13 @@ def _insert_missing(gm: fx.GraphModule, unsigned: Levels, signed: Levels) -> Non
 def _insert(
     gm: fx.GraphModule, source: Any, readers: list[fx.Node], levels: Levels, *, name: str, place: fx.Node | None = None
 ) -> fx.Node:
-    name = _module_name(gm, name)
     dtype = source.meta["spec"].dtype
+    if dtype.is_complex:
+        raise StageError(
+            f"{network.describe(source)} holds complex numbers that weights multiply, so it would need a neuron; but "
+            "spikes add up to real numbers. Write that product with real and imaginary parts."
+        )
+    name = _module_name(gm, name)
     gm.add_submodule(name, Quantizer(levels).to(dtype))
     with gm.graph.inserting_after(place or source):
         node = gm.graph.call_module(name, (source,))

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.graph import network, ops, rewrite
 from spikezip.graph.ops import Kind
-from spikezip.quantize.grid import channels_back, channels_first, fill_value, is_floating
+from spikezip.quantize.grid import channels_back, channels_first, fill_value, has_width, is_floating
 from spikezip.quantize.quantizer import Quantizer
 
 _aten = torch.ops.aten
@@ -123,7 +123,7 @@ class Units:
         if node.op == "call_module":
             return self.unit[node.all_input_nodes[0]]
         kind = ops.kind(node)
-        streams = [n for n in ops.data_operands(node) if n in self.unit and is_floating(n)]
+        streams = [n for n in ops.data_operands(node) if n in self.unit and has_width(n)]
         if kind is Kind.SYNAPTIC and len(streams) == 1:
             if ops.weight_of(node) is not None:
                 return self._weights(node, streams[0])

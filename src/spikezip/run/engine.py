@@ -15,6 +15,7 @@ from spikezip.run.event import event
 from spikezip.run.exit import EarlyExit
 from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Run, State, join
+from spikezip.run.step import outputs_first
 from spikezip.run.sweep import sweep
 from spikezip.spike.encoding import Constant
 from spikezip.spike.swap import SpikingNetwork
@@ -119,5 +120,4 @@ def check_inputs(snn: SpikingNetwork, images: Tensor | Sequence[Tensor]) -> tupl
 @exactly
 def qann_outputs(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The QANN's outputs, images first."""
-    result = snn.qann(*inputs)
-    return result if isinstance(result, tuple) else (result,)
+    return outputs_first(snn.qann, snn.qann(*inputs), inputs[0].shape[0])

@@ -120,6 +120,10 @@ class _Machine:
         outputs = tuple(part.now(n) for n in network.outputs(self.snn.graph))
         return Moved(outputs, part.before, part.after, part.behind)
 
+    def wide(self, value: Tensor) -> Tensor:
+        """A value in the precision of this run."""
+        return value.to(self.dtype.to_complex() if value.is_complex() else self.dtype)
+
     def memory(self) -> dict[str, Tensor]:
         """All that is kept, images first, to go on from; nothing where a value does not keep an image's together."""
         kept: dict[str, Tensor] = {_SHARE: torch.full((self.images,), self.delivered, dtype=torch.float64)}
@@ -285,10 +289,10 @@ class _Pass:
         m = self.machine
         before = m.total.get(node)
         if before is None:
-            self.change[node] = _over(value, lambda v: v.to(m.dtype))
+            self.change[node] = _over(value, m.wide)
         else:
             self.earlier[node] = before
-            self.change[node] = _over(value, lambda v, w: v.to(m.dtype) - w.to(m.dtype), before)
+            self.change[node] = _over(value, lambda v, w: m.wide(v) - m.wide(w), before)
         m.total[node] = value
 
     def _add_up(self, node: fx.Node) -> None:
@@ -305,13 +309,15 @@ class _Pass:
         """What a linear operation reads: a stream's change; a constant's value, or its arrival where it is added."""
         m = self.machine
         if node is now:
-            return _over(m.total[node], lambda v: v.to(m.dtype))
+            return _over(m.total[node], m.wide)
         if node is before:
-            return _over(self.earlier[node], lambda v: v.to(m.dtype))
+            return _over(self.earlier[node], m.wide)
         if m.rules.of[node] is not Rule.CONSTANT:
             return self.change[node]
         if node not in m.cast:
-            m.cast[node] = _over(m.constants[node], lambda v: v.to(m.dtype) if v.is_floating_point() else v)
+            m.cast[node] = _over(
+                m.constants[node], lambda v: m.wide(v) if v.is_floating_point() or v.is_complex() else v
+            )
         value = m.cast[node]
         return value if m.fresh or not added else _over(value, torch.zeros_like)
 

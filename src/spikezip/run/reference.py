@@ -13,7 +13,7 @@ from spikezip.graph import network
 from spikezip.kernels import exactly
 from spikezip.run.exit import EarlyExit, first_confident
 from spikezip.run.result import Observer, Run, State, outcome_of
-from spikezip.run.step import at_share, images_back, images_first
+from spikezip.run.step import at_share, images_back, images_first, outputs_first
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -100,9 +100,7 @@ def stepwise(
     exits = _Exits(early_exit, images) if early_exit else None
     for t in range(1, steps + 1):
         moved = advance(t, tracers)
-        outputs.append(
-            tuple(images_first(r, network.spec(n), images) for r, n in zip(moved.outputs, network.outputs(snn.graph)))
-        )
+        outputs.append(outputs_first(snn.graph, moved.outputs, images))
         behind = torch.zeros(images, dtype=torch.bool)
         for name, _ in snn.layers:
             move = (moved.after[name] - moved.before[name]).reshape(images, -1)

@@ -59,6 +59,12 @@ def images_first(value: Tensor, spec: Spec, images: int) -> Tensor:
     return value
 
 
+def outputs_first(gm: fx.GraphModule, values: Any, images: int) -> tuple[Tensor, ...]:
+    """What a network returned, one tensor or several, as ``[images, ...]`` each."""
+    several = values if isinstance(values, tuple) else (values,)
+    return tuple(images_first(v, network.spec(n), images) for v, n in zip(several, network.outputs(gm), strict=True))
+
+
 def images_back(value: Tensor, spec: Spec) -> Tensor:
     """The inverse of :func:`images_first`."""
     dim = spec.batch_dim or 0
