@@ -328,6 +328,13 @@ HEADER: list[Mutation] = [
     ("tensor of another type", _tensor(lambda t: t.double()), "cannot be computed|SHA-256"),
     ("tensor empty", _tensor(lambda t: t[:0].clone()), "cannot be computed|SHA-256|holds"),
     ("tensor of complex numbers", _tensor(lambda t: t.to(torch.complex64)), "of a type that networks do not have"),
+    ("tensor called complex", _set("tensors/fc.weight/complex", True), "does not hold pairs of real and imaginary"),
+    (
+        "tensor of pairs called complex",
+        lambda p: (_tensor(lambda t: t[:, :2].clone())(p), _set("tensors/fc.weight/complex", True)(p)),
+        "cannot be computed",
+    ),
+    ("tensor complex by a word", _set("tensors/fc.weight/complex", "yes"), "of the wrong type"),
     ("tensor of 8-bit floats", _tensor(lambda t: t.to(torch.float8_e4m3fn)), "of a type that networks do not have"),
     ("tensor kind unknown", _set("tensors/fc.weight/kind", "pickle"), "neither parameter nor buffer"),
     ("tensor facts of wrong type", _set("tensors/fc.weight", 5), "is not an object"),

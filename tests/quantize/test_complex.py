@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from spikezip.errors import StageError
 from spikezip.measure import verify
-from spikezip.pipeline import convert
+from spikezip.pipeline import convert, load
 from spikezip.run import Engine
 
 IMAGES = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ class Mixed(Between):
 
 
 @pytest.mark.parametrize("network", [Magnitude, Parts, Filtered, Turned, Spectrum])
-def test_complex_numbers_convert_and_every_engine_agrees(network):
+def test_complex_numbers_convert_and_every_engine_agrees(network, tmp_path):
     model = network().eval()
     snn = convert(model, IMAGES[:2], IMAGES, levels=16)
     floats = convert(model, IMAGES[:2], IMAGES, levels=16, weight_bits=None)
@@ -85,6 +85,9 @@ def test_complex_numbers_convert_and_every_engine_agrees(network):
     lost, lost_by_neurons = ((found - wanted).abs().mean() / wanted.abs().mean() for found in (mine, near))
     assert float(lost) < float(lost_by_neurons) + 0.02
     assert float(lost_by_neurons) < 0.2
+    for which, network in enumerate((snn, floats)):
+        again = load(network.save(tmp_path / f"{which}.spikezip"))
+        assert torch.equal(again.run(IMAGES).outputs[0], network.run(IMAGES).outputs[0])
 
 
 def test_complex_weights_are_refused_by_name():

@@ -214,6 +214,9 @@ def _rebuild(document: dict[str, Any], tensors: dict[str, Any]) -> SpikingNetwor
     network.mark(gm, stage, inputs, _notes(document["notes"]))
     gm.train(document["training"])
     _annotate(gm, modules)
+    for node, _ in (*network.modules_of(gm, STBIF), *network.modules_of(gm, Quantizer)):
+        if network.spec(node).dtype.is_complex:
+            raise BundleError(f"the neurons {str(node.target)!r} receive complex numbers")
     for node, neuron in network.modules_of(gm, STBIF):
         if neuron.initial_codes is not None and neuron.initial_codes.shape != tracer_shape(network.spec(node)):
             raise BundleError(f"the initial codes of {str(node.target)!r} do not have the shape of its tracers")

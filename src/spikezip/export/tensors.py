@@ -67,7 +67,10 @@ def write_tensors(stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
         order = _order(tensor)
         if order:  # the layout decides which kernel runs, and so the last bits
             facts[name]["order"] = order
-        kept[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        dense = tensor.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
+        if dense.is_complex():
+            facts[name]["complex"] = True
+        kept[name] = torch.view_as_real(dense) if dense.is_complex() else dense
     return facts, kept
 
 
@@ -86,7 +89,12 @@ def check_facts(facts: Any, present: set[str]) -> dict[str, Any]:
         raise BundleError("what it tells of its tensors is not an object")
     for name, row in facts.items():
         check_path(name, "a tensor")
-        fields(row, f"the tensor {name!r}", {"kind": str, "requires_grad": bool}, {"same_as": str, "order": list})
+        fields(
+            row,
+            f"the tensor {name!r}",
+            {"kind": str, "requires_grad": bool},
+            {"same_as": str, "order": list, "complex": bool},
+        )
         if row["kind"] not in _KINDS:
             raise BundleError(f"the tensor {name!r} is a {row['kind'][:40]!r}, neither parameter nor buffer")
     stored = {name for name, row in facts.items() if "same_as" not in row}
@@ -107,9 +115,10 @@ def read_tensors(facts: Mapping[str, Any], get: Callable[[str], Tensor]) -> dict
     for name, row in sorted(facts.items()):
         origin = row.get("same_as", name)
         if origin not in raw:
-            raw[origin] = _laid_out(get(origin), facts[origin].get("order"), origin)
+            stored = _complex(get(origin), origin) if facts[origin].get("complex") else get(origin)
+            raw[origin] = _laid_out(stored, facts[origin].get("order"), origin)
         tensor = raw[origin]
-        if row["requires_grad"] and not (row["kind"] == "parameter" and tensor.is_floating_point()):
+        if row["requires_grad"] and not (row["kind"] == "parameter" and _trainable(tensor)):
             raise BundleError(f"the tensor {name!r} cannot be trained, and yet asks for gradients")
         key = (origin, row["kind"])
         if key not in made:
@@ -117,6 +126,17 @@ def read_tensors(facts: Mapping[str, Any], get: Callable[[str], Tensor]) -> dict
             made[key] = nn.Parameter(tensor, requires_grad=row["requires_grad"]) if parameter else tensor
         found[name] = made[key]
     return found
+
+
+def _trainable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _complex(pairs: Tensor, name: str) -> Tensor:
+    """Complex numbers from pairs of real and imaginary parts."""
+    if pairs.dtype not in (torch.float32, torch.float64) or pairs.shape[-1:] != (2,):
+        raise BundleError(f"the tensor {name!r} does not hold pairs of real and imaginary parts")
+    return torch.view_as_complex(pairs.clone())  # in the file they may lie where torch cannot read them together
 
 
 def _laid_out(tensor: Tensor, order: Any, name: str) -> Tensor:

@@ -52,7 +52,8 @@ def _check_streams(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if node.op == "call_module":
             drive = node.args[0]
-            if "spec" not in drive.meta or not network.spec(drive).dtype.is_floating_point:
+            dtype = network.spec(drive).dtype if "spec" in drive.meta else torch.bool
+            if not dtype.is_floating_point and not dtype.is_complex:
                 raise BundleError(f"the module {node.target!r} receives no floating-point tensor")
             if network.spec(drive).batch_dim is None:
                 raise BundleError(f"the module {node.target!r} receives a constant; a neuron needs a signal")
@@ -129,8 +130,8 @@ def check_weights(gm: fx.GraphModule, tensors: dict[str, Tensor]) -> None:
     weights = {str(n.target) for n in constants if any(ops.kind(user) is Kind.SYNAPTIC for user in n.users)}
     masks = {str(n.target) for n in constants} - weights
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        if not (tensor.is_floating_point() or tensor.is_complex()) or bool(torch.isfinite(tensor).all()):
             continue
-        mask = name in masks and not isinstance(tensor, torch.nn.Parameter)
+        mask = name in masks and not isinstance(tensor, torch.nn.Parameter) and not tensor.is_complex()
         if not mask or bool(torch.isnan(tensor).any()) or bool((tensor == torch.inf).any()):
             raise BundleError(f"the tensor {name!r} holds NaN or infinity")

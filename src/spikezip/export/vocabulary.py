@@ -21,10 +21,11 @@ DTYPES: dict[str, torch.dtype] = {
     for dtype in (
         torch.bfloat16, torch.float16, torch.float32, torch.float64,
         torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool,
+        torch.complex64, torch.complex128,
     )
 }  # fmt: skip
 
-#: safetensors' names of the same types.
+#: safetensors' names of the same types; complex numbers are stored as pairs.
 STORED_DTYPES = {"BF16", "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL"}
 
 MEMORY_FORMATS: dict[str, torch.memory_format] = {
@@ -63,6 +64,11 @@ _MORE_BY_KIND = {
     ),
     "constants": ("zeros ones eye linspace zeros_like ones_like new_zeros new_ones new_full"),
     "reductions": ("std std_mean var_mean all norm linalg_vector_norm cumprod cummax cummin aminmax"),
+    "complex numbers and spectra": (
+        "complex polar view_as_complex view_as_real real imag angle conj _conj conj_physical resolve_conj"
+        " fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn"
+        " fft_irfftn fft_fftshift fft_ifftshift"
+    ),
     "other names of the same": (
         "subtract multiply divide floor_divide greater greater_equal less less_equal not_equal isclose"
     ),
