@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import InputError, OutputError
 from spikezip.graph import network, ops
@@ -234,7 +235,7 @@ class _Tally:
             outputs = qann_outputs(self.snn, piece)
             run = execute(self.snn, piece, self.steps, engine=engine, batch=images)
         self.images += images
-        answers = run.logits.argmax(-1) if run.logits.dim() == 3 else None
+        answers = run.logits.argmax(-1) if run.logits.dim() == 3 and not run.logits.is_complex() else None
         if answers is not None:
             truth = outputs[0].argmax(-1)
             self.agree += (answers == truth).sum(1).cpu()
@@ -242,7 +243,8 @@ class _Tally:
                 self.right += (answers == labels).sum(1).cpu()
                 self.qann_right += int((truth == labels).sum())
                 if ann is not None:
-                    self.ann_right += int((ann.eval()(*piece).argmax(-1) == labels).sum())
+                    logits = tree_leaves(ann.eval()(*piece))[0]  # the author's network may return what it likes
+                    self.ann_right += int((logits.argmax(-1) == labels).sum())
         else:
             self.settle_possible = False
         self.settled += run.settled_at.tolist()

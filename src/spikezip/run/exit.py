@@ -124,10 +124,10 @@ def first_confident(rule: EarlyExit, logits: Tensor) -> Tensor:
     Raises:
         StageError: these are no logits.
     """
-    if logits.dim() != 3 or logits.shape[-1] < 2:
+    if logits.dim() != 3 or logits.shape[-1] < 2 or logits.is_complex():
         raise StageError(
-            f"An early exit needs logits [B, C] of 2 classes or more; this network's first output is "
-            f"{tuple(logits.shape[1:])} a step. Run it without early_exit."
+            f"An early exit needs real logits [B, C] of 2 classes or more; this network's first output is "
+            f"{logits.dtype} {tuple(logits.shape[1:])} a step. Run it without early_exit."
         )
     clear = rule.confident(logits).cpu()
     return torch.where(clear.any(0), clear.to(torch.int8).argmax(0) + 1, 0)
