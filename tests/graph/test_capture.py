@@ -193,12 +193,18 @@ def test_broken_weights_are_named(value):
         (torch.zeros(0, 3), "batch dimension"),
         (torch.tensor(1.0), "batch dimension"),
         ([[1.0, 2.0]], "is a list"),
+        (torch.zeros(1, 3).numpy(), "is a ndarray"),
         (torch.full((1, 3), float("nan")), "holds NaN"),
     ],
 )
 def test_unusable_examples(example, message):
     with pytest.raises(InputError, match=message):
         capture(nn.Linear(3, 3), example)
+
+
+def test_what_is_no_module():
+    with pytest.raises(InputError, match=r"The model is a function; pass an nn\.Module"):
+        capture(lambda x: x, torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize(

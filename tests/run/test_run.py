@@ -297,6 +297,13 @@ def test_in_float32_engines_differ_at_ties_only():
     assert differing <= 1e-3 * sum(codes.numel() for codes in expected.values())
 
 
+def test_unusable_engines_and_images(plain):
+    with pytest.raises(StageError, match=r"engine='sweep': give one of Engine\.REFERENCE"):
+        execute(spike(plain), IMAGES, engine="sweep")
+    with pytest.raises(InputError, match=r"is a ndarray; pass a torch\.Tensor"):
+        execute(spike(plain), IMAGES.numpy())
+
+
 class Elsewhere(nn.Module):
     """Returns its values in several layouts, as a recurrent network returns its last state before the batch."""
 

@@ -156,6 +156,12 @@ def test_text_that_is_no_encoding(text):
         parse_encoding(text)
 
 
+def test_text_is_no_encoding_yet(qann):
+    for given in ({"encoding": "even:4"}, {"bias_encoding": "pulse"}):
+        with pytest.raises(StageError, match=r"is no encoding; give Pulse\(\)"):
+            spike(qann, **given)
+
+
 def test_shares_may_fall_but_must_complete():
     falls = Shares((3, 1, 4, 4))
     assert [falls.share(t, 9) for t in range(1, 7)] == [0.75, 0.25, 1.0, 1.0, 1.0, 1.0]

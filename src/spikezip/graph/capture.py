@@ -78,7 +78,9 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     >>> [network.origin(node) for node in ann.graph.nodes if node.op == "call_function"]
     ['0', '1']
     """
-    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"The model is a {type(model).__name__}; pass an nn.Module.")
+    examples = tuple(example) if isinstance(example, Sequence) else (example,)
     _check_examples(examples)
     _check_weights(model)
     twin = _twin(model)

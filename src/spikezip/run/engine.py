@@ -66,6 +66,8 @@ def execute(
         StageError: ``steps`` or ``batch`` is not positive, or missing for an encoding that needs it.
     """
     inputs = check_inputs(snn, images)
+    if not isinstance(engine, Engine):
+        raise StageError(f"engine={engine!r}: give one of {', '.join(map(str, Engine))}.")
     if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
         raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
@@ -106,7 +108,7 @@ def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
 def check_inputs(snn: SpikingNetwork, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The inputs as a tuple; InputError unless they fit the network."""
     specs = network.info(snn.graph).inputs
-    inputs = (images,) if isinstance(images, Tensor) else tuple(images)
+    inputs = tuple(images) if isinstance(images, Sequence) else (images,)
     if len(inputs) != len(specs):
         raise InputError(f"This network takes {len(specs)} inputs; {len(inputs)} were given.")
     for spec, x in zip(specs, inputs, strict=True):

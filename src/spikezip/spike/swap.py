@@ -120,6 +120,12 @@ def spike(
             network, an analog operand is left where only spikes may be.
     """
     network.expect(qann, Stage.QANN, "spike")
+    for given in (encoding, bias_encoding):
+        if given is not None and not hasattr(given, "share"):
+            raise StageError(
+                f"{given!r} is no encoding; give Pulse(), Even(8), Shares(...) or Constant() "
+                "(parse_encoding() reads text)."
+            )
     check_qann(qann)
     graph = network.fork(qann)
     code = network.note(qann, "initial_code", 0) if initial_code is None else initial_code
