@@ -74,7 +74,8 @@ def needs_neuron(gm: fx.GraphModule, carriers: Carriers) -> list[tuple[fx.Node, 
     """The edges (source, reader) on which a neuron is missing.
 
     A synaptic operation must receive spikes or the network's input. Where it does not, the edge is followed upwards
-    through operations that only move values (and have one reader), so that the neuron sits where the value is made.
+    through operations that only move values (and have one reader), so that the neuron sits where the value is made; but
+    not past where it becomes a real number.
     """
     missing = []
     for node in gm.graph.nodes:
@@ -91,6 +92,7 @@ def needs_neuron(gm: fx.GraphModule, carriers: Carriers) -> list[tuple[fx.Node, 
                 and (len(source.users) == 1 or not network.spec(source).outer)
                 and len(ops.data_operands(source)) == 1
                 and "spec" in ops.data_operands(source)[0].meta
+                and network.spec(ops.data_operands(source)[0]).dtype.is_floating_point
             ):
                 source, reader = ops.data_operands(source)[0], source
             missing.append((source, reader))

@@ -24,6 +24,9 @@ _LIMITING = {"relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0), "clamp": (None, None)
 #: Kinds that keep their operands' unit, if all operands have the same.
 _KEEPING = {Kind.SHAPE, Kind.MAXIMUM, Kind.SUM, Kind.AVERAGE}
 
+_CASTS = {"to", "_to_copy", "type_as"}
+_JOINING = {"add", "sub", "rsub", "cat", "stack"}
+
 
 def snap(values: Tensor, bits: int) -> Tensor:
     """Each value rounded to ``bits`` significant binary digits (float64)."""
@@ -89,6 +92,11 @@ class Units:
         if node.op != "call_function" or not ops.is_signal(node):
             return False
         name = network.op_name(node)
+        # Whole numbers and truth values are in no unit: neither what becomes one, nor what is joined with one.
+        if name in _CASTS and not has_width(node):
+            return False
+        if name in _JOINING and not all(has_width(n) for n in node.all_input_nodes if ops.is_signal(n)):
+            return False
         return ops.kind(node) in _KEEPING or name in _HOMOGENEOUS or (name in _LIMITING and _limits(node) is not None)
 
     def _wanted(self, node: fx.Node) -> float | None:
@@ -135,7 +143,7 @@ class Units:
         if (kind is Kind.PRODUCT or (kind is Kind.SYNAPTIC and ops.bias_index(node) is None)) and len(streams) > 0:
             if all(n in self.unit for n in node.args[:2]) and len(streams) <= 2:
                 return math.prod(self.unit[n] for n in node.args[:2])  # type: ignore[index]
-        if self._keeps_unit(node):
+        if self._keeps_unit(node) and streams:
             return self._kept(node, streams)
         # A general function takes real values; it is computed in float64, so the factor need be on no grid.
         for stream in streams:
