@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spikezip.graph import capture, network
 from spikezip.measure import verify
 from spikezip.morph import morph
-from spikezip.quantize import quantize, to_integer
+from spikezip.quantize import Quantizer, quantize, to_integer
 from spikezip.run import Engine
 from spikezip.spike import spike
 
@@ -75,6 +75,8 @@ def test_whole_numbers_are_in_no_unit(function):
     model = Between(function).eval()
     qann = quantize(morph(capture(model, images)), 16, images, correct_bias=False)
     integer = to_integer(qann, 16)
+    if function is WHOLE["compared"]:
+        assert {q.levels.lowest for _, q in network.modules_of(qann, Quantizer)} == {0}
     with torch.no_grad():
         wanted, found = qann(images), integer(images)
     assert float((found - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.02

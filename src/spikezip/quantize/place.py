@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+import torch
 from torch import fx, nn
 
 from spikezip.graph import network, ops
@@ -108,7 +109,8 @@ _KEEPS_SIGN = {Kind.SHAPE, Kind.MAXIMUM, Kind.AVERAGE}
 def never_negative(node: fx.Node) -> bool:
     """Whether a value is at least 0 whatever the input: its quantizer then starts at 0."""
     while node.op == "call_function":
-        if network.op_name(node) in _NEVER_NEGATIVE:
+        spec = node.meta.get("spec")
+        if network.op_name(node) in _NEVER_NEGATIVE or (spec and spec.dtype in (torch.bool, torch.uint8)):
             return True
         if network.op_name(node) in ("hardtanh", "clamp", "clamp_min"):
             low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min_val", -1)
