@@ -23,7 +23,7 @@ _HOMOGENEOUS = {"relu", "leaky_relu", "neg", "abs", "prelu"}
 _LIMITING = {"relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0), "clamp": (None, None), "clamp_min": (None, None)}
 #: Kinds that keep their operands' unit, if all operands have the same.
 _KEEPING = {Kind.SHAPE, Kind.MAXIMUM, Kind.SUM, Kind.AVERAGE}
-
+#: Of these, what may make whole numbers, and what joins all its operands in one value.
 _CASTS = {"to", "_to_copy", "type_as"}
 _JOINING = {"add", "sub", "rsub", "cat", "stack"}
 

@@ -63,7 +63,8 @@ def execute(
 
     Raises:
         InputError: the images, or the state, do not fit the network.
-        StageError: ``steps`` or ``batch`` is not positive, or missing for an encoding that needs it.
+        StageError: ``steps`` or ``batch`` is not positive, or missing for an encoding that needs it; or ``engine`` is
+            none.
     """
     inputs = check_inputs(snn, images)
     if not isinstance(engine, Engine):

@@ -117,7 +117,7 @@ def spike(
 
     Raises:
         StageError: a quantizer is uncalibrated or has a scale that is not positive; an activation or, in a strict
-            network, an analog operand is left where only spikes may be.
+            network, an analog operand is left where only spikes may be; or an encoding is none.
     """
     network.expect(qann, Stage.QANN, "spike")
     for given in (encoding, bias_encoding):
