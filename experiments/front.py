@@ -8,10 +8,11 @@
     python experiments/front.py --only "for T=2" --start experiments/networks ...    # on from a network that was kept
 
 Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
-fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation), given 8-bit
-weights, and run on the test split once. On a GPU, where there is one: a small network does not fill it, so that several
-calls with ``--train-only`` are best made at once, and then one without to measure. What is cut off goes on from its
-checkpoint in runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made again.
+fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation, unless
+``--all-images`` says that nothing is left to be chosen with them), given 8-bit weights, and run on the test split once.
+On a GPU, where there is one: a small network does not fill it, so that several calls with ``--train-only`` are best made
+at once, and then one without to measure. What is cut off goes on from its checkpoint in runs/front; rows in
+experiments/results/front-DATASET-NETWORK.json are not made again.
 
 ``--keep FOLDER`` writes every product that is measured as an SNN for ``spikezip run``, and its trained weights as they
 were before they became integers; ``--start FOLDER`` goes on from such weights: a soup's, or the first seed's.
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--teacher", choices=sorted(MODELS), help="a published network to learn from, not the ANN")
     parser.add_argument("--validation-images", type=int, help="after each epoch, only the first so many")
+    parser.add_argument("--all-images", action="store_true", help="train on those held out for validation too")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--train-only", action="store_true", help="measure later, and write no row now")
@@ -121,6 +123,8 @@ def main() -> None:
         settings |= {"teacher": options.teacher, "precision": options.precision}
     if options.start:
         settings["start"] = str(options.start)
+    if options.all_images:
+        settings["train_split"] = "trainval"
     how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
     published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
     source, data = open_both(
@@ -148,6 +152,8 @@ def main() -> None:
         extra["cooldown"] = dict(zip(("after", "epochs"), options.cooldown, strict=True))
     if options.precision != "no":
         extra["precision"] = options.precision
+    if options.all_images:
+        extra |= {"train_split": "trainval", "validation_split": None}
     teacher = anns.get("teacher")
     products = {product: {**lines, **extra} for product, lines in PRODUCTS.items()}
 
