@@ -10,8 +10,8 @@
 Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
 fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation, unless
 ``--all-images`` says that nothing is left to be chosen with them), given 8-bit weights, and run on the test split once.
-On a GPU, where there is one: a small network does not fill it, so that several calls with ``--train-only`` are best made
-at once, and then one without to measure. What is cut off goes on from its checkpoint in runs/front; rows in
+On a GPU, where there is one: a small network does not fill it, so that several calls with ``--train-only`` are best
+made at once, and then one without to measure. What is cut off goes on from its checkpoint in runs/front; rows in
 experiments/results/front-DATASET-NETWORK.json are not made again.
 
 ``--keep FOLDER`` writes every product that is measured as an SNN for ``spikezip run``, and its trained weights as they
