@@ -62,6 +62,24 @@ def _level(**change: Any) -> Callable[[Parts], None]:
     return lambda parts: _neuron(parts)[1].update(change)
 
 
+def _complex_neuron(parts: Parts) -> None:
+    """Complex numbers into the first neuron, and the real part of what it gives."""
+    rows = parts.document["nodes"]
+    index = next(i for i, row in enumerate(rows) if row["op"] == "call_module" and row["target"] == _neuron(parts)[0])
+    neuron = rows[index]["name"]
+    for row in rows[index + 1 :]:
+        row["args"] = [{"node": "after"} if value == {"node": neuron} else value for value in row["args"]]
+    to_complex = {
+        "target": "aten._to_copy.default",
+        "args": rows[index]["args"],
+        "kwargs": {"dtype": {"dtype": "complex64"}},
+    }
+    to_real = {"target": "aten.real.default", "args": [{"node": neuron}], "kwargs": {}}
+    rows[index]["args"] = [{"node": "before"}]
+    rows.insert(index + 1, {"op": "call_function", "name": "after", "origin": "", **to_real})
+    rows.insert(index, {"op": "call_function", "name": "before", "origin": "", **to_complex})
+
+
 def _tensor(change: Callable[[torch.Tensor], torch.Tensor], ends: str = "fc.weight") -> Callable[[Parts], None]:
     def mutate(parts: Parts) -> None:
         name = next(n for n in parts.tensors if n.endswith(ends))
@@ -252,6 +270,7 @@ HEADER: list[Mutation] = [
     ("input shape wrong", _set("inputs/0/shape", [2, 4, 4]), "cannot be computed"),
     ("input type unknown", _set("inputs/0/dtype", "float4"), "none of bfloat16"),
     ("input type wrong", _set("inputs/0/dtype", "int64"), "cannot be computed"),
+    ("neuron on complex numbers", _complex_neuron, "receive complex numbers"),
     ("inputs none", _set("inputs", []), "0 inputs, but its graph has 1"),
     ("inputs many", lambda p: p.document["inputs"].extend(p.document["inputs"] * 9), "10 inputs, but"),
     ("input is a number", _set("inputs/0", 3), "input 0 is not an object"),
