@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -123,3 +125,35 @@ def test_sums_that_float32_may_round_are_not_taken():
     assert what.takes(codes) == (what.reach * codes.top < 2**24)
     wide = Synapse(what.weight, what.scale, None, torch.float32, what.geometry, reach=2**24 // 7 + 1)
     assert not wide.takes(codes)
+
+
+def test_several_threads_within_leave_what_was_before(allowed):
+    before, gate = (now(), torch.backends.cudnn.enabled), threading.Barrier(2)
+
+    def work(whole: bool) -> None:
+        with full_precision(whole=whole):
+            gate.wait(10)  # both are within
+            with precision.tf32():
+                assert set(now().values()) == {"ieee"}  # the other one has not allowed it
+            gate.wait(10)
+        gate.wait(10)
+
+    workers = [threading.Thread(target=work, args=(whole,)) for whole in (True, False)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(20)
+    assert not gate.broken
+    assert (now(), torch.backends.cudnn.enabled) == before
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+def test_autocast_changes_nothing(engine):
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32), torch.nn.ReLU())
+    images = torch.randn(32, 16)
+    snn = spikezip.convert(torch.nn.Sequential(model, torch.nn.Linear(32, 5)), images[:1], images)
+    truth = snn.qann(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(snn.run(images, engine=engine).logits[-1], truth)
+        assert spikezip.verify(snn, images, engine=engine).equal
+        assert torch.is_autocast_enabled("cpu")

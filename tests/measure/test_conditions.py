@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from spikezip.errors import CaptureError, StageError
+from spikezip.errors import CaptureError, EquivalenceError, StageError
 from spikezip.graph import network, purity
 from spikezip.levels import Levels
 from spikezip.measure.equivalence import conditions
 from spikezip.pipeline import SNN, convert, verify
 from spikezip.quantize import Quantizer
+from spikezip.run import Engine
 from spikezip.spike import STBIF, Even, Pulse, Shares, SpikingNetwork
 from spikezip.spike.swap import check_qann
 
@@ -114,3 +115,42 @@ def test_c6_says_in_which_arithmetic(snn):
     rough = forked(snn)
     network.remark(rough.graph, exactness=entries)
     assert "off the grid: 0, 2 (same kernels, same batches)" in conditions(rough)[-1].evidence
+
+
+def first_weight(snn: SpikingNetwork) -> torch.Tensor:
+    return next(p for p in snn.graph.parameters() if p.dim() == 2)
+
+
+def test_c1_and_c6_of_tensors_that_were_changed(snn):
+    turned = forked(snn)
+    next(network.modules_of(turned.graph, STBIF))[1].threshold.fill_(-1.0)
+    assert broken(turned) == {"C1", "C6"}
+    noisy = forked(snn)
+    first_weight(noisy).data.add_(1e-3 * torch.randn_like(first_weight(noisy)))
+    assert broken(noisy) == {"C6"}
+    assert "no longer adds up exactly" in conditions(noisy)[-1].evidence
+
+
+def test_c6_of_floats_is_of_the_engine(snn):
+    x = torch.randn(8, 4)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    floats = convert(model, x[:1], x, weight_bits=None)
+    assert broken(floats) == set()
+    assert [c.id for c in verify(floats, x, engine=Engine.EVENT).conditions if not c.holds] == ["C6"]
+
+
+def test_what_is_certified_is_what_ran(snn):
+    """Torch does not see changes through ``.data``: an engine may hold packed weights of before."""
+    changed, x = forked(snn), torch.randn(16, 4)
+    assert verify(changed, x).equal
+    first_weight(changed).data.fill_(float("nan"))
+    assert not verify(changed, x).equal
+
+
+def test_equal_on_these_images_is_no_proof_where_a_condition_fails(snn):
+    odd, x = forked(snn), torch.randn(16, 4)
+    next(network.modules_of(odd.graph, STBIF))[1].initial_code = 9
+    found = verify(odd, x)
+    assert found.equal
+    with pytest.raises(EquivalenceError, match="but C1 does not hold"):
+        found.require()

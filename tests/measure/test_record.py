@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from spikezip.errors import InputError, StageError
 from spikezip.measure import measure
 from spikezip.pipeline import convert
 
@@ -45,3 +47,44 @@ def test_complex_outputs_are_no_answers():
     assert set(record["accuracy"].values()) == {None}
     assert record["agreement"] is None
     assert sum(record["layers"][0]["spikes"]) > 0
+
+
+def test_the_author_s_network_is_left_in_its_mode():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(32, 4)
+    snn = convert(model, x[:1], x)
+    model.train()
+    measure(snn, x, torch.zeros(32, dtype=torch.int64), ann=model, energy=False)
+    assert model.training
+    assert model[0].training
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"batch": -1}, "batch=-1"),
+        ({"distances": 0}, "distances=0"),
+        ({"steps": 1.5}, "1.5"),
+    ],
+)
+def test_numbers_that_are_no_counts_are_refused(wrong, told):
+    x = torch.randn(8, 4)
+    snn = convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), x[:1], x)
+    with pytest.raises(StageError, match=told):
+        measure(snn, x, **wrong)
+
+
+@pytest.mark.parametrize("labels", [torch.full((8,), 3), torch.full((8,), -1), torch.full((8,), 0.5)])
+def test_labels_that_no_class_has_are_refused(labels):
+    x = torch.randn(8, 4)
+    snn = convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), x[:1], x)
+    with pytest.raises(InputError, match="labels"):
+        measure(snn, x, labels)
+
+
+def test_a_last_layer_that_never_fires_has_no_first_spike():
+    layers = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    x = torch.randn(8, 4)
+    snn = convert(layers, x[:1], x)
+    assert measure(snn, torch.zeros(2, 4), steps=3)["settled"]["first_output_spike"] is None

@@ -8,7 +8,7 @@ from torch import nn
 
 import spikezip
 from spikezip.errors import InputError, StageError
-from spikezip.run import Engine, State, execute
+from spikezip.run import Engine, Outcome, State, execute
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,22 @@ def test_a_state_of_another_network_is_refused(snn):
 def test_a_batch_that_is_no_count_is_refused(snn, batch):
     with pytest.raises(StageError, match="at least 1"):
         execute(snn, torch.rand(4, 6), 1, batch=batch)
+
+
+def test_a_run_from_a_state_goes_on_until_all_have_settled():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    images = torch.randn(40, 6)
+    snn = spikezip.convert(model, images[:1], images, levels=3, initial_code=1)
+    before = execute(snn, images[:8])
+    after = execute(snn, images[8:16], state=before.state)
+    assert after.outcome is Outcome.SETTLED
+    assert torch.equal(after.logits[-1], snn.qann(images[8:16]))
+
+
+@pytest.mark.parametrize("change", [lambda t: t + 300, lambda t: t + 0.5, lambda t: t * float("nan")])
+def test_tracers_that_no_run_has_are_refused(snn, change):
+    images = torch.rand(4, 6)
+    state = execute(snn, images, 2).state
+    with pytest.raises(InputError, match=r"not all whole numbers in 0\.\.7"):
+        execute(snn, images, 2, state=State({name: change(t.float()) for name, t in state.tracers.items()}))

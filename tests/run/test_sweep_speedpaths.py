@@ -16,7 +16,7 @@ from spikezip.graph import capture, network
 from spikezip.kernels import events, native
 from spikezip.levels import Levels
 from spikezip.morph import morph
-from spikezip.quantize import quantize, to_integer
+from spikezip.quantize import Quantizer, quantize, to_integer
 from spikezip.run.plan import plan_of
 from spikezip.run.reference import reference
 from spikezip.run.result import Run
@@ -218,3 +218,58 @@ def test_without_8_bit_kernels_floats_give_the_same(monkeypatch):
     wanted = reference(snn, (images,), 20)
     monkeypatch.setattr(synapse, "_trusted", lambda top: False)
     assert_same(sweep(snn, (images,), 20), wanted)
+
+
+class Turned(nn.Module):
+    """The greatest of negated codes, which is the least of the codes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.mix, self.head = nn.Conv2d(4, 4, 1), nn.Linear(100, 3)
+
+    def forward(self, x):
+        pooled = torch.max_pool2d(-0.5 * torch.relu(self.conv(x)), 2)
+        return self.head(torch.relu(self.mix(pooled)).flatten(1))
+
+
+def test_the_greatest_of_codes_times_a_negative_number(scans):
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 12, 12)
+    snn = spike(to_integer(quantize(morph(capture(Turned(), images[:2])), 6, images)))
+    assert_same(sweep(snn, (images,), 30), reference(snn, (images,), 30))
+
+
+def test_joined_codes_reach_as_far_as_the_furthest():
+    """Kernels are trusted up to a code; layers may have more levels than the first that they are joined to."""
+    torch.manual_seed(0)
+    both = nn.ModuleList(nn.Linear(6, 16) for _ in range(2))
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.mix, self.head = both, nn.Linear(32, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            joined = torch.cat([torch.relu(layer(x)) for layer in self.both], 1)
+            return self.head(torch.relu(self.mix(joined)))
+
+    model, images = Joined(), torch.randn(4, 6) * 0.2
+    both[1].bias.data.fill_(9.0)
+    model.mix.bias.data.zero_()
+    model.mix.weight.data.copy_(127 * 2.0**-11 * torch.where(torch.arange(16)[:, None] % 2 == 0, 1.0, -1.0))
+    qann = quantize(morph(capture(model, images[:1])), 8, images)
+    for (_, quantizer), levels, scale in zip(
+        network.modules_of(qann, Quantizer), (8, 256, 256), (1 / 32, 1 / 32, 1 / 8), strict=True
+    ):
+        quantizer.levels = Levels(0, levels - 1)
+        quantizer.scale.data.fill_(scale)
+    snn = spike(to_integer(qann), slew=64)
+    assert_same(sweep(snn, (images,), 14), reference(snn, (images,), 14))
+
+
+def test_a_network_made_for_inference_alone_runs():
+    with torch.inference_mode():
+        images = torch.randn(4, 1, 12, 12)
+        snn = spike(to_integer(quantize(morph(capture(Turned(), images[:2])), 6, images)))
+        assert_same(sweep(snn, (images,), 30), reference(snn, (images,), 30))

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from spikezip.errors import CaptureError, InputError
 from spikezip.graph import network, purity, rewrite, shapes
 from spikezip.graph.network import InputSpec, Stage
-from spikezip.graph.quiet import quiet
+from spikezip.graph.quiet import evaluating, quiet
 from spikezip.graph.recurrent import RECURRENT
 
 _aten = torch.ops.aten
@@ -123,12 +123,8 @@ def _check_answers(model: nn.Module, ann: fx.GraphModule) -> None:
         else torch.randint(0, 2, (2, *s.shape), generator=generator).to(s.dtype)
         for s in network.info(ann).inputs
     ]
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    with quiet():
+    with evaluating(model), quiet():
         wanted, again = (tree_leaves(model(*[x.clone() for x in inputs])) for _ in range(2))
-    for module in training:
-        module.training = True
     found = tree_leaves(ann(*inputs))
     if not len(found) == len(wanted) == len(again) or not all(isinstance(t, Tensor) for t in wanted):
         return  # outputs of the model's own classes, which torch.export has taken apart
@@ -208,10 +204,8 @@ def _exportable() -> Iterator[None]:
 def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     # torch.export specializes a batch of 1; a batch of 2 keeps it free.
     examples = tuple(torch.cat([x, x])[:2] if x.shape[0] == 1 else x for x in examples)
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()
     try:
-        with quiet(), torch.no_grad(), _exportable():
+        with evaluating(model), quiet(), torch.no_grad(), _exportable():
             dynamic = tuple({0: Dim.DYNAMIC} for _ in examples)
             program = export(model, examples, dynamic_shapes=dynamic)
             return program.run_decompositions({**RECURRENT, **_SPELLED})
@@ -232,9 +226,6 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             f"torch.export could not capture {type(model).__name__}{_place(model, error)}: "
             f"{type(error).__name__}: {reason}\n{mend}"
         ) from error
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def _place(model: nn.Module, error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Keeping torch from telling a failure twice: our errors carry its reason already."""
+"""How another's network is called: without its modules' training, and without torch telling a failure twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+from torch import nn
+
 _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, a network and its modules are in evaluation mode; then each in its own again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -20,6 +21,10 @@ _CONVOLUTION, _MATMUL = _CUDNN.conv, torch.backends.cuda.matmul
 _EVERY = (_CONVOLUTION, _CUDNN.rnn, _MATMUL, _MKLDNN.conv, _MKLDNN.rnn, _MKLDNN.matmul)
 #: Whole numbers up to here are operands that TF32 (11 binary digits) keeps as they are.
 TF32_WHOLE = 2**11
+#: Settings are the whole process's: who computes with which (thread, and whether cuDNN is left out), and who before.
+_LOCK = threading.RLock()
+_inside: list[tuple[int, bool]] = []
+_outside = ExitStack()
 
 
 @contextmanager
@@ -30,14 +35,36 @@ def full_precision(*, whole: bool = False) -> Iterator[None]:
     Args:
         whole: sums of whole numbers are to be exact, so cuDNN is left out: it chooses Winograd's algorithm or Fourier
             transforms for some shapes, which compute with fractions (met on an H100 with 3x3 convolutions of float32).
+
+    ``torch.autocast`` is off within. Several threads may be within at once; the last one out puts back what was before.
     """
-    with _set(_EVERY, "ieee"):
-        before = _CUDNN.benchmark, _CUDNN.enabled
-        _CUDNN.benchmark, _CUDNN.enabled = False, _CUDNN.enabled and not whole
-        try:
+    here = threading.get_ident(), whole
+    _enter(here)
+    try:
+        with ExitStack() as shortened:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    shortened.enter_context(torch.autocast(kind, enabled=False))
             yield
-        finally:
-            _CUDNN.benchmark, _CUDNN.enabled = before
+    finally:
+        _leave(here)
+
+
+def _enter(here: tuple[int, bool]) -> None:
+    with _LOCK:
+        if not _inside:
+            _outside.enter_context(_set(_EVERY, "ieee"))
+            _outside.enter_context(_cudnn(enabled=_CUDNN.enabled, benchmark=False))
+        _inside.append(here)
+        if here[1] and _CUDNN.enabled:
+            _CUDNN.enabled = False
+
+
+def _leave(here: tuple[int, bool]) -> None:
+    with _LOCK:
+        _inside.remove(here)
+        if not _inside:
+            _outside.close()
 
 
 def exactly(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -56,14 +83,25 @@ def tf32() -> Iterator[None]:
     """Within: GPUs may multiply with operands of 11 binary digits and add in float32.
 
     Exact for whole operands up to :data:`TF32_WHOLE` while their sums of magnitudes stay below 2^24, and for nothing
-    else; who calls this has checked both, and what cuDNN, which is allowed here, made of them.
+    else; who calls this has checked both, and what cuDNN, which is allowed here, made of them. Other threads wait where
+    they would begin to compute in full precision; while some do already, nothing changes.
     """
-    enabled, _CUDNN.enabled = _CUDNN.enabled, True
+    with _LOCK:
+        if not {thread for thread, _ in _inside} - {threading.get_ident()}:
+            with _set((_CONVOLUTION, _MATMUL), "tf32"), _cudnn(enabled=True, benchmark=_CUDNN.benchmark):
+                yield
+            return
+    yield
+
+
+@contextmanager
+def _cudnn(*, enabled: bool, benchmark: bool) -> Iterator[None]:
+    before = _CUDNN.enabled, _CUDNN.benchmark
+    _CUDNN.enabled, _CUDNN.benchmark = enabled, benchmark
     try:
-        with _set((_CONVOLUTION, _MATMUL), "tf32"):
-            yield
+        yield
     finally:
-        _CUDNN.enabled = enabled
+        _CUDNN.enabled, _CUDNN.benchmark = before
 
 
 @contextmanager

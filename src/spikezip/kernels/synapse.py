@@ -185,7 +185,7 @@ def _pair(values: Any) -> list[int]:
 
 
 def _pack(weight: Tensor, geometry: Any, zero: int) -> Any:
-    ones = torch.ones(weight.shape[0])
+    ones = torch.ones(weight.shape[0], dtype=torch.float32)
     if geometry is None:
         return _onednn.qlinear_prepack(weight, None)
     stride, padding, dilation, groups = geometry
@@ -193,7 +193,7 @@ def _pack(weight: Tensor, geometry: Any, zero: int) -> Any:
 
 
 def _sums(codes: Tensor, packed: Any, out: int, geometry: Any, zero: int) -> Tensor:
-    ones, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int64)
+    ones, zeros = torch.ones(out, dtype=torch.float32), torch.zeros(out, dtype=torch.int64)
     tail = (1.0, 0, torch.float32, "none", [], "")
     if geometry is None:
         return _onednn.qlinear_pointwise(codes.contiguous(), 1.0, zero, packed, ones, zeros, None, *tail)

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikezip.errors import InputError, StageError
+from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Operand, Reader, Stream
 from spikezip.measure.work import Counts, Row
-from spikezip.run.engine import check_inputs
+from spikezip.run.engine import check_inputs, check_numbers
 from spikezip.run.step import at_share, images_back, images_first
 from spikezip.spike.encoding import Constant
 from spikezip.spike.neuron import STBIF
@@ -56,16 +56,14 @@ def count(
         The :class:`Counts`.
 
     Raises:
-        InputError: the images do not fit the network, or ``limit`` or ``batch`` is not positive.
-        StageError: ``steps`` is missing for an encoding that lasts as long as the run.
+        InputError: the images do not fit the network.
+        StageError: ``steps``, ``limit`` or ``batch`` is not positive, or ``steps`` is missing for an encoding that lasts
+            as long as the run.
     """
-    inputs = tuple(x[:limit] for x in check_inputs(snn, images)) if limit > 0 and batch > 0 else None
-    if inputs is None:
-        raise InputError(f"limit={limit}, batch={batch}: at least one image must be run.")
+    check_numbers(steps=steps, limit=limit, batch=batch)
+    inputs = tuple(x[:limit] for x in check_inputs(snn, images))
     if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
         raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
-    if steps is not None and steps < 1:
-        raise StageError(f"steps={steps!r}: a run has a whole number of steps, at least 1.")
     tally = _Tally(snn, steps or snn.t_off(1) + snn.bound + 1)
     for start in range(0, inputs[0].shape[0], batch):
         piece = tuple(x[start : start + batch] for x in inputs)

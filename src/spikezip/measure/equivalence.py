@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from spikezip.graph import network, purity
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.kernels import exactly
 from spikezip.measure.provenance import versions
+from spikezip.quantize.exact import first_rounded
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
-from spikezip.run.engine import check_inputs
+from spikezip.run.engine import check_inputs, check_numbers
 from spikezip.run.step import images_first, outputs_first
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
@@ -110,7 +111,16 @@ class Certificate:
         return path
 
     def require(self) -> Certificate:
-        """Return the certificate, or raise EquivalenceError naming the first layer that differs and the step."""
+        """Return the certificate, or raise EquivalenceError naming the first layer that differs and the step.
+
+        Raised too where all was equal but a condition does not hold, so that on other images it need not be.
+        """
+        failed = [condition for condition in self.conditions if not condition.holds]
+        if self.equal and failed:
+            raise EquivalenceError(
+                f"The SNN equals its QANN on these images, but {failed[0].id} does not hold ({failed[0].text}): "
+                f"{failed[0].evidence}. Convert the network anew."
+            )
         if self.equal:
             return self
         unsettled = sum(t < 0 for t in self.settled_at)
@@ -170,7 +180,10 @@ def verify(
         InputError: the images do not fit the network.
     """
     inputs = check_inputs(snn, images)
+    check_numbers(steps=steps, batch=batch)
     engine = engine or default_engine(snn)
+    # A copy: of the network itself an engine may have packed weights that were changed since behind torch's back.
+    snn = replace(snn, graph=network.fork(snn.graph))
     count = inputs[0].shape[0]
     mismatches = {name: 0 for name, _ in snn.layers}
     checked = {name: 0 for name, _ in snn.layers}
@@ -199,7 +212,7 @@ def verify(
         layers=tuple(LayerCheck(n, mismatches[n], checked[n]) for n, _ in snn.layers),
         settled_at=tuple(settled),
         bound=snn.t_off(steps or 1) + snn.bound,
-        conditions=conditions(snn),
+        conditions=conditions(snn, engine),
         exactness=tuple(exactness(snn)),
         weights_sha256=weights_sha256(snn.graph),
         seed=seed,
@@ -240,11 +253,12 @@ def start_text(snn: SpikingNetwork) -> str:
     return str(code) if isinstance(code, int) else "codes of their own"
 
 
-def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
-    """C1 to C6 of the theorem, each looked up in this very network."""
+def conditions(snn: SpikingNetwork, engine: Engine | None = None) -> tuple[Condition, ...]:
+    """C1 to C6 of the theorem, each looked up in this very network, run by ``engine`` (by default, its own)."""
     layers = snn.layers
     c1 = all(
-        n.levels.lowest <= 0 <= n.levels.highest
+        0 < float(n.threshold) < math.inf
+        and n.levels.lowest <= 0 <= n.levels.highest
         and float(n.target(torch.zeros(()))) == 0
         and n.levels.lowest <= n.starts[0] <= n.starts[1] <= n.levels.highest
         for _, n in layers
@@ -272,8 +286,15 @@ def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
         )
         if inexact:
             evidence += f"; off the grid: {', '.join(inexact[:5])} (same kernels, same batches)"
+        rounded = first_rounded(snn.qann, known=inexact)
+        c6 = rounded is None
+        if rounded is not None:
+            evidence = f"{network.describe(rounded)} no longer adds up exactly: weights were changed after to_integer()"
     else:
+        c6 = (engine or default_engine(snn)) is Engine.REFERENCE
         evidence = "floating point: the reference engine runs the QANN's own operations on the QANN's own batches"
+        if not c6:
+            evidence = "floating point: this engine adds up in another order than the QANN, and may round differently"
     return (
         Condition("C1", "every quantizer is a staircase with lowest <= Q(0) = 0 <= highest, and tracers start on it",
                   c1, f"{len(layers)} neuron layers; tracers start at {start_text(snn)}"),
@@ -283,5 +304,5 @@ def conditions(snn: SpikingNetwork) -> tuple[Condition, ...]:
         Condition("C4", "the graph is acyclic", True, f"{len(snn.graph.graph.nodes)} nodes in topological order"),
         Condition("C5", "both spike signs, the tracer's limits are the quantizer's, no leak", c5,
                   f"ST-BIF, slew {snn.slew}"),
-        Condition("C6", "the same tie rule (floor(u + 1/2)) and exact, or same-kernel, arithmetic", True, evidence),
+        Condition("C6", "the same tie rule (floor(u + 1/2)) and exact, or same-kernel, arithmetic", c6, evidence),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spikezip.errors import InputError
 from spikezip.run import Engine, Run, execute
+from spikezip.run.engine import check_inputs, check_numbers
 from spikezip.run.exit import Confidence, EarlyExit, first_confident
 from spikezip.run.result import join
 from spikezip.spike.swap import SpikingNetwork
@@ -38,7 +39,7 @@ class ExitPoint:
 
 def exit_run(
     snn: SpikingNetwork,
-    images: Tensor,
+    images: Tensor | Sequence[Tensor],
     steps: int,
     *,
     engine: Engine = Engine.SWEEP,
@@ -49,7 +50,7 @@ def exit_run(
 
     Args:
         snn: the network.
-        images: ``[N, ...]``.
+        images: ``[N, ...]``, or several inputs.
         steps: of the run.
         engine: which engine.
         batch: images run together.
@@ -58,14 +59,17 @@ def exit_run(
     Returns:
         A :class:`Run` without codes, whose spikes are of one layer named ``all``.
     """
+    check_numbers(batch=batch)
+    inputs = check_inputs(snn, images)
     parts = []
-    for piece in images.split(batch):  # the tracers of all images at once need not fit into memory
+    for start in range(0, inputs[0].shape[0], batch):  # the tracers of all images at once need not fit into memory
+        piece = tuple(x[start : start + batch] for x in inputs)
         run = execute(snn, piece, steps, engine=engine, batch=batch)
         total = {"all": run.total_spikes}
         negative = {"all": torch.stack(list(run.negative.values())).sum(0)}
         parts.append(replace(run, outputs=run.outputs[:1], spikes=total, negative=negative, codes={}, memory={}))
         if on_batch:
-            on_batch(len(piece))
+            on_batch(len(piece[0]))
     return join(parts, steps)
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from spikezip.errors import InputError, OutputError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
+from spikezip.graph.quiet import evaluating
 from spikezip.measure.audit import audit_of
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
@@ -25,7 +26,7 @@ from spikezip.measure.exits import CURVE, exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
-from spikezip.run.engine import check_inputs, qann_outputs
+from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
 from spikezip.run.exit import Settled
 from spikezip.spike.swap import SpikingNetwork
 
@@ -105,16 +106,19 @@ def measure(
 
     Raises:
         InputError: the images do not fit the network, or labels the images; or two energy models have one name.
+        StageError: ``steps``, ``batch`` or ``distances`` is not a positive whole number.
     """
     inputs = check_inputs(snn, images)
     count = inputs[0].shape[0]
-    if labels is not None and tuple(labels.shape) != (count,):
-        raise InputError(f"labels have shape {tuple(labels.shape)}; {count} images need [{count}].")
+    check_numbers(steps=steps, batch=batch, distances=distances)
+    if labels is not None:
+        _check_labels(snn, labels, count)
     if energy_models is None:
         energy_models = [EnergyModel.named(model) for model in DEFAULT_MODELS]
     if again := [m.name for i, m in enumerate(energy_models) if m.name in {n.name for n in energy_models[:i]}]:
         raise InputError(f"Two energy models are named {again[0]!r}, so figures would be mixed up. Rename one.")
-    steps = steps or int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
+    if steps is None:
+        steps = int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
     tally = _Tally(snn, steps, distances, early_exit)
     for start in range(0, count, batch):
         piece = tuple(x[start : start + batch] for x in inputs)
@@ -203,6 +207,17 @@ class _Exit:
         }
 
 
+def _check_labels(snn: SpikingNetwork, labels: Tensor, count: int) -> None:
+    if tuple(labels.shape) != (count,) or labels.is_floating_point():
+        raise InputError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; {count} images need {count} whole numbers."
+        )
+    shape = network.spec(network.outputs(snn.graph)[0]).shape
+    if len(shape) == 2 and count and not 0 <= int(labels.min()) <= int(labels.max()) < shape[1]:
+        least, most = int(labels.min()), int(labels.max())
+        raise InputError(f"labels go from {least} to {most}, and the network tells {shape[1]} classes apart.")
+
+
 class _Tally:
     """Counts over batches."""
 
@@ -219,7 +234,7 @@ class _Tally:
         self.spikes, self.negative, self.l1, self.differ = zeros(), zeros(), zeros(), zeros()
         self.units = dict(network.note(snn.graph, "thresholds", ()))
         self.codes = {n: torch.zeros(m.levels.count, dtype=torch.int64) for n, m in snn.layers}
-        self.first_spike = steps
+        self.first_spike: int | None = None
 
     def add(self, piece: tuple[Tensor, ...], labels: Tensor | None, ann: nn.Module | None, engine: Engine) -> None:
         images = piece[0].shape[0]
@@ -243,7 +258,8 @@ class _Tally:
                 self.right += (answers == labels).sum(1).cpu()
                 self.qann_right += int((truth == labels).sum())
                 if ann is not None:
-                    logits = tree_leaves(ann.eval()(*piece))[0]  # the author's network may return what it likes
+                    with evaluating(ann):
+                        logits = tree_leaves(ann(*piece))[0]  # the author's network may return what it likes
                     self.ann_right += int((logits.argmax(-1) == labels).sum())
         else:
             self.settle_possible = False
@@ -257,7 +273,8 @@ class _Tally:
             self.codes[name] += torch.bincount(shifted, minlength=neuron.levels.count)
         last = run.spikes[self.snn.layers[-1][0]].any(1)
         if bool(last.any()):
-            self.first_spike = min(self.first_spike, int(last.to(torch.int8).argmax()) + 1)
+            first = int(last.to(torch.int8).argmax()) + 1
+            self.first_spike = first if self.first_spike is None else min(self.first_spike, first)
 
     def result(self, labelled: bool, with_ann: bool) -> dict[str, Any]:
         n = self.images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,23 @@ def choose_arithmetic(gm: fx.GraphModule) -> tuple[Exactness, ...]:
     rewrite.tidy(gm)
     shapes.annotate(gm, anew=bool(wide))
     return tuple(report)
+
+
+def first_rounded(gm: fx.GraphModule, known: Collection[str] = ()) -> fx.Node | None:
+    """The first operation of an integer network whose sums its type does not hold exactly; None where there is none.
+
+    ``known``: names of operations that are said to be on no grid.
+    """
+    grids = Grids(gm)
+    for node in gm.graph.nodes:
+        if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node) or not _reads_numbers(node):
+            continue
+        if ops.kind(node) is not Kind.SYNAPTIC or network.origin(node) in known:
+            continue
+        grid = grids[node]
+        if grid is None or (grid.bits >= FLOAT32_BITS and network.spec(node).dtype is torch.float32):
+            return node
+    return None
 
 
 def _exits(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:

@@ -149,10 +149,11 @@ class Block:
         if first.is_exact_sum:
             return None
         if name == "cat" and all(isinstance(o, Rows) and o.is_code and o.zero == first.zero for o in operands):
-            return self._operation(node, codes=first)
+            return self._operation(node, codes=replace(first, top=max(o.top for o in operands)))
         if first.top and name in _MOVES and len(operands) == 1:
             return self._operation(node, codes=first)
-        if first.top and first.rows_are_bytes and node.target is _aten.max_pool2d.default and len(node.args) < 5:
+        pooled = node.target is _aten.max_pool2d.default and len(node.args) < 5
+        if first.top and first.rows_are_bytes and pooled and not (isinstance(first.scale, float) and first.scale < 0):
             return first.with_rows(max_pool2d(first.rows, *node.args[1:]))  # type: ignore[arg-type]
         return None
 

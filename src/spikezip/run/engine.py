@@ -71,14 +71,12 @@ def execute(
         raise StageError(f"engine={engine!r}: give one of {', '.join(map(str, Engine))}.")
     if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
         raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise StageError(f"steps={steps!r}: a run has a whole number of steps, at least 1.")
+    check_numbers(steps=steps)
     batch = batch if batch is not None else _BATCH if inputs[0].device.type == "cpu" else _BATCH_OF_GPU
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise StageError(f"batch={batch!r}: images are run a whole number at a time, at least 1.")
+    check_numbers(batch=batch)
     if state is not None and state.tracers:
         _check_state(snn, state, inputs[0].shape[0])
-    limit = steps or snn.t_off(1) + snn.bound
+    limit = steps or snn.t_off(1) + (snn.bound_from_anywhere if state is not None and state.tracers else snn.bound)
     parts = []
     for start in range(0, inputs[0].shape[0], batch):
         piece = tuple(x[start : start + batch] for x in inputs)
@@ -94,7 +92,7 @@ def _offset(observe: Observer, start: int) -> Observer:
 
 def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
     nodes = {str(n.target): n for n in snn.graph.graph.nodes if n.op == "call_module"}
-    for name, _ in snn.layers:
+    for name, neuron in snn.layers:
         tracer = state.tracers.get(name)
         if tracer is None:
             raise InputError(f"The state has no tracers of layer {name!r}: it is another network's. Start without it.")
@@ -104,6 +102,19 @@ def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
                 f"The state holds tracers of shape {tuple(tracer.shape)} for layer {name!r}; {images} images "
                 f"of {wanted} neurons each are run. Go on with the images it came from."
             )
+        lowest, highest = neuron.levels.lowest, neuron.levels.highest
+        if not bool(((tracer >= lowest) & (tracer <= highest) & (tracer == tracer.round())).all()):
+            raise InputError(
+                f"The state's tracers of layer {name!r} are not all whole numbers in {lowest}..{highest}. Start from "
+                "the state of a run."
+            )
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """StageError unless each is a whole number from 1, or None."""
+    for name, number in numbers.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise StageError(f"{name}={number!r}: give a whole number, at least 1.")
 
 
 def check_inputs(snn: SpikingNetwork, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

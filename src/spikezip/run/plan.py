@@ -68,7 +68,7 @@ def plan_of(snn: SpikingNetwork) -> Plan:
     Raises:
         StageError: a neuron layer's values do not keep an image's together, so time cannot be folded into the batch.
     """
-    mark = [(id(t), t.data_ptr(), t._version, t.device) for t in _tensors(snn.graph)]
+    mark = [(id(t), t.data_ptr(), None if t.is_inference() else t._version, t.device) for t in _tensors(snn.graph)]
     known = vars(snn.graph).get("_sweep_plan", _Known())
     if known.plan is None or known.mark != mark:
         known = _Known(mark, _plan(snn.graph))

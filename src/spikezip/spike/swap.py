@@ -77,12 +77,19 @@ class SpikingNetwork:
         """Steps, counted from the end of the release, after which no neuron can fire: along the longest path,
         the sum of ``ceil((highest - lowest) / slew) - 1`` (attained by no typical network). Where all arrives at the
         first step, the first such term on a path counts from the initial code."""
+        return self._longest(from_start=self.t_off(2) == 1)
+
+    @cached_property
+    def bound_from_anywhere(self) -> int:
+        """The same where tracers may start at any code, as those of a run before do."""
+        return self._longest(from_start=False)
+
+    def _longest(self, from_start: bool) -> int:
         longest: dict[fx.Node, int] = {}
-        at_once = self.t_off(2) == 1
         for node in self.graph.graph.nodes:
             here = max((longest[n] for n in node.all_input_nodes), default=0)
             if node.op == "call_module" and isinstance(neuron := self.graph.get_submodule(str(node.target)), STBIF):
-                here += neuron.settling_steps(from_start=at_once and here == 0) - 1
+                here += neuron.settling_steps(from_start=from_start and here == 0) - 1
             longest[node] = here
         return max(longest.values(), default=0)
 
