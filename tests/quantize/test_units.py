@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from spikezip.graph import capture, network
 from spikezip.measure import verify
 from spikezip.morph import morph
+from spikezip.pipeline import convert
 from spikezip.quantize import Quantizer, quantize, to_integer
 from spikezip.run import Engine
 from spikezip.spike import spike
@@ -82,3 +84,124 @@ def test_whole_numbers_are_in_no_unit(function):
     assert float((found - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.02
     for engine in Engine:
         assert verify(spike(integer), images, engine=engine).equal
+
+
+class Mean(nn.Module):
+    """The mean over large images: a stream in small units, whose weights are small ones too."""
+
+    shape = (1, 96, 96)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x * self.factor)).mean((2, 3)))
+
+    factor = 1.0
+
+
+class Product(nn.Module):
+    """The product of two streams of fine levels."""
+
+    shape = (8,)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x).sigmoid() * self.second(x).sigmoid())
+
+
+class Sound(nn.Module):
+    """Whole numbers of 16 bits."""
+
+    shape = (1, 64)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 4, 9, 4), nn.Linear(56, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv((x.float() - 1000) / 32768)).flatten(1))
+
+
+class Scaled(Mean):
+    """Images of an odd unit, resized."""
+
+    shape = (1, 12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, size=(10, 10), mode="bilinear"))
+
+
+class Large(Scaled):
+    factor = 1 / 4000
+
+
+class Tiny(Scaled):
+    factor = 1e4
+
+
+class Uneven(nn.Module):
+    """Averages of sequences without channels, over fewer values at their ends."""
+
+    shape = (16,)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.pool, self.head = (
+            nn.Linear(16, 32),
+            nn.AvgPool1d(3, 1, 1, count_include_pad=False),
+            nn.Linear(32, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(F.relu(self.first(x))))
+
+
+class Vector(nn.Module):
+    """A product with a vector."""
+
+    shape = (8,)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.weight = nn.Linear(8, 12), nn.Parameter(torch.randn(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.first(x)) @ self.weight
+
+
+@pytest.mark.parametrize("net", [Mean, Product, Sound, Large, Tiny, Uneven, Vector])
+def test_integer_weights_hardly_change_the_answers(net: Any):
+    """In whatever unit values are, and however far they go."""
+    torch.manual_seed(0)
+    model = net()
+    images = torch.randn(32, *net.shape) * (1 + torch.rand(32, *[1] * len(net.shape)))
+    if net is Sound:
+        images = (8000 * images).clamp(-32768, 32767).to(torch.int16)
+    elif net in (Large, Tiny):
+        images = torch.rand(images.shape) / net.factor
+    qann = quantize(morph(capture(model, images[:1])), 256, images)
+    for bits, most in ((8, 0.05), (16, 0.01)):
+        snn = spike(to_integer(qann, bits))
+        wanted, found = qann(images).detach(), snn.qann(images)
+        assert float((found - wanted).square().mean().sqrt() / wanted.std()) < most
+    few = spike(to_integer(quantize(morph(capture(model, images[:1])), 8, images)))
+    for engine in Engine:
+        assert verify(few, images[:4], engine=engine).equal
+
+
+def test_columns_that_hardly_vary_are_told_apart():
+    torch.manual_seed(0)
+    rows = torch.randn(64, 4) * torch.tensor([1, 1e4, 0.1, 15]) + torch.tensor([0, 1e4, 3, 100])
+    norm = nn.BatchNorm1d(4).eval()
+    norm.running_mean, norm.running_var = rows.mean(0), rows.var(0)
+    model = nn.Sequential(norm, nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    qann = quantize(morph(capture(model, rows[:1])), 256, rows)
+    wanted, found = qann(rows).detach(), to_integer(qann, 16)(rows)
+    assert float((found - wanted).square().mean().sqrt() / wanted.std()) < 0.05
+    with pytest.warns(UserWarning, match="Give more weight_bits, normalise the input's channels"):
+        convert(model, rows[:1], rows, weight_bits=4)

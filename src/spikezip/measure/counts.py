@@ -57,8 +57,8 @@ def count(
 
     Raises:
         InputError: the images do not fit the network.
-        StageError: ``steps``, ``limit`` or ``batch`` is not positive, or ``steps`` is missing for an encoding that lasts
-            as long as the run.
+        StageError: ``steps``, ``limit`` or ``batch`` is not positive, or ``steps`` is missing for an encoding that
+            lasts as long as the run.
     """
     check_numbers(steps=steps, limit=limit, batch=batch)
     inputs = tuple(x[:limit] for x in check_inputs(snn, images))

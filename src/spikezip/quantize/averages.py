@@ -77,7 +77,7 @@ def _sum_and_sizes(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int | Te
         target: Any = node.target
         share = target(ones, *node.args[1:])
         whole = _total(ones, kernel, stride, padding, bool(rest[2]))
-        sizes = (whole / share).round()[0, 0]
+        sizes = (whole / share).round().flatten(0, -dims - 1)[0]  # images, and channels where there are any
         total = _pool(gm, node, x, kernel, stride, padding, bool(rest[2]))
         return total, int(sizes.max()) if bool((sizes == sizes.max()).all()) else sizes
     return None

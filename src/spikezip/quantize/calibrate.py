@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.errors import CalibrationError, InputError
-from spikezip.graph import network
+from spikezip.graph import network, ops
+from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.quantize.correct import BiasCorrection
 from spikezip.quantize.quantizer import Quantizer
@@ -40,12 +41,28 @@ def calibrate(
         InputError: the data has the wrong shape or type, or holds NaN.
     """
     chunks = gather(qann, data, limit)
-    network.remark(qann, input_range=[max(float(c[i].abs().max()) for c in chunks) for i in range(len(chunks[0]))])
+    network.remark(
+        qann,
+        input_range=[max(float(c[i].float().abs().max()) for c in chunks) for i in range(len(chunks[0]))],
+        input_detail=[_least_spread(torch.cat([c[i] for c in chunks])) for i in range(len(chunks[0]))],
+    )
     run = [_Calibrating(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
     with torch.no_grad():
         correction = BiasCorrection(ann, chunks) if ann is not None else None
-        _run_abreast(qann, run, environments, chunks, correction)
+        ranges = _run_abreast(qann, run, environments, chunks, correction)
+    network.remark(qann, ranges=ranges)
+
+
+def _least_spread(images: Tensor) -> float | None:
+    """By how much the channel (or column) that varies least does so; None where none varies."""
+    found = []
+    for dim in {1, images.dim() - 1} if images.dim() <= 3 else {1}:
+        if images.dim() > 1 and images.is_floating_point():
+            of_each = images.transpose(0, dim).flatten(1)
+            spreads = of_each.amax(1) - of_each.amin(1)
+            found += spreads[spreads > 0].tolist()
+    return min(found, default=None)
 
 
 def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list[tuple[Tensor, ...]]:
@@ -85,7 +102,9 @@ def _run_abreast(
     environments: list[dict[fx.Node, Any]],
     chunks: list[tuple[Tensor, ...]],
     correction: BiasCorrection | None,
-) -> None:
+) -> dict[str, float]:
+    """Set the scales; returns the greatest magnitude of every value but sums of products, by its node's name."""
+    ranges: dict[str, float] = {}
     last_use = {n: user for user in gm.graph.nodes for n in user.all_input_nodes}
     release: dict[fx.Node, list[fx.Node]] = {}
     for value, user in last_use.items():
@@ -105,8 +124,18 @@ def _run_abreast(
                     environment[node.args[0]] = drive
         for run, environment in zip(runs, environments, strict=True):
             environment[node] = run.run_node(node)
+            if node.op == "call_function" and ops.kind(node) is not Kind.SYNAPTIC:
+                ranges[node.name] = max(ranges.get(node.name, 0.0), _reach(environment[node]))
             for value in release.get(node, []):
                 environment.pop(value, None)
+    return ranges
+
+
+def _reach(value: Any) -> float:
+    """The greatest finite magnitude; 0 of what has none."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
+        return 0.0
+    return float(torch.where(value.isfinite(), value, 0.0).abs().max())
 
 
 def _set_scale(quantizer: Quantizer, drives: list[Tensor], name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint, Grids, has_width, i
 from spikezip.quantize.quantizer import Quantizer
 
 _aten = torch.ops.aten
-#: A function's result: 11 digits before the point (thresholds), 12 behind; float32 holds it.
-_STEPS, _LIMIT = 12, 1 << 23
+#: A function's result: 11 digits before the point, 12 behind; float32 holds it. Where values went beyond half of the
+#: former, or never had the latter before their first digit, on the calibration data, the point is elsewhere.
+_STEPS, _LIMIT, _MOST_STEPS = 12, 1 << 23, 36
 #: The same for a result that the network returns, in real units.
 _OUTPUT_STEPS, _OUTPUT_LIMIT = 24, 1 << 48
 #: Kinds that do arithmetic on their operands.
@@ -43,11 +44,12 @@ class Exactness:
     arithmetic: str
 
 
-def choose_arithmetic(gm: fx.GraphModule) -> tuple[Exactness, ...]:
+def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> tuple[Exactness, ...]:
     """Round general functions to fixed point, put float64 where float32 might round, in place; say what was chosen.
 
     Values off the grid are computed in float64 up to where they reach a neuron, a synaptic operation or an output;
     there they are rounded to fixed point (:class:`FixedPoint`), so that every sum behind is a sum on a grid.
+    ``reaches`` says how far values go.
     """
     grids = Grids(gm, all_nodes=False)
     report: list[Exactness] = []
@@ -57,7 +59,7 @@ def choose_arithmetic(gm: fx.GraphModule) -> tuple[Exactness, ...]:
         for operand in _exits(gm, node):
             if grids.get(operand) is None:
                 if operand not in fixed:
-                    fixed[operand] = _fix(gm, operand, output=node.op == "output")
+                    fixed[operand] = _fix(gm, operand, reaches.get(operand), output=node.op == "output")
                     grids.add(fixed[operand])
                     report.append(Exactness(network.origin(operand), network.op_name(operand), 24.0, "rounded"))
                 node.replace_input_with(operand, fixed[operand])
@@ -113,14 +115,23 @@ def _reads_numbers(node: fx.Node) -> bool:
     return any(ops.is_signal(n) and has_width(n) for n in node.all_input_nodes)
 
 
-def _fix(gm: fx.GraphModule, source: fx.Node, *, output: bool) -> fx.Node:
+def _fix(gm: fx.GraphModule, source: fx.Node, reach: float | None, *, output: bool) -> fx.Node:
     name = rewrite.free_name(gm, f"{source.name}_grid")
-    rounding = FixedPoint(_OUTPUT_STEPS, _OUTPUT_LIMIT) if output else FixedPoint(_STEPS, _LIMIT)
+    rounding = FixedPoint(_OUTPUT_STEPS, _OUTPUT_LIMIT) if output else FixedPoint(_steps(reach), _LIMIT)
     gm.add_submodule(name, rounding)
     with gm.graph.inserting_after(source):
         node = gm.graph.call_module(name, (source,))
     node.meta = {"origin": network.origin(source), "spec": source.meta["spec"]}
     return node
+
+
+def _steps(reach: float | None) -> int:
+    """Digits behind the point: before it twice the reach has room, and of the reach itself 12 are kept."""
+    if not reach or not math.isfinite(reach):
+        return _STEPS
+    digits = math.ceil(math.log2(reach))
+    most = int(math.log2(_LIMIT)) - digits - 1
+    return max(min(_STEPS, most), min(_STEPS - digits, _MOST_STEPS))
 
 
 def _widen(gm: fx.GraphModule, node: fx.Node) -> None:

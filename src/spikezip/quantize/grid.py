@@ -256,7 +256,7 @@ def channels_first(node: fx.Node, weight: Tensor) -> Tensor:
         groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[arg-type]
         grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
         return grouped.transpose(1, 2).flatten(0, 1)
-    return weight.transpose(0, ops.out_channel_dim(node))
+    return weight.transpose(0, ops.out_channel_dim(node)) if weight.dim() > 1 else weight.unsqueeze(0)
 
 
 def channels_back(node: fx.Node, weight: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from spikezip.graph.network import Stage
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.averages import spell_averages
 from spikezip.quantize.exact import Exactness, choose_arithmetic
-from spikezip.quantize.grid import InputGrid
+from spikezip.quantize.grid import FLOAT32_BITS, InputGrid
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.quantize.units import Units
+
+_DETAIL_BITS = 6  #: with sign, of how much the channel of the input varies that varies least
 
 __all__ = ["Exactness", "to_integer"]
 
@@ -30,7 +32,8 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
     Args:
         qann: a calibrated QANN.
         weight_bits: bits of the weights, 2 to 16; each output channel has its own power-of-two scale.
-        input_bits: bits (with sign) of the network's fixed-point input.
+        input_bits: bits (with sign) of the network's fixed-point input; more, up to 24, where a channel or column
+            varies by so little of the greatest value that they would not tell its values apart.
 
     Returns:
         A new QANN. Its notes hold ``weight_bits``, ``exactness`` (a tuple of :class:`Exactness`) and ``thresholds``
@@ -58,21 +61,34 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
     thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))
     _round_inputs(new, input_bits)
     spell_averages(new)
-    Units(new, weight_bits).run()
+    units = Units(new, weight_bits).run()
     rewrite.tidy(new)
     shapes.annotate(new, anew=False)
-    exactness = choose_arithmetic(new)
-    network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds)
+    exactness = choose_arithmetic(new, _reaches(new, units))
+    network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds, ranges={})
     return new
+
+
+def _reaches(gm: fx.GraphModule, units: dict[fx.Node, float]) -> dict[fx.Node, float]:
+    """How far values went on the calibration data, each in its unit."""
+    known = network.note(gm, "ranges") or {}
+    found = {}
+    for node in gm.graph.nodes:
+        source = node if node.name in known or network.op_name(node) != "mul" else node.args[0]  # made for another unit
+        if node in units and isinstance(source, fx.Node) and source.name in known:
+            found[node] = known[source.name] / units[node]
+    return found
 
 
 def _round_inputs(gm: fx.GraphModule, input_bits: int) -> None:
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
     ranges = network.note(gm, "input_range") or [1.0] * len(placeholders)
-    for node, top in zip(placeholders, ranges, strict=True):
+    details = network.note(gm, "input_detail") or [None] * len(placeholders)
+    for node, top, detail in zip(placeholders, ranges, details, strict=True):
         if not network.spec(node).dtype.is_floating_point:
             continue
-        limit = 2 ** (input_bits - 1)
+        needed = math.ceil(math.log2(top / detail)) + _DETAIL_BITS if detail else 0
+        limit = 2 ** (min(max(input_bits, needed), FLOAT32_BITS) - 1)
         exponent = math.floor(math.log2(limit / top)) if top > 0 else 0
         name = rewrite.free_name(gm, f"{node.name}_grid")
         gm.add_submodule(name, InputGrid(exponent, limit))

@@ -14,8 +14,11 @@ from spikezip.quantize.grid import channels_back, channels_first, fill_value, ha
 from spikezip.quantize.quantizer import Quantizer
 
 _aten = torch.ops.aten
-_FINEST = 20  #: weights below 2**-20 of a threshold count as 0
+_FINEST = 20  #: weights below 2**-20 count as 0, in units of a threshold or of what they multiply, whichever is finer
+_FINEST_STEP = 40  #: and no step is finer than 2**-40, so that float64 holds what biases are added to
 _CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put in
+
+_COARSEST_BIAS = 2.0**-8  #: of a threshold
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
 _HOMOGENEOUS = {"relu", "leaky_relu", "neg", "abs", "prelu"}
@@ -63,8 +66,8 @@ class Units:
         self.ratios: dict[fx.Node, int] = {}  # how many conversions a value went through since its neurons
         self.idle: list[fx.Node] = []  # factors that went into a unit
 
-    def run(self) -> None:
-        """Rewrite the network; all its thresholds are 1 afterwards."""
+    def run(self) -> dict[fx.Node, float]:
+        """Rewrite the network; all its thresholds are 1 afterwards. Returns the unit of each value."""
         nodes = list(self.gm.graph.nodes)
         for node in reversed(nodes):
             self.wanted[node] = self._wanted(node)
@@ -79,6 +82,7 @@ class Units:
             node.replace_all_uses_with(node.all_input_nodes[0])
         for _, quantizer in network.modules_of(self.gm, Quantizer):
             quantizer.scale.data.fill_(1.0)
+        return self.unit
 
     def _as_output(self, node: fx.Node) -> fx.Node:
         output = self.gm.graph.output_node()
@@ -266,15 +270,17 @@ class Units:
         weight_node = ops.weight_of(node)
         weight = network.constant(weight_node)
         assert weight_node is not None and weight is not None
-        scaled = channels_first(node, weight.detach().double()) * (self.unit[stream] / unit)
+        ratio = self.unit[stream] / unit
+        scaled = channels_first(node, weight.detach().double()) * ratio
         most = 2 ** (self.bits - 1) - 1
-        top = scaled.flatten(1).abs().amax(1).clamp(min=most * 2.0**-_FINEST)
-        exponent = torch.floor(torch.log2(most / top)).clamp(max=_FINEST)
+        finest = min(_FINEST + max(0, math.ceil(-math.log2(ratio))), _FINEST_STEP)
+        top = scaled.flatten(1).abs().amax(1).clamp(min=most * 2.0**-finest)
+        exponent = torch.floor(torch.log2(most / top)).clamp(max=finest)
         step = torch.ldexp(torch.ones_like(exponent), -exponent.to(torch.int32))
         step = step.reshape([-1] + [1] * (scaled.dim() - 1))
         whole = torch.floor(scaled / step + 0.5).clamp(-most, most)
         with self.gm.graph.inserting_before(node):
-            stored = channels_back(node, whole * step).to(weight.dtype)
+            stored = channels_back(node, whole * step).reshape(weight.shape).to(weight.dtype)
             new_weight = rewrite.new_constant(self.gm, str(weight_node.target), nn.Parameter(stored, False), like=node)
             new_weight.meta["spec"] = weight_node.meta.get("spec")
             node.args = tuple(new_weight if a is weight_node else a for a in node.args)
@@ -283,7 +289,8 @@ class Units:
             bias = network.constant(bias_node)
             if index is not None and bias is not None:
                 values = bias.detach().double() / unit
-                fine = step.flatten() * 2.0**-4 if values.numel() == step.numel() else step.min() * 2.0**-4
+                fine = (step.flatten() if values.numel() == step.numel() else step.min()) * 2.0**-4
+                fine = fine.clamp(max=_COARSEST_BIAS)
                 values = torch.floor(values / fine + 0.5) * fine
                 new_bias = rewrite.new_constant(
                     self.gm, str(bias_node.target), nn.Parameter(values.to(bias.dtype), False), like=node
