@@ -372,6 +372,32 @@ def test_grey_images_have_one_channel(tmp_path):
     assert data.tensors("test")[0].shape[1] == 1
 
 
+@pytest.mark.parametrize("form", ["<u2", ">u2"])
+def test_grey_images_of_16_bits_are_scaled(tmp_path, form):
+    pixels = np.linspace(0, 65535, 120).astype(form).reshape(10, 12)
+    for path in _images(tmp_path, 6).rglob("*.png"):
+        path.unlink()
+        Image.fromarray(pixels).save(path.with_suffix(".tif"))
+    images, _ = open_data(tmp_path).tensors("test")
+    assert images.shape[1] == 1
+    assert (images - torch.from_numpy(pixels / 65535)).abs().max() < 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("form", [np.float32, np.int32])
+def test_images_of_32_bits_are_refused(tmp_path, form):
+    for path in _images(tmp_path, 6).rglob("*.png"):
+        path.unlink()
+        Image.fromarray(np.ones((10, 12), form)).save(path.with_suffix(".tif"))
+    with pytest.raises(DataError, match=r"\.tif has grey values of 32 bits.*\.npz"):
+        open_data(tmp_path)
+
+
+def test_an_image_too_large_to_be_meant_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(DataError, match="cannot be read as an image: Image size"):
+        open_data(_images(tmp_path, 5))
+
+
 def test_folders_that_are_wrong(tmp_path):
     with pytest.raises(DataError, match="holds no folders"):
         open_data(tmp_path)

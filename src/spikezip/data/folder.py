@@ -12,11 +12,12 @@ from spikezip.data.assemble import Wanted, assemble, split_off_test
 from spikezip.data.augment import ResizedCrop, Shift
 from spikezip.data.draws import order
 from spikezip.data.images import ImageData
-from spikezip.data.sources import Files, decode
+from spikezip.data.sources import Files, decode, opened
 from spikezip.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"}
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_GREY = ("1", "L", "LA", "I", "F")  # Pillow's modes, beside those of 16 bits
 _SMALL = 64  # pixels: such images are shifted, larger ones cut out at random
 
 
@@ -87,12 +88,7 @@ def _list(root: Path, names: Sequence[str]) -> tuple[list[Path], torch.Tensor]:
 
 def _look_at(path: Path) -> tuple[int, tuple[int, int]]:
     """Channels and size of a file; the size that decoding gives."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}. Remove or replace the file.") from error
+    with opened(path) as image:
+        grey = image.mode in _GREY or image.mode.startswith("I;16")
     height, width = decode(path, "L" if grey else "RGB").shape[-2:]
     return 1 if grey else 3, (height, width)
