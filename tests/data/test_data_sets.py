@@ -357,6 +357,46 @@ def test_folders_of_splits(tmp_path):
     assert torch.bincount(data.labels("test")[:6]).min() >= 1, "files come mixed, not class by class"
 
 
+@pytest.mark.parametrize(("train", "val", "test"), [("Training", "valid", "testing"), ("TRAIN", "Validation", "Test")])
+def test_splits_by_other_names(tmp_path, train, val, test):
+    for split, count in ((train, 10), (val, 3), (test, 5)):
+        _images(tmp_path / split, count)
+    assert [open_data(tmp_path).count(s) for s in ("train", "val", "test")] == [20, 6, 10]
+
+
+@pytest.mark.parametrize(
+    ("folders", "match"),
+    [
+        (("val", "test"), r"has test/ and val/; it needs one train/"),
+        (("train", "val", "valid"), r"has train/ and val/ and valid/; it needs one train/"),
+        (("data",), r"holds one folder, data/, and 2 classes or more are needed"),
+    ],
+)
+def test_layouts_that_would_be_another_problem(tmp_path, folders, match):
+    for name in folders:
+        _images(tmp_path / name, 5)
+    with pytest.raises(DataError, match=match):
+        open_data(tmp_path)
+
+
+def test_a_class_without_training_images_is_refused(tmp_path):
+    for split in ("train", "test"):
+        _images(tmp_path / split, 5)
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(DataError, match=r"dog holds no images \(.*\) to train on"):
+        open_data(tmp_path)
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    _images(tmp_path, 20)
+    _images(tmp_path / "cat", 1, classes=(".ipynb_checkpoints",))
+    (tmp_path / "cat" / "._000.png").write_bytes(b"attributes")
+    data = open_data(tmp_path)
+    assert data.count("trainval") + data.count("test") == 40
+    data.tensors("trainval")
+
+
 def test_images_of_several_sizes_need_an_image_size(tmp_path):
     _images(tmp_path, 6)
     _images(tmp_path, 3, size=(30, 20))
@@ -370,6 +410,22 @@ def test_grey_images_have_one_channel(tmp_path):
     data = open_data(_images(tmp_path, 6, mode="L"))
     assert (data.image_shape, data.mean, data.std) == ((1, 10, 12), (0.0,), (1.0,))
     assert data.tensors("test")[0].shape[1] == 1
+
+
+def test_one_colour_image_among_grey_ones_makes_three_channels(tmp_path):
+    _images(tmp_path, 20, mode="L")
+    for name in ("cat", "dog"):  # each in turn: whichever is looked at first, one of them comes later
+        _images(tmp_path, 1, mode="RGB", classes=(name,))
+        assert open_data(tmp_path).image_shape[0] == 3
+        _images(tmp_path, 1, mode="L", classes=(name,))
+    assert open_data(tmp_path).image_shape[0] == 1
+
+
+@pytest.mark.parametrize("size", [(10, 12), (70, 80)])
+@pytest.mark.parametrize(("mode", "mirrored"), [("L", False), ("RGB", True)])
+def test_only_colour_images_are_mirrored(tmp_path, size, mode, mirrored):
+    data = open_data(_images(tmp_path, 6, size=size, mode=mode))
+    assert data.augmentation.flip == mirrored
 
 
 @pytest.mark.parametrize("form", ["<u2", ">u2"])
@@ -401,11 +457,12 @@ def test_an_image_too_large_to_be_meant_is_told(tmp_path, monkeypatch):
 def test_folders_that_are_wrong(tmp_path):
     with pytest.raises(DataError, match="holds no folders"):
         open_data(tmp_path)
-    (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"cat holds no images \(.*\) to train on"):
         open_data(tmp_path)
     _images(tmp_path / "a" / "train", 4)
-    with pytest.raises(DataError, match="neither val/ nor test/"):
+    with pytest.raises(DataError, match=r"has train/; it needs one train/, and val/ or test/"):
         open_data(tmp_path / "a")
     _images(tmp_path / "a" / "test", 4, classes=("cat", "emu"))
     with pytest.raises(DataError, match=r"the class 'emu', which the training images lack"):
