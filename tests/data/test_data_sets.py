@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -73,15 +74,13 @@ def test_normalisation_and_size_may_be_chosen():
 # ---- names
 
 
-@pytest.mark.parametrize(("name", "match"), [("cifar11", "Did you mean 'cifar10'"), ("digit", "digits"), ("", "Known")])
+@pytest.mark.parametrize(
+    ("name", "match"), [("cifar11", "Did you mean 'cifar10'"), ("digit", "digits"), ("", "no data set.*Known")]
+)
 def test_unknown_names(name, match, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if name == "":
-        with pytest.raises((UnknownNameError, DataError)):
-            open_data(name)
-    else:
-        with pytest.raises(UnknownNameError, match=match):
-            open_data(name)
+    monkeypatch.chdir(_images(tmp_path, 5))  # "" is not this folder
+    with pytest.raises(UnknownNameError, match=match):
+        open_data(name)
 
 
 def test_missing_paths_and_foreign_files(tmp_path):
@@ -289,6 +288,9 @@ def _spoilt(value):
         ({"y_train": np.arange(40) % 4 - 1}, "label -1 of image 0 is not in 0 or more"),
         ({"y_test": np.arange(8)}, r"y_test: label 4 of image 4 is not in 0\.\.3"),
         ({"y_train": np.arange(40) * 10**9}, "y_train goes up to 39000000000 for 40 images"),
+        ({"y_train": np.full(40, 2**64 - 1, np.uint64)}, f"label {2**64 - 1} of image 0 is not in 0 or more"),
+        ({"y_test": np.full(8, 2**63 + 1, np.uint64)}, r"of image 0 is not in 0\.\.3"),
+        ({"classes": np.array("abcd")}, r"classes has shape \[\]; store one name a class"),
         ({"y_train": np.arange(40) / 2}, "store one whole number an image"),
         ({"y_train": np.eye(4)[np.arange(40) % 4].astype(int)}, "one-hot"),
         ({"y_train": np.array([object()] * 40)}, "not objects"),
@@ -309,6 +311,11 @@ def test_files_that_are_no_arrays(tmp_path):
         open_data(path)
     path.write_bytes(b"PK\x03\x04" + b"x" * 50)
     with pytest.raises(DataError, match="cannot be read"):
+        open_data(path)
+    with zipfile.ZipFile(path, "w") as file:
+        for name in _arrays():
+            file.writestr(name, b"no array")
+    with pytest.raises(DataError, match="x_train is no array"):
         open_data(path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
