@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 from safetensors.torch import load_file
 
+from spikezip.cli import screen
 from spikezip.cli.run import show_energy
 
 
@@ -184,6 +186,18 @@ def test_energies_are_printed_in_readable_units_and_what_is_missing_is_named(cap
     said = capsys.readouterr().out
     assert "4.1 mJ" in said
     assert "69 synaptic operations an image. Not counted: softmax: exp." in " ".join(said.split())
+
+
+def test_square_brackets_of_paths_are_no_markup(capsys):
+    screen.say("[bold]runs/v[best].spikezip[/]: [/a] of net[v2].py:cat: [bold green]equal[/]")
+    table = Table(title="net[v2].py:net")
+    table.add_column("what")
+    table.add_row("[red]refused[/]: [/b]")
+    screen.stdout.print(table)
+    said = capsys.readouterr().out
+    assert "runs/v[best].spikezip: [/a] of net[v2].py:cat: equal\n" in said
+    assert "net[v2].py:net" in said
+    assert "refused: [/b]" in said
 
 
 def test_run_prices_what_was_counted_with_a_model_of_ones_own(spikezip, model_file, trained):
