@@ -76,6 +76,23 @@ def broken():
     return model
 
 
+def five():
+    model = Mine()
+    model.head = nn.Linear(16 * 4 * 4, 5)
+    return model
+
+
+def two():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return (a + b).flatten(1)
+    return Two(), (torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8))
+
+
+def maps():
+    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 10, 1))
+
+
 def batch_statistics():
     model = Mine()
     model.norm = nn.BatchNorm2d(8, track_running_stats=False)

@@ -43,6 +43,9 @@ def refused(done, *words: str) -> None:
         (("inspekt", "spikezip:digits"), ("Did you mean 'inspect'?",)),
         ((*CONVERT, "--data", "cifar11"), ("Did you mean 'cifar10'",)),
         ((*CONVERT, "--data", "nowhere/images"), ("There is no file or folder nowhere/images",)),
+        ((*CONVERT, "--data", ""), ("There is no data set", "''")),
+        ((*CONVERT, "--seed", str(2**70)), ("--seed",)),
+        (("demo", "--seed", "-1"), ("--seed",)),
         ((*CONVERT, "--encoding", "odd:3"), ("no encoding 'odd:3'", "even:N")),
         ((*CONVERT, "--encoding", "even:0"), ("even:8",)),
         ((*CONVERT, "--weight-bits", "float"), ("--weight-bits 'float'", "none")),
@@ -67,6 +70,8 @@ def test_refused(spikezip, args, words):
         ("mixes", ("mixes the samples of a batch",)),
         ("branches", ("torch.export could not capture Branches", "Control flow")),
         ("broken", ("'head.weight' holds NaN",)),
+        ("five", ("mine.py:five gives 5 answers, and digits has 10 classes",)),
+        ("two", ("mine.py:two cannot be called with images alone", "missing a required argument: 'b'", "in Python")),
     ],
 )
 def test_a_users_file_that_cannot_be_used(spikezip, model_file, function, words):
@@ -88,7 +93,7 @@ def test_data_with_nan_or_without_images(spikezip, tmp_path):
         refused(spikezip(*CONVERT, "--data", tmp_path / name), words)
 
 
-def test_a_network_beside_that_is_not_the_bundles(spikezip, tmp_path):
+def test_a_network_beside_that_is_not_the_bundles(spikezip, tmp_path, model_file):
     source = resolve("spikezip:digits")
     convert(source.module, source.example, source.example).save(tmp_path / "a.spikezip")
     run = ("run", tmp_path / "a.spikezip", "--data", "digits", "--out", "x.json")
@@ -96,6 +101,12 @@ def test_a_network_beside_that_is_not_the_bundles(spikezip, tmp_path):
     other = spikezip(*run, "--ann", f"{tmp_path / 'wide.py'}:build")
     refused(other, "does not take the images of the spiking network")
     refused(spikezip(*run, "--weights", "pretrained"), "--ann")
+    refused(spikezip(*run, "--ann", f"{model_file}:five"), "mine.py:five gives 5 answers")
+    maps = spikezip(*run, "--ann", f"{model_file}:maps")
+    refused(maps, "answers an image with [10, 8, 8], the spiking network with [10]")
+    np.savez(tmp_path / "many.npz", images=np.zeros((80, 8, 8), np.uint8), labels=np.arange(80) % 20)
+    many = spikezip("run", tmp_path / "a.spikezip", "--data", tmp_path / "many.npz", "--out", "x.json")
+    refused(many, "a.spikezip gives 10 answers, and", "many.npz has 20 classes")
 
 
 def test_weights_of_another_model(spikezip, tmp_path):

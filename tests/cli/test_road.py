@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 from safetensors.torch import load_file
 
+from spikezip.cli import screen
 from spikezip.cli.run import show_energy
 
 
@@ -108,8 +110,11 @@ def test_early_exit_by_rules_given_and_chosen(spikezip, model_file, trained):
     done = spikezip("report", "record.json")
     assert done.exit_code == 0, done.stderr
 
-    done = spikezip("run", "a.spikezip", "--data", "digits", "--split", "val", "--early-exit", "margin", "--overwrite")
-    assert done.exit_code == 2 and "cannot be judged on them" in done.stderr
+    for split in ("val", "trainval"):
+        done = spikezip(
+            "run", "a.spikezip", "--data", "digits", "--split", split, "--early-exit", "margin", "--overwrite"
+        )
+        assert done.exit_code == 2 and "cannot be judged on them" in done.stderr
     done = spikezip("run", "a.spikezip", "--data", "digits", "--early-exit", "sure:1", "--overwrite")
     assert done.exit_code == 2 and "no exit rule 'sure:1'" in done.stderr
 
@@ -130,6 +135,15 @@ def test_choices_of_convert_reach_the_network(spikezip, model_file, trained):
     snn = library.load("b")
     assert {neuron.levels for _, neuron in snn.layers} == {library.Levels(0, 3)}
     assert snn.encoding == library.Even(5)
+
+
+def test_a_network_that_is_no_classifier_is_converted_without_an_accuracy(spikezip, model_file):
+    done = spikezip("convert", f"{model_file}:maps", "--data", "digits", "--out", "maps.spikezip")
+    assert done.exit_code == 0, done.stderr
+    assert "No accuracy" in done.stderr and "[10, 8, 8] an image" in done.stderr
+    assert "Next: spikezip run maps.spikezip" in done.stdout
+    done = spikezip("run", "maps.spikezip", "--data", "digits", "--ann", f"{model_file}:maps", "--limit", "4")
+    assert done.exit_code == 0, (done.stderr, done.exception)
 
 
 def test_a_bundle_refuses_images_of_another_kind(spikezip, model_file, trained, data_root):
@@ -172,6 +186,18 @@ def test_energies_are_printed_in_readable_units_and_what_is_missing_is_named(cap
     said = capsys.readouterr().out
     assert "4.1 mJ" in said
     assert "69 synaptic operations an image. Not counted: softmax: exp." in " ".join(said.split())
+
+
+def test_square_brackets_of_paths_are_no_markup(capsys):
+    screen.say("[bold]runs/v[best].spikezip[/]: [/a] of net[v2].py:cat: [bold green]equal[/]")
+    table = Table(title="net[v2].py:net")
+    table.add_column("what")
+    table.add_row("[red]refused[/]: [/b]")
+    screen.stdout.print(table)
+    said = capsys.readouterr().out
+    assert "runs/v[best].spikezip: [/a] of net[v2].py:cat: equal\n" in said
+    assert "net[v2].py:net" in said
+    assert "refused: [/b]" in said
 
 
 def test_run_prices_what_was_counted_with_a_model_of_ones_own(spikezip, model_file, trained):

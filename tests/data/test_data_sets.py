@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -73,15 +74,13 @@ def test_normalisation_and_size_may_be_chosen():
 # ---- names
 
 
-@pytest.mark.parametrize(("name", "match"), [("cifar11", "Did you mean 'cifar10'"), ("digit", "digits"), ("", "Known")])
+@pytest.mark.parametrize(
+    ("name", "match"), [("cifar11", "Did you mean 'cifar10'"), ("digit", "digits"), ("", "no data set.*Known")]
+)
 def test_unknown_names(name, match, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if name == "":
-        with pytest.raises((UnknownNameError, DataError)):
-            open_data(name)
-    else:
-        with pytest.raises(UnknownNameError, match=match):
-            open_data(name)
+    monkeypatch.chdir(_images(tmp_path, 5))  # "" is not this folder
+    with pytest.raises(UnknownNameError, match=match):
+        open_data(name)
 
 
 def test_missing_paths_and_foreign_files(tmp_path):
@@ -289,6 +288,9 @@ def _spoilt(value):
         ({"y_train": np.arange(40) % 4 - 1}, "label -1 of image 0 is not in 0 or more"),
         ({"y_test": np.arange(8)}, r"y_test: label 4 of image 4 is not in 0\.\.3"),
         ({"y_train": np.arange(40) * 10**9}, "y_train goes up to 39000000000 for 40 images"),
+        ({"y_train": np.full(40, 2**64 - 1, np.uint64)}, f"label {2**64 - 1} of image 0 is not in 0 or more"),
+        ({"y_test": np.full(8, 2**63 + 1, np.uint64)}, r"of image 0 is not in 0\.\.3"),
+        ({"classes": np.array("abcd")}, r"classes has shape \[\]; store one name a class"),
         ({"y_train": np.arange(40) / 2}, "store one whole number an image"),
         ({"y_train": np.eye(4)[np.arange(40) % 4].astype(int)}, "one-hot"),
         ({"y_train": np.array([object()] * 40)}, "not objects"),
@@ -309,6 +311,11 @@ def test_files_that_are_no_arrays(tmp_path):
         open_data(path)
     path.write_bytes(b"PK\x03\x04" + b"x" * 50)
     with pytest.raises(DataError, match="cannot be read"):
+        open_data(path)
+    with zipfile.ZipFile(path, "w") as file:
+        for name in _arrays():
+            file.writestr(name, b"no array")
+    with pytest.raises(DataError, match="x_train is no array"):
         open_data(path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
@@ -357,6 +364,46 @@ def test_folders_of_splits(tmp_path):
     assert torch.bincount(data.labels("test")[:6]).min() >= 1, "files come mixed, not class by class"
 
 
+@pytest.mark.parametrize(("train", "val", "test"), [("Training", "valid", "testing"), ("TRAIN", "Validation", "Test")])
+def test_splits_by_other_names(tmp_path, train, val, test):
+    for split, count in ((train, 10), (val, 3), (test, 5)):
+        _images(tmp_path / split, count)
+    assert [open_data(tmp_path).count(s) for s in ("train", "val", "test")] == [20, 6, 10]
+
+
+@pytest.mark.parametrize(
+    ("folders", "match"),
+    [
+        (("val", "test"), r"has test/ and val/; it needs one train/"),
+        (("train", "val", "valid"), r"has train/ and val/ and valid/; it needs one train/"),
+        (("data",), r"holds one folder, data/, and 2 classes or more are needed"),
+    ],
+)
+def test_layouts_that_would_be_another_problem(tmp_path, folders, match):
+    for name in folders:
+        _images(tmp_path / name, 5)
+    with pytest.raises(DataError, match=match):
+        open_data(tmp_path)
+
+
+def test_a_class_without_training_images_is_refused(tmp_path):
+    for split in ("train", "test"):
+        _images(tmp_path / split, 5)
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(DataError, match=r"dog holds no images \(.*\) to train on"):
+        open_data(tmp_path)
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    _images(tmp_path, 20)
+    _images(tmp_path / "cat", 1, classes=(".ipynb_checkpoints",))
+    (tmp_path / "cat" / "._000.png").write_bytes(b"attributes")
+    data = open_data(tmp_path)
+    assert data.count("trainval") + data.count("test") == 40
+    data.tensors("trainval")
+
+
 def test_images_of_several_sizes_need_an_image_size(tmp_path):
     _images(tmp_path, 6)
     _images(tmp_path, 3, size=(30, 20))
@@ -372,14 +419,57 @@ def test_grey_images_have_one_channel(tmp_path):
     assert data.tensors("test")[0].shape[1] == 1
 
 
+def test_one_colour_image_among_grey_ones_makes_three_channels(tmp_path):
+    _images(tmp_path, 20, mode="L")
+    for name in ("cat", "dog"):  # each in turn: whichever is looked at first, one of them comes later
+        _images(tmp_path, 1, mode="RGB", classes=(name,))
+        assert open_data(tmp_path).image_shape[0] == 3
+        _images(tmp_path, 1, mode="L", classes=(name,))
+    assert open_data(tmp_path).image_shape[0] == 1
+
+
+@pytest.mark.parametrize("size", [(10, 12), (70, 80)])
+@pytest.mark.parametrize(("mode", "mirrored"), [("L", False), ("RGB", True)])
+def test_only_colour_images_are_mirrored(tmp_path, size, mode, mirrored):
+    data = open_data(_images(tmp_path, 6, size=size, mode=mode))
+    assert data.augmentation.flip == mirrored
+
+
+@pytest.mark.parametrize("form", ["<u2", ">u2"])
+def test_grey_images_of_16_bits_are_scaled(tmp_path, form):
+    pixels = np.linspace(0, 65535, 120).astype(form).reshape(10, 12)
+    for path in _images(tmp_path, 6).rglob("*.png"):
+        path.unlink()
+        Image.fromarray(pixels).save(path.with_suffix(".tif"))
+    images, _ = open_data(tmp_path).tensors("test")
+    assert images.shape[1] == 1
+    assert (images - torch.from_numpy(pixels / 65535)).abs().max() < 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("form", [np.float32, np.int32])
+def test_images_of_32_bits_are_refused(tmp_path, form):
+    for path in _images(tmp_path, 6).rglob("*.png"):
+        path.unlink()
+        Image.fromarray(np.ones((10, 12), form)).save(path.with_suffix(".tif"))
+    with pytest.raises(DataError, match=r"\.tif has grey values of 32 bits.*\.npz"):
+        open_data(tmp_path)
+
+
+def test_an_image_too_large_to_be_meant_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(DataError, match="cannot be read as an image: Image size"):
+        open_data(_images(tmp_path, 5))
+
+
 def test_folders_that_are_wrong(tmp_path):
     with pytest.raises(DataError, match="holds no folders"):
         open_data(tmp_path)
-    (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"cat holds no images \(.*\) to train on"):
         open_data(tmp_path)
     _images(tmp_path / "a" / "train", 4)
-    with pytest.raises(DataError, match="neither val/ nor test/"):
+    with pytest.raises(DataError, match=r"has train/; it needs one train/, and val/ or test/"):
         open_data(tmp_path / "a")
     _images(tmp_path / "a" / "test", 4, classes=("cat", "emu"))
     with pytest.raises(DataError, match=r"the class 'emu', which the training images lack"):

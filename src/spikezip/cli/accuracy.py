@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
 from spikezip.cli import screen
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from spikezip.data import ImageData
 
 _BATCH = 64
 
 
+def answers(network: nn.Module, images: Tensor) -> Tensor:
+    """The first tensor that a network returns, however it returns it."""
+    with torch.no_grad():
+        return tree_leaves(network(images))[0]
+
+
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images ``[N, C, H, W]`` whose greatest (first) output is their label."""
-    import torch
-
     right = 0
-    with torch.no_grad():
-        for some, wanted in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
-            found = network(some)
-            right += int(((found[0] if isinstance(found, tuple) else found).argmax(-1) == wanted).sum())
+    for some, wanted in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+        right += int((answers(network, some).argmax(-1) == wanted).sum())
     return right / len(labels)
 
 
@@ -32,6 +36,13 @@ def tell(stages: Mapping[str, nn.Module], data: ImageData, split: str, most: int
     if not most or not data.count(split):
         return
     images, labels = data.tensors(split, most)
+    first = answers(next(iter(stages.values())), images[:1])
+    if first.dim() != 2 or first.is_complex():
+        screen.note(
+            f"No accuracy: it is for networks that give one real number a class, and this one gives "
+            f"{list(first.shape[1:])} an image."
+        )
+        return
     with screen.working(f"classifying {len(labels)} images"):
         found = [f"{name} [bold]{100 * accuracy(net, images, labels):.1f} %[/]" for name, net in stages.items()]
     screen.say(f"Right on {len(labels)} images ({split}): {', '.join(found)}.")

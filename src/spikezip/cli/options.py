@@ -126,7 +126,7 @@ EngineOption = Annotated[
     EngineName, typer.Option("--engine", help="Blocks of steps at once (sweep, fast), or step by step (reference).")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything drawn at random.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images at a time (memory, not results).")]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, show_default=False, help="Only the first so many images.")

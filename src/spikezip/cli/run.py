@@ -95,8 +95,9 @@ def command(
       spikezip run resnet20.spikezip --data cifar10 --energy-model my-chip.yaml
     """
     import spikezip
-    from spikezip.cli.sources import open_ann, open_for
+    from spikezip.cli.sources import check_answers, open_ann, open_for
     from spikezip.run import Engine
+    from spikezip.run.engine import qann_outputs
 
     models = [read_model(text) for text in energy_model or ()]
     with output_file(out, overwrite) as draft:
@@ -105,7 +106,8 @@ def command(
         snn = spikezip.load(bundle)
         source = open_for(snn, data, data_root)
         images, labels = source.tensors(split, limit)
-        trained = open_ann(ann, weights, data, images, data_root) if ann is not None else None
+        check_answers(qann_outputs(snn, (images[:1],))[0], str(bundle), source)
+        trained = open_ann(ann, weights, data, snn, images, data_root) if ann is not None else None
         rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
         certificate = None
         if verify:
@@ -180,10 +182,10 @@ def exit_rule(text: str, snn: SNN, source: ImageData, steps: int, split: str) ->
 
     if text not in CONFIDENCES:
         return parse_exit(text)
-    if split == "val":
+    if split in ("val", "trainval"):
         raise InputError(
             f"--early-exit {text} chooses its threshold on the val images, so it cannot be judged on them. Give "
-            f"another --split, or a threshold: {text}:0.6."
+            f"--split test, or a threshold: {text}:0.6."
         )
     images, labels = source.tensors("val", 2000)
     with screen.counting(len(images), "choosing a threshold") as done:

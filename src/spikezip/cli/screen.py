@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 Item = TypeVar("Item")
 
 # A pipe has no width; 80 columns would cut the names of layers.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
 
-stdout = Console(width=_WIDTH, highlight=False)
-stderr = Console(width=_WIDTH, highlight=False, stderr=True)
+_TAGS = re.compile(r"(\[(?:/|(?:bold )?(?:red|green)|bold|dim)\])")
+
+
+class _Results(Console):
+    """A console that knows these tags alone: other square brackets are text, as those of paths."""
+
+    def render_str(self, text: str, **choices: Any) -> Text:
+        parts = _TAGS.split(text)
+        return super().render_str("".join(p if i % 2 else escape(p) for i, p in enumerate(parts)), **choices)
+
+
+stdout = _Results(width=_WIDTH, highlight=False, emoji=False)
+stderr = Console(width=_WIDTH, highlight=False, emoji=False, stderr=True)
 
 
 def say(text: str) -> None:
-    """Print a line of results; square brackets are rich's markup."""
+    """Print a line of results; ``[bold]``, ``[dim]``, ``[red]``, ``[green]`` and ``[/]`` are rich's markup."""
     stdout.print(text, soft_wrap=True)
 
 
@@ -105,5 +118,5 @@ def working(what: str) -> Iterator[None]:
     if not stderr.is_terminal:
         yield
         return
-    with stderr.status(what):
+    with stderr.status(escape(what)):
         yield

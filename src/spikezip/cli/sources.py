@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, fx, nn
 
+from spikezip.cli.accuracy import answers
 from spikezip.data import ImageData, open_data
 from spikezip.errors import InputError
 from spikezip.graph import network
 from spikezip.models import ModelSource, resolve
+from spikezip.run.engine import qann_outputs
 
 if TYPE_CHECKING:
     from spikezip.spike import SpikingNetwork
@@ -44,6 +46,7 @@ def open_both(
     kind = model.partition(":")[0]
     if kind not in _LIBRARIES:
         source = resolve(model, weights=weights, example_shape=own.image_shape, root=root)
+        _check_fit(source, own)
         return source, own
     # A library's pretrained head has the classes that it was trained for.
     fixed = weights == "pretrained" and kind != _OWN and not new_classifier
@@ -67,7 +70,39 @@ def open_both(
         std=source.std if says else None,
         image_size=(int(size[0]), int(size[1])),
     )
+    _check_fit(source, images)
     return source, images
+
+
+def _check_fit(source: ModelSource, data: ImageData) -> None:
+    try:
+        inspect.signature(source.module.forward).bind(source.example)
+    except TypeError as reason:
+        raise InputError(
+            f"{source.name} cannot be called with images alone ({reason}), and the command line gives nothing else. "
+            "Convert a network of several inputs in Python: spikezip.convert(model, (a, b), (a, b))."
+        ) from reason
+    except ValueError:  # TorchScript has no signature
+        pass
+    try:
+        found = answers(source.module, source.example)  # type: ignore[arg-type]  # a tuple could not be bound
+    except Exception:  # whatever the user's code raises; capturing it says more
+        return
+    if len(found) == len(source.example):
+        check_answers(found, source.name, data)
+
+
+def check_answers(found: Tensor, name: str, data: ImageData) -> None:
+    """Refuse a classifier, whose answers are ``[B, C]``, for data of more classes; more answers than classes are good.
+
+    Raises:
+        InputError: it has fewer answers than there are classes.
+    """
+    if found.dim() == 2 and found.shape[1] < data.num_classes:
+        raise InputError(
+            f"{name} gives {found.shape[1]} answers, and {data.name} has {data.num_classes} classes. Give the data "
+            "that it is for, or a network for these."
+        )
 
 
 def remember(gm: fx.GraphModule, model: str, data: ImageData) -> None:
@@ -99,22 +134,29 @@ def open_for(snn: SpikingNetwork, data: str, root: Path | None) -> ImageData:
     return open_data(data, root, mean=mean, std=std, image_size=(height, width))
 
 
-def open_ann(model: str, weights: str | None, data: str, images: Tensor, root: Path | None) -> nn.Module:
+def open_ann(
+    model: str, weights: str | None, data: str, snn: SpikingNetwork, images: Tensor, root: Path | None
+) -> nn.Module:
     """The trained network that an SNN came from, able to answer the SNN's images.
 
     Raises:
         SpikezipError: it cannot be found.
-        InputError: it takes other images than the SNN does.
+        InputError: it takes other images than the SNN does, or gives other answers.
     """
     module = open_both(model, data, weights=weights, classes=None, image_size=None, root=root)[0].module.eval()
     try:
-        with torch.no_grad():
-            module(images[:1])
+        found = answers(module, images[:1])
     except (RuntimeError, ValueError, TypeError) as reason:
         raise InputError(
             f"--ann {model} does not take the images of the spiking network, {list(images.shape[1:])}: {reason}. "
             "Give the network that BUNDLE was converted from."
         ) from reason
+    wanted = qann_outputs(snn, (images[:1],))[0]
+    if found.shape != wanted.shape:
+        raise InputError(
+            f"--ann {model} answers an image with {list(found.shape[1:])}, the spiking network with "
+            f"{list(wanted.shape[1:])}. Give the network that BUNDLE was converted from."
+        )
     return module
 
 

@@ -22,7 +22,11 @@ def load_arrays(path: Path, wanted: tuple[str, ...]) -> tuple[dict[str, np.ndarr
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} is not an .npz file of several arrays. Write it with numpy.savez.")
-            return {name: stored[name] for name in wanted if name in stored.files}, list(stored.files)
+            found, there = {name: stored[name] for name in wanted if name in stored.files}, list(stored.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         hint = " Store plain numbers, not objects." if "allow_pickle" in str(error) else " Write or download it again."
         raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}.{hint}") from error
+    for name, value in found.items():
+        if not isinstance(value, np.ndarray):  # numpy hands out other files of a zip as bytes
+            raise DataError(f"{path}: {name} is no array. Write the file with numpy.savez.")
+    return found, there

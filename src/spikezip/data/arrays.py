@@ -42,7 +42,7 @@ def arrays(path: Path, wanted: Wanted) -> ImageData:
             f"{path} holds {', '.join(sorted(there)) or 'nothing'}; it needs the arrays {', '.join(_SPLIT)}, or"
             f" {' and '.join(_WHOLE)}. Write them with numpy.savez."
         )
-    names = [str(n) for n in stored["classes"]] if "classes" in stored else None
+    names = _names(stored["classes"], path) if "classes" in stored else None
     sources, shape = [], None
     for images_name, labels_name in pairs:
         images = _images(stored[images_name], f"{path}: {images_name}")
@@ -68,6 +68,12 @@ def arrays(path: Path, wanted: Wanted) -> ImageData:
     usual = ([0.0] * channels, [1.0] * channels)
     shift = Shift(padding=max(1, min(size) // 8), flip=False)  # mirrored, letters are other letters
     return assemble(str(path), names, (channels, *size), usual, shift, wanted, train, test)
+
+
+def _names(array: np.ndarray, path: Path) -> list[str]:
+    if array.ndim != 1:
+        raise DataError(f"{path}: classes has shape {list(array.shape)}; store one name a class, [K].")
+    return [str(name) for name in array]
 
 
 def _images(array: np.ndarray, where: str) -> Tensor:

@@ -86,11 +86,12 @@ def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where:
         )
     if len(labels) != count:
         raise DataError(f"{where}: {len(labels)} labels for {count} images; store one label an image.")
-    bad = np.flatnonzero((labels < 0) | (labels >= (num_classes if num_classes is not None else np.inf)))
+    numbers = labels.astype(np.int64)  # first: unsigned numbers beyond it turn negative
+    bad = np.flatnonzero((numbers < 0) | (numbers >= (num_classes if num_classes is not None else np.inf)))
     if len(bad):
         top = "0 or more" if num_classes is None else f"0..{num_classes - 1}"
         raise DataError(f"{where}: label {labels[bad[0]]} of image {bad[0]} is not in {top}. Mend the labels.")
-    return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(numbers)
 
 
 def _per_channel(name: str, what: str, values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -46,6 +46,8 @@ def open_data(
     ((1, 8, 8), 10, [1295, 143, 359])
     """
     name, path = str(spec), Path(spec).expanduser()
+    if not name:  # as a path it would be the current folder
+        raise UnknownNameError("data set (or folder or .npz file)", name, DATA_SETS)
     wanted = Wanted(mean, std, image_size)
     if name == "digits":
         return digits(wanted)

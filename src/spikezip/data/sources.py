@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikezip.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Source(Protocol):
@@ -143,15 +147,32 @@ class Files:
 
 
 def decode(path: Path, mode: str) -> Tensor:
-    """One image file as uint8 ``[C, H, W]``; ``mode`` is Pillow's: L or RGB."""
+    """One image file as uint8 ``[C, H, W]``, 16-bit grey scaled to 8 bits; ``mode`` is Pillow's: L or RGB."""
+    from PIL import Image
+
+    with opened(path) as image:
+        if image.mode in ("I", "F"):
+            raise DataError(
+                f"{path} has grey values of 32 bits, whose black and white are not known. Store images of 8 or 16 bits,"
+                " or floating-point images in an .npz file."
+            )
+        # Pillow would cut off what is above 255.
+        deep = image.mode.startswith("I;16")
+        shown = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)) if deep else image
+        array = np.array(shown.convert(mode))
+    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image]:
+    """An image file whose header is read and whose pixels are not, or a DataError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            array = np.array(image.convert(mode))
+            yield image
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}. Remove or replace the file.") from error
-    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
 
 
 def parallel(function: Callable[[int], Tensor], indices: Sequence[int]) -> list[Tensor]:
