@@ -37,10 +37,10 @@ def tell(stages: Mapping[str, nn.Module], data: ImageData, split: str, most: int
         return
     images, labels = data.tensors(split, most)
     first = answers(next(iter(stages.values())), images[:1])
-    if first.dim() != 2 or first.is_complex():
+    if first.dim() != 2 or first.is_complex() or first.shape[1] < data.num_classes:
         screen.note(
-            f"No accuracy: it is for networks that give one real number a class, and this one gives "
-            f"{list(first.shape[1:])} an image."
+            f"No accuracy: {data.name} has {data.num_classes} classes, and this network gives {list(first.shape[1:])} "
+            "an image, not one real number a class."
         )
         return
     with screen.working(f"classifying {len(labels)} images"):
