@@ -147,7 +147,7 @@ def test_a_network_that_is_no_classifier_is_converted_without_an_accuracy(spikez
     assert done.exit_code == (0 if function == "maps" else 2), (
         done.stderr,
         done.exception,
-    )  # five cannot be right of ten
+    )
 
 
 def test_a_bundle_refuses_images_of_another_kind(spikezip, model_file, trained, data_root):
