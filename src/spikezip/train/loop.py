@@ -96,7 +96,7 @@ def train(
         StageError: the network cannot be trained with this objective.
         DataError: there is nothing to train on.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
-        BundleError: the checkpoint in ``out`` is damaged or of another plan or network.
+        BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
 
     >>> from spikezip.train import SGD, Plan, TensorBatches
     >>> images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
@@ -205,8 +205,13 @@ class _Run:
             "history": [record.as_json() for record in self.history],
             "scaler": scaler.state_dict() if scaler is not None else None,
             "plan": describe(self.plan),
+            "outline": self._outline(),
         }
         return Checkpoint(tensors, facts)
+
+    def _outline(self) -> dict[str, Any]:
+        name = getattr(self.data, "name", type(self.data).__name__)
+        return files.outline(self.student, name, self.data.count(self.plan.train_split))
 
     def _beside(self) -> dict[str, Tensor]:
         """What the objective has beside the network (statistics, scales), without what never changes."""
@@ -216,7 +221,7 @@ class _Run:
 
     @torch.no_grad()
     def restore(self, start: Checkpoint) -> None:
-        start.check(describe(self.plan), self.student)
+        start.check(describe(self.plan), self.student, self._outline())
         self.student.load_state_dict(start.part("network"))
         beside = self._beside()
         for name, tensor in start.part("objective").items():
