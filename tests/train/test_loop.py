@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from training_nets import chain, classes_apart, clusters, pet_plan, residual, residual_data, same, small_data
 
-from spikezip.errors import DataError, RecipeError, StageError
+from spikezip.errors import DataError, RecipeError, StageError, UnknownNameError
 from spikezip.levels import Levels
 from spikezip.train import (
     PET,
@@ -219,6 +219,15 @@ def test_fewer_images_an_epoch():
     assert done.history[0].images == 32
 
 
+@pytest.mark.parametrize("cut", [{"batch": 16}, {"batch": 64}, {"batch": 16, "accumulate": 4}])
+def test_exactly_as_many_images_are_validated_as_asked_for(cut: dict):
+    plan = pet_plan(epochs=1, objective=QAT(), validation_images=21, **cut)
+    done = train(chain(), small_data(), plan)
+    images, labels = next(small_data().batches("val", 21, shuffle=False))
+    accuracy = (done.network(images).argmax(-1) == labels).float().mean()
+    assert done.history[0].validation["accuracy"] == pytest.approx(accuracy.item())
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +235,28 @@ def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"loss is nan at epoch 1, step \d.*Lower the learning rate"):
         finetune(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path / "run")
     assert not (tmp_path / "run" / "network.safetensors").exists()
+
+
+@pytest.mark.parametrize("split", ["val", None])
+def test_a_last_step_that_diverges_saves_nothing(split: str | None, tmp_path: Path):
+    """The loss is of before the step; what the last step made of the weights is looked at too."""
+    plan = pet_plan(batch=80, optimizer=SGD(1e30, weight_decay=1e10), validation_split=split)
+    with pytest.raises(RecipeError, match=r"Weights are no longer finite at epoch 1, step 1: training has diverged"):
+        train(chain(), small_data(), plan, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_validation_loss_that_is_not_a_number_stops(tmp_path: Path):
+    data = small_data()
+    data.images[data._indices("val")] = float("nan")
+    with pytest.raises(RecipeError, match=r"validation loss is nan at epoch 1"):
+        train(chain(), data, pet_plan(), out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_validation_split_is_told_before_training():
+    with pytest.raises(UnknownNameError, match="no split of tensors 'vla'"):
+        train(chain(), small_data(), pet_plan(validation_split="vla"), on_event=pytest.fail)
 
 
 class Nothing:

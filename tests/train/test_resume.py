@@ -119,7 +119,7 @@ def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):
     other.recompile()
     with pytest.raises(BundleError, match="another training: operations differ"):
         train(other, small_data(), plan, out=tmp_path, resume=True)
-    with pytest.raises(BundleError, match="data differ .80 images of TensorBatches there, 50 images"):
+    with pytest.raises(BundleError, match=r"data differ \(80 images of TensorBatches there, 50 images"):
         train(chain(), replace(small_data(), held_out=70), plan, out=tmp_path, resume=True)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(BundleError, match="cannot be read as a checkpoint"):

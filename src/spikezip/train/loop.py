@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -92,7 +91,7 @@ def train(
         the averaged weights. A QANN's live BatchNorm is folded, so that ``spike`` can take it.
 
     Raises:
-        RecipeError: the plan does not fit, or the loss is no longer finite.
+        RecipeError: the plan does not fit, or the loss or a weight is no longer finite.
         StageError: the network cannot be trained with this objective.
         DataError: there is nothing to train on.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
@@ -165,6 +164,10 @@ class _Run:
         world, count = accelerator.num_processes, data.count(plan.train_split)
         if count == 0:
             raise DataError(f"The split {plan.train_split!r} has no images: there is nothing to train on.")
+        held_out = data.count(plan.validation_split) if plan.validation_split is not None else 0
+        validated = min(held_out, plan.validation_images or held_out)
+        if 0 < validated < world:
+            raise RecipeError(f"{validated} validation image(s) for {world} processes: use one each or more.")
         # Fewer images than a batch: one batch of them all, cut as the plan says.
         self.part = min(plan.batch, count) // plan.accumulate
         if self.part < world:
@@ -262,6 +265,7 @@ class _Run:
             self._epoch(folder)
             loss, numbers, images = self.sums.means()
             self.sums.clear()
+            self._check_weights()
             validation = self._validate()
             self.epoch, self.step = self.epoch + 1, 0
             record = EpochDone(
@@ -311,6 +315,7 @@ class _Run:
             if self.step % plan.log_every == 0 or self.step == self.steps or saves:
                 self._report()
             if saves and folder is not None and self.step < self.steps:
+                self._check_weights()
                 self._save(folder)
 
     def _optimize(self, parts: list[tuple[Any, Tensor]]) -> None:
@@ -354,13 +359,20 @@ class _Run:
     def _report(self) -> None:
         loss, numbers, _ = self.sums.means()
         if not math.isfinite(loss):
-            raise RecipeError(
-                f"The loss is {loss} at epoch {self.epoch + 1}, step {self.step}: training has diverged. Lower the "
-                "learning rate (and scale_rate), clip the gradient (clip: 1.0), warm up longer, or use bf16, not "
-                "fp16. Nothing was saved since the last checkpoint."
-            )
+            raise self._diverged(f"The loss is {loss}")
         rate = self.optimizer.param_groups[0]["lr"]
         self.tell(StepDone(self.epoch, self.step, self.steps, self.plan.last_epoch, loss, numbers, rate))
+
+    def _diverged(self, what: str) -> RecipeError:
+        return RecipeError(
+            f"{what} at epoch {self.epoch + 1}, step {self.step}: training has diverged. Lower the learning rate (and "
+            "scale_rate), clip the gradient (clip: 1.0), warm up longer, or use bf16, not fp16. Nothing was saved "
+            "since the last checkpoint."
+        )
+
+    def _check_weights(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.parameters.values() if p.requires_grad):
+            raise self._diverged("Weights are no longer finite")
 
     def _validate(self) -> dict[str, float]:
         plan, split = self.plan, self.plan.validation_split
@@ -375,13 +387,16 @@ class _Run:
                         loss, numbers = plan.objective.loss(self.plain, images, labels)
                     sums.add(loss, numbers, len(labels))
         loss, numbers, _ = sums.means()
+        if not math.isfinite(loss):
+            raise self._diverged(f"The validation loss is {loss}")
         return {"loss": loss, **numbers}
 
     def _batches(self, split: str, *, train: bool) -> Iterator[tuple[Any, Tensor]]:
         plan, accelerator = self.plan, self.accelerator
+        size = self.part if train else max(plan.batch // plan.accumulate, accelerator.num_processes)
         batches = self.data.batches(
             split,
-            self.part if train else max(plan.batch // plan.accumulate, accelerator.num_processes),
+            size,
             seed=plan.seed,
             epoch=self.epoch,
             augment=train and plan.augment,
@@ -393,13 +408,19 @@ class _Run:
             device=accelerator.device,
         )
         if not train and plan.validation_images is not None:
-            each = max(plan.batch // plan.accumulate, accelerator.num_processes)
-            batches = itertools.islice(batches, math.ceil(plan.validation_images / each))
+            batches = self._first(batches, plan.validation_images, size)
         for images, labels in batches:
             images = images.to(accelerator.device)
             if isinstance(images, Tensor) and images.dim() == 4:
                 images = images.contiguous(memory_format=self.layout)
             yield images, labels.to(accelerator.device)
+
+    def _first(self, batches: Iterator[tuple[Any, Tensor]], count: int, size: int) -> Iterator[tuple[Any, Tensor]]:
+        """This process's share of the first ``count`` images, where all processes together get ``size`` a batch."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for start, (images, labels) in zip(range(0, count, size), batches, strict=False):
+            mine = len(range(rank, min(size, count - start), world))
+            yield images[:mine], labels[:mine]
 
     def _save(self, folder: Folder) -> None:
         folder.save(self.checkpoint())

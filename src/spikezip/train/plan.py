@@ -100,8 +100,9 @@ class Plan:
         augment: let the data augment training images.
         train_split: the split trained on.
         validation_split: the split evaluated after every epoch; None for none.
-        train_images: end an epoch after so many images (quick runs); None for all.
-        validation_images: evaluate on the first so many; None for all.
+        train_images: end an epoch after so many images (quick runs), of which whole batches are taken, one at least;
+            None for all.
+        validation_images: evaluate on exactly the first so many, or all there are; None for all.
         checkpoint_every: optimizer steps between checkpoints within an epoch; None for epoch ends only.
         log_every: optimizer steps between reports.
 
