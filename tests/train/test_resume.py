@@ -13,9 +13,9 @@ import pytest
 import torch
 from training_nets import chain, pet_plan, resumable_plan, same, small_data
 
-from spikezip.errors import BundleError, OutputError
+from spikezip.errors import BundleError, OutputError, RecipeError
 from spikezip.levels import Levels
-from spikezip.train import Cooldown, Event, StepDone, finetune, train
+from spikezip.train import SGD, Cooldown, Event, StepDone, finetune, train
 from spikezip.train.checkpoint import Checkpoint, read, write
 
 CHILD = """
@@ -139,3 +139,23 @@ def test_a_checkpoint_from_before_it_had_an_outline_is_resumed(tmp_path: Path):
     del old.facts["outline"]
     write(old, tmp_path / "checkpoint.safetensors")
     train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, resume=True)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(tmp_path: Path):
+    (tmp_path / "tensorboard").mkdir()
+    for draft in (".checkpoint.safetensors-x1", ".history.json-x2"):
+        (tmp_path / draft).write_bytes(b"half")
+    with pytest.raises(OutputError, match="is not empty"):
+        train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path)
+    train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, resume=True)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "tensorboard", "checkpoint.safetensors", "history.json", "network.safetensors",
+    }  # fmt: skip
+
+
+def test_what_an_earlier_run_left_goes_before_a_new_one_begins(tmp_path: Path):
+    for name in ("network.safetensors", "snn.spikezip", "notes.txt"):
+        (tmp_path / name).write_text("of the earlier run")
+    with pytest.raises(RecipeError, match="training has diverged"):
+        train(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

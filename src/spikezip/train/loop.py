@@ -82,7 +82,7 @@ def train(
         out: folder for ``checkpoint.safetensors`` (the latest), ``history.json`` and, at the end,
             ``network.safetensors``; None writes nothing.
         resume: go on from the checkpoint in ``out``, if there is one.
-        overwrite: start anew although ``out`` holds files; those of an earlier run are replaced.
+        overwrite: start anew although ``out`` holds files; those of an earlier run are removed, ``snn.spikezip`` too.
         on_event: is told of steps, epochs and files, in the main process. By default a progress bar on a
             terminal, and lines where there is none.
 
