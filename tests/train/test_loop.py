@@ -293,6 +293,8 @@ def test_network_errors():
     ("change", "message"),
     [
         ({"epochs": 0}, "epochs=0: give 1 or more"),
+        ({"train_split": "trainval"}, "share images"),
+        ({"train_split": "val", "validation_split": "trainval"}, "share images"),
         ({"batch": 10, "accumulate": 4}, "Use batch=12"),
         ({"epochs": 3, "cooldown": Cooldown(after=3)}, "no more than epochs=3"),
         ({"ema": 1.0}, "between 0 and 1"),
@@ -304,6 +306,11 @@ def test_network_errors():
 def test_plans_out_of_range(change: dict, message: str):
     with pytest.raises(RecipeError, match=message):
         pet_plan(**change)
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(RecipeError, match="nesterov looks ahead along the momentum"):
+        SGD(momentum=0.0, nesterov=True)
 
 
 def test_losses_out_of_range():

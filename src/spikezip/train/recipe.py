@@ -20,7 +20,7 @@ from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, 
 from spikezip.train.objective import PET, QAT
 from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
-from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision
+from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision, check_splits
 from spikezip.train.speq import SPEQ
 from spikezip.train.trajectory import Penalty, Trajectory
 
@@ -120,6 +120,12 @@ class SGDPart(_Part):
     weight_decay: Weight = 5e-4
     scale_rate: Weight = 0.1
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> SGDPart:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0, such as 0.9")
+        return self
 
 
 class AdamWPart(_Part):
@@ -228,7 +234,7 @@ class Recipe(_Part):
     precision: Precision = Precision.NO
     compile: bool = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     augment: bool = True
     train_split: str = "train"
     validation_split: str | None = "val"
@@ -278,6 +284,7 @@ class Recipe(_Part):
                 raise ValueError("stage ann has no use for loss.distil.features: an ANN has no neurons; remove it")
             if self.execution != "folded":
                 raise ValueError("loss.distil.features compares paths that share a batch; use execution: folded")
+        check_splits(self.train_split, self.validation_split)
         self._sub_paths()
         parse_encoding(self.encoding)
         return self
@@ -420,12 +427,14 @@ def check_recipe(content: Any, source: str = "recipe") -> Recipe:
 
 
 def _explain(error: Any) -> str:
-    # Pydantic puts its own names (of the classes of a union) into locations; the user's keys alone are shown.
-    place = [p for p in error["loc"] if isinstance(p, int) or p.islower()]
+    # Pydantic puts the names of the forms of levels into locations; the user's keys alone are shown.
+    place = [p for p in error["loc"][:-1] if p not in ("Count", "Range")]
+    if error["loc"] and (error["type"] == "extra_forbidden" or error["loc"][-1] not in ("Count", "Range")):
+        place.append(error["loc"][-1])
     shown = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".") or "recipe"
     if error["type"] == "extra_forbidden":
         owner = _PARTS.get(tuple(p for p in place[:-1] if isinstance(p, str)), Recipe)
-        near = difflib.get_close_matches(str(place[-1]), owner.model_fields, n=2)
+        near = difflib.get_close_matches(str(place[-1]).lower(), owner.model_fields, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(owner.model_fields)}."
         return f"{shown}: there is no such key; {hint}"
     if error["type"] == "missing":
