@@ -276,6 +276,38 @@ def test_data_errors():
         TensorBatches(torch.zeros(3, 6), torch.zeros(3), held_out=3)
 
 
+def test_labels_beyond_the_network_s_outputs():
+    for objective in (QAT(), PET(PET_PATHS)):
+        with pytest.raises(StageError, match=r"has the label 2, and the network 2 outputs, for labels 0 to 1"):
+            finetune(chain(classes=2), small_data(), pet_plan(objective=objective))
+
+
+def test_a_batch_normalisation_without_a_batch():
+    network = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    for batch in (1, 4):
+        with pytest.raises(RecipeError, match=rf"statistics of 1 image.*batch={batch} .*Use a greater batch"):
+            finetune(network, small_data(), pet_plan(objective=QAT(), batch=batch, accumulate=batch))
+
+
+def test_a_network_of_two_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.head(x * mask)
+
+    with pytest.raises(StageError, match=r"this Two has forward\(x: .*mask: .*one input"):
+        finetune(Two(), small_data(), pet_plan(objective=QAT()))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine that trains on its CPU")
+def test_half_precision_is_refused_on_a_cpu():
+    with pytest.raises(RecipeError, match="fp16 cannot be used on a CPU"):
+        finetune(chain(), small_data(), pet_plan(precision=Precision.FP16))
+
+
 def test_network_errors():
     with pytest.raises(StageError, match=r"no parameter to train.*requires_grad_"):
         finetune(chain().requires_grad_(False), small_data(), pet_plan())

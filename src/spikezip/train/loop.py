@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -347,14 +348,26 @@ class _Run:
 
     def _loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
         if not self.plan.compile:
-            return self.plan.objective.loss(module, images, labels)
+            return self._plain_loss(module, images, labels)
         from torch._dynamo.exc import TorchDynamoException  # torch's compiler takes seconds to import
 
         try:
-            return self.plan.objective.loss(module, images, labels)
+            return self._plain_loss(module, images, labels)
         except TorchDynamoException as reason:
             said = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
             raise RecipeError(f"torch.compile failed ({said[:200]}). Leave compile out.") from reason
+
+    def _plain_loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
+        try:
+            return self.plan.objective.loss(module, images, labels)
+        except ValueError as reason:
+            if "more than 1 value per channel" not in str(reason):
+                raise
+            raise RecipeError(
+                f"BatchNorm has no statistics of {len(labels)} image(s), which is what batch={self.plan.batch} and "
+                f"accumulate={self.plan.accumulate} give to one of {self.accelerator.num_processes} process(es). Use a "
+                "greater batch or a smaller accumulate."
+            ) from reason
 
     def _report(self) -> None:
         loss, numbers, _ = self.sums.means()
@@ -442,6 +455,15 @@ def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
 def _check_network(network: nn.Module) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise StageError(f"This {type(network).__name__} has no parameter to train. Call network.requires_grad_(True).")
+    with contextlib.suppress(ValueError):  # a forward that Python cannot see into
+        forward = inspect.signature(network.forward)
+        try:
+            forward.bind(None)
+        except TypeError as reason:
+            raise StageError(
+                f"Training calls a network on one batch of images; this {type(network).__name__} has "
+                f"forward{forward}. Give a network with one input, or wrap it in a module that has the others."
+            ) from reason
     for name, module in network.named_modules():
         if isinstance(module, Quantizer) and not bool(module.calibrated):
             raise StageError(
@@ -457,9 +479,12 @@ def _accelerator(precision: Precision) -> Accelerator:
     # A second training in one process may use another precision; accelerate would refuse. Processes stay as they are.
     AcceleratorState._reset_state(reset_partial_state=False)
     try:
-        return Accelerator(mixed_precision=precision.value)
+        accelerator = Accelerator(mixed_precision=precision.value)
     except ValueError as reason:
         raise RecipeError(f"precision {precision.value} cannot be used here: {reason} Use 'no' or 'bf16'.") from reason
+    if precision is Precision.FP16 and accelerator.device.type == "cpu":  # accelerate would take float32 in silence
+        raise RecipeError("precision fp16 cannot be used on a CPU. Use 'no' or 'bf16'.")
+    return accelerator
 
 
 def _silence(event: Event) -> None:
