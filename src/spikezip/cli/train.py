@@ -66,7 +66,7 @@ def command(
     from spikezip.train.recipe import Stage, read_recipe
 
     plan, bits = read_recipe(recipe), options.read_weight_bits(weight_bits)
-    target = out or (Path(plan.out) if plan.out is not None else None)
+    target = out or (Path(plan.out).expanduser() if plan.out is not None else None)
     if target is None:
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
     torch.manual_seed(plan.seed)

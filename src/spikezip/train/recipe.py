@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
 from spikezip.errors import RecipeError, SpikezipError
@@ -18,11 +28,13 @@ from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
-from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
+from spikezip.train.paths import Capped, PathScale, Rescaled, magnitude, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision, check_splits
 from spikezip.train.speq import SPEQ
 from spikezip.train.trajectory import Penalty, Trajectory
+
+_GREATEST = 2**24  #: code that a bundle takes
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,12 +54,22 @@ class Stage(Enum):
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_true(cls, given: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if kind not in (bool, Precision) and any(
+            isinstance(g, bool) for g in (given if isinstance(given, list) else [given])
+        ):
+            raise ValueError("true and false mean nothing here")  # Python would count them as 1 and 0
+        return given
+
 
 class LevelsPart(_Part):
     """Exact levels: ``{lowest: 0, highest: 7}``."""
 
-    lowest: Annotated[int, Field(le=0)]
-    highest: Annotated[int, Field(ge=0)]
+    lowest: Annotated[int, Field(ge=-_GREATEST, le=0)]
+    highest: Annotated[int, Field(ge=0, le=_GREATEST)]
 
 
 def _kind_of_levels(value: Any) -> str:
@@ -56,7 +78,8 @@ def _kind_of_levels(value: Any) -> str:
 
 # Told apart by form, so that an error speaks of the form that was meant.
 LevelsField = Annotated[
-    Annotated[int, Field(ge=2), Tag("Count")] | Annotated[LevelsPart, Tag("Range")], Discriminator(_kind_of_levels)
+    Annotated[int, Field(ge=2, le=_GREATEST + 1), Tag("Count")] | Annotated[LevelsPart, Tag("Range")],
+    Discriminator(_kind_of_levels),
 ]
 
 
@@ -369,10 +392,17 @@ class Recipe(_Part):
         )
 
     def _sub_paths(self) -> tuple[SubPath, ...]:
-        if self.paths is not None:
-            return tuple(part.path() for part in self.paths)
         levels = self.quantizer_levels()
         widest = levels if isinstance(levels, Levels) else Levels.unsigned(levels)
+        if self.paths is not None:
+            if len(set(self.paths)) < len(self.paths):
+                raise ValueError("paths: the same path is there twice; remove one")
+            beyond = [part.capped for part in self.paths if (part.capped or 0) > magnitude(widest)]
+            if beyond:
+                raise ValueError(
+                    f"paths: capped: {beyond[0]} is above the greatest code, {magnitude(widest)}; remove it"
+                )
+            return tuple(part.path() for part in self.paths)
         return paths_for(parse_encoding(self.encoding), widest) if self.stage is Stage.PET else ()
 
 
@@ -393,6 +423,18 @@ _PARTS: dict[tuple[str, ...], type[_Part]] = {
 }
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Takes no key twice; YAML's own loader keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(source: Path | str) -> Recipe:
     """Read and check a recipe.
 
@@ -407,7 +449,7 @@ def read_recipe(source: Path | str) -> Recipe:
         told = reason.strerror if isinstance(reason, OSError) else "it is not text"
         raise RecipeError(f"The recipe '{path}' cannot be read: {told}. Check the path.") from reason
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _OnceLoader)
     except yaml.YAMLError as reason:
         raise RecipeError(f"The recipe '{path}' is not YAML: {' '.join(str(reason).split())}") from reason
     return check_recipe(content, str(path))
