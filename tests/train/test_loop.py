@@ -241,9 +241,18 @@ def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path):
 def test_a_last_step_that_diverges_saves_nothing(split: str | None, tmp_path: Path):
     """The loss is of before the step; what the last step made of the weights is looked at too."""
     plan = pet_plan(batch=80, optimizer=SGD(1e30, weight_decay=1e10), validation_split=split)
-    with pytest.raises(RecipeError, match=r"Weights are no longer finite at epoch 1, step 1: training has diverged"):
+    with pytest.raises(RecipeError, match=r"Weights or .* no longer finite at epoch 1, step 1: training has diverged"):
         train(chain(), small_data(), plan, out=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_statistics_that_diverge_stop():
+    """With finite weights and a finite loss: the variance of a batch of 1e20s is beyond float32."""
+    images, labels = clusters()
+    network = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    plan = pet_plan(objective=QAT(), epochs=1, batch=96, validation_split=None)
+    with pytest.raises(RecipeError, match=r"statistics of BatchNorm are no longer finite"):
+        train(network, TensorBatches(images * 1e20, labels), plan)
 
 
 def test_a_validation_loss_that_is_not_a_number_stops(tmp_path: Path):

@@ -384,8 +384,10 @@ class _Run:
         )
 
     def _check_weights(self) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.parameters.values() if p.requires_grad):
-            raise self._diverged("Weights are no longer finite")
+        trained = [p for p in self.parameters.values() if p.requires_grad]
+        statistics = [b for n, b in self.student.named_buffers() if n.endswith(("running_mean", "running_var"))]
+        if not all(bool(tensor.isfinite().all()) for tensor in (*trained, *statistics)):
+            raise self._diverged("Weights or statistics of BatchNorm are no longer finite")
 
     def _validate(self) -> dict[str, float]:
         plan, split = self.plan, self.plan.validation_split
