@@ -265,7 +265,7 @@ def test_a_validation_loss_that_is_not_a_number_stops(tmp_path: Path):
 
 def test_a_misspelt_validation_split_is_told_before_training():
     with pytest.raises(UnknownNameError, match="no split of tensors 'vla'"):
-        train(chain(), small_data(), pet_plan(validation_split="vla"), on_event=pytest.fail)
+        train(chain(), small_data(), pet_plan(validation_split="vla"), on_event=lambda event: pytest.fail(str(event)))
 
 
 class Nothing:
