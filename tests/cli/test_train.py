@@ -87,6 +87,27 @@ def test_without_a_folder_it_says_how_to_name_one(spikezip, recipe):
     assert "--out" in done.stderr
 
 
+def test_a_recipe_s_folder_may_be_in_the_home(spikezip, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "mine").mkdir(parents=True)
+    (tmp_path / "home" / "mine" / "notes.txt").write_text("kept")
+    recipe.write_text(RECIPE + "out: ~/mine\n")
+    refused = spikezip("train", recipe)
+    assert refused.exit_code == 2
+    assert "is not empty" in refused.stderr
+
+
+def test_a_network_with_fewer_outputs_than_classes_is_refused(spikezip, recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7))\n"
+    )
+    recipe.write_text(RECIPE.replace("spikezip:digits", f"{tmp_path / 'mine.py'}:net"))
+    refused = spikezip("train", recipe, "--out", "mine")
+    assert refused.exit_code == 2
+    assert "7 outputs, and digits 10 classes" in " ".join(refused.stderr.split())
+    assert not Path("mine").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(spikezip, recipe):
     """The launcher is torch's, which ``accelerate launch`` starts on GPUs; on CPUs without MPI that starts one only."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from training_nets import chain, classes_apart, clusters, pet_plan, residual, residual_data, same, small_data
 
-from spikezip.errors import DataError, RecipeError, StageError
+from spikezip.errors import DataError, RecipeError, StageError, UnknownNameError
 from spikezip.levels import Levels
 from spikezip.train import (
     PET,
@@ -219,6 +219,15 @@ def test_fewer_images_an_epoch():
     assert done.history[0].images == 32
 
 
+@pytest.mark.parametrize("cut", [{"batch": 16}, {"batch": 64}, {"batch": 16, "accumulate": 4}])
+def test_exactly_as_many_images_are_validated_as_asked_for(cut: dict):
+    plan = pet_plan(epochs=1, objective=QAT(), validation_images=21, **cut)
+    done = train(chain(), small_data(), plan)
+    images, labels = next(small_data().batches("val", 21, shuffle=False))
+    accuracy = (done.network(images).argmax(-1) == labels).float().mean()
+    assert done.history[0].validation["accuracy"] == pytest.approx(accuracy.item())
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +235,37 @@ def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"loss is nan at epoch 1, step \d.*Lower the learning rate"):
         finetune(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path / "run")
     assert not (tmp_path / "run" / "network.safetensors").exists()
+
+
+@pytest.mark.parametrize("split", ["val", None])
+def test_a_last_step_that_diverges_saves_nothing(split: str | None, tmp_path: Path):
+    """The loss is of before the step; what the last step made of the weights is looked at too."""
+    plan = pet_plan(batch=80, optimizer=SGD(1e30, weight_decay=1e10), validation_split=split)
+    with pytest.raises(RecipeError, match=r"Weights or .* no longer finite at epoch 1, step 1: training has diverged"):
+        train(chain(), small_data(), plan, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_statistics_that_diverge_stop():
+    """With finite weights and a finite loss: the variance of a batch of 1e20s is beyond float32."""
+    images, labels = clusters()
+    network = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    plan = pet_plan(objective=QAT(), epochs=1, batch=96, validation_split=None)
+    with pytest.raises(RecipeError, match=r"statistics of BatchNorm are no longer finite"):
+        train(network, TensorBatches(images * 1e20, labels), plan)
+
+
+def test_a_validation_loss_that_is_not_a_number_stops(tmp_path: Path):
+    data = small_data()
+    data.images[data._indices("val")] = float("nan")
+    with pytest.raises(RecipeError, match=r"validation loss is nan at epoch 1"):
+        train(chain(), data, pet_plan(), out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_validation_split_is_told_before_training():
+    with pytest.raises(UnknownNameError, match="no split of tensors 'vla'"):
+        train(chain(), small_data(), pet_plan(validation_split="vla"), on_event=lambda event: pytest.fail(str(event)))
 
 
 class Nothing:
@@ -245,6 +285,38 @@ def test_data_errors():
         TensorBatches(torch.zeros(3, 6), torch.zeros(3), held_out=3)
 
 
+def test_labels_beyond_the_network_s_outputs():
+    for objective in (QAT(), PET(PET_PATHS)):
+        with pytest.raises(StageError, match=r"has the label 2, and the network 2 outputs, for labels 0 to 1"):
+            finetune(chain(classes=2), small_data(), pet_plan(objective=objective))
+
+
+def test_a_batch_normalisation_without_a_batch():
+    network = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    for batch in (1, 4):
+        with pytest.raises(RecipeError, match=rf"statistics of 1 image.*batch={batch} .*Use a greater batch"):
+            finetune(network, small_data(), pet_plan(objective=QAT(), batch=batch, accumulate=batch))
+
+
+def test_a_network_of_two_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.head(x * mask)
+
+    with pytest.raises(StageError, match=r"this Two has forward\(x: .*mask: .*one input"):
+        finetune(Two(), small_data(), pet_plan(objective=QAT()))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine that trains on its CPU")
+def test_half_precision_is_refused_on_a_cpu():
+    with pytest.raises(RecipeError, match="fp16 cannot be used on a CPU"):
+        finetune(chain(), small_data(), pet_plan(precision=Precision.FP16))
+
+
 def test_network_errors():
     with pytest.raises(StageError, match=r"no parameter to train.*requires_grad_"):
         finetune(chain().requires_grad_(False), small_data(), pet_plan())
@@ -262,6 +334,8 @@ def test_network_errors():
     ("change", "message"),
     [
         ({"epochs": 0}, "epochs=0: give 1 or more"),
+        ({"train_split": "trainval"}, "share images"),
+        ({"train_split": "val", "validation_split": "trainval"}, "share images"),
         ({"batch": 10, "accumulate": 4}, "Use batch=12"),
         ({"epochs": 3, "cooldown": Cooldown(after=3)}, "no more than epochs=3"),
         ({"ema": 1.0}, "between 0 and 1"),
@@ -273,6 +347,11 @@ def test_network_errors():
 def test_plans_out_of_range(change: dict, message: str):
     with pytest.raises(RecipeError, match=message):
         pet_plan(**change)
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(RecipeError, match="nesterov looks ahead along the momentum"):
+        SGD(momentum=0.0, nesterov=True)
 
 
 def test_losses_out_of_range():

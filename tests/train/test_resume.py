@@ -13,9 +13,10 @@ import pytest
 import torch
 from training_nets import chain, pet_plan, resumable_plan, same, small_data
 
-from spikezip.errors import BundleError, OutputError
-from spikezip.train import Cooldown, Event, StepDone, finetune, train
-from spikezip.train.checkpoint import Checkpoint, read
+from spikezip.errors import BundleError, OutputError, RecipeError
+from spikezip.levels import Levels
+from spikezip.train import SGD, Cooldown, Event, StepDone, finetune, train
+from spikezip.train.checkpoint import Checkpoint, read, write
 
 CHILD = """
 import os, signal, sys
@@ -109,6 +110,17 @@ def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):
         train(chain(), small_data(), replace(plan, seed=3), out=tmp_path, resume=True)
     with pytest.raises(BundleError, match=r"another network: '0\.weight'"):
         train(chain(inputs=9), small_data(), plan, out=tmp_path, resume=True)
+    with pytest.raises(BundleError, match=r"another training: levels differ \('1': 0\.\.7 there, -4\.\.3 here\)"):
+        train(chain(Levels(-4, 3)), small_data(), plan, out=tmp_path, resume=True)
+    other = chain()
+    with other.graph.inserting_before(other.graph.output_node()):
+        last = other.graph.output_node().args[0]
+        other.graph.output_node().args = (other.graph.call_function(torch.relu, (last,)),)
+    other.recompile()
+    with pytest.raises(BundleError, match="another training: operations differ"):
+        train(other, small_data(), plan, out=tmp_path, resume=True)
+    with pytest.raises(BundleError, match=r"data differ \(80 images of TensorBatches there, 50 images"):
+        train(chain(), replace(small_data(), held_out=70), plan, out=tmp_path, resume=True)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(BundleError, match="cannot be read as a checkpoint"):
         train(chain(), small_data(), plan, out=tmp_path, resume=True)
@@ -119,3 +131,31 @@ def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):
         train(chain(), small_data(), plan, out=tmp_path / "mine", resume=True)
     with pytest.raises(OutputError, match="is a file"):
         train(chain(), small_data(), plan, out=tmp_path / "mine" / "notes.txt")
+
+
+def test_a_checkpoint_from_before_it_had_an_outline_is_resumed(tmp_path: Path):
+    train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path)
+    old = _checkpoint(tmp_path)
+    del old.facts["outline"]
+    write(old, tmp_path / "checkpoint.safetensors")
+    train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, resume=True)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(tmp_path: Path):
+    (tmp_path / "tensorboard").mkdir()
+    for draft in (".checkpoint.safetensors-x1", ".history.json-x2"):
+        (tmp_path / draft).write_bytes(b"half")
+    with pytest.raises(OutputError, match="is not empty"):
+        train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path)
+    train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, resume=True)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "tensorboard", "checkpoint.safetensors", "history.json", "network.safetensors",
+    }  # fmt: skip
+
+
+def test_what_an_earlier_run_left_goes_before_a_new_one_begins(tmp_path: Path):
+    for name in ("network.safetensors", "snn.spikezip", "notes.txt"):
+        (tmp_path / name).write_text("of the earlier run")
+    with pytest.raises(RecipeError, match="training has diverged"):
+        train(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

@@ -66,7 +66,7 @@ def command(
     from spikezip.train.recipe import Stage, read_recipe
 
     plan, bits = read_recipe(recipe), options.read_weight_bits(weight_bits)
-    target = out or (Path(plan.out) if plan.out is not None else None)
+    target = out or (Path(plan.out).expanduser() if plan.out is not None else None)
     if target is None:
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
     torch.manual_seed(plan.seed)
@@ -79,6 +79,7 @@ def command(
         root=data_root,
         new_classifier=plan.stage is Stage.ANN,
     )
+    _check_outputs(source, images)
     ann = qann = None
     if plan.stage is not Stage.ANN:
         ann, qann = _quantized(plan, source, images)
@@ -104,6 +105,20 @@ def command(
     screen.say(f"[bold]{target}[/] holds the trained weights.")
     if plan.stage is not Stage.ANN:
         _save(done.network, plan, images, target, bits)
+
+
+def _check_outputs(source: ModelSource, images: ImageData) -> None:
+    """Refuse fewer outputs than classes before training: on a GPU the loss would crash, and not say why."""
+    import torch
+
+    inputs = source.example if isinstance(source.example, tuple) else (source.example,)
+    with torch.no_grad():
+        answer = source.module(*inputs)
+    if isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] < images.num_classes:
+        raise RecipeError(
+            f"{source.name} has {answer.shape[1]} outputs, and {images.name} {images.num_classes} classes. Give the "
+            "network as many outputs as the data has classes."
+        )
 
 
 def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[nn.Module, nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spikezip.errors import BundleError, OutputError
+from spikezip.quantize.quantizer import Quantizer
 
 FORMAT = "spikezip.checkpoint/1"
 
@@ -28,7 +30,8 @@ class Checkpoint:
     Attributes:
         tensors: ``network/NAME``, ``average/NAME``, ``objective/NAME`` (what training has beside the network) and
             ``optimizer/KEY/PARAMETER``, on the CPU.
-        facts: JSON data: where training is, sums of the epoch, history, the plan.
+        facts: JSON data: where training is, sums of the epoch, history, the plan, and what :func:`outline` says of the
+            network and the data. A checkpoint from before it was written has none.
     """
 
     tensors: dict[str, Tensor]
@@ -38,8 +41,9 @@ class Checkpoint:
         """The tensors under one prefix, without it."""
         return {n.removeprefix(f"{prefix}/"): t for n, t in self.tensors.items() if n.startswith(f"{prefix}/")}
 
-    def check(self, plan: dict[str, Any], network: nn.Module) -> None:
-        """Raise BundleError unless this is a checkpoint of that network, and of that plan as far as it has come."""
+    def check(self, plan: dict[str, Any], network: nn.Module, outlined: dict[str, Any]) -> None:
+        """Raise BundleError unless this is a checkpoint of that network and :func:`outline`, and of that plan as far as
+        it has come."""
         before = self.facts.get("plan", {})
         # None of these changes what is learned, but for where a live BatchNorm takes its statistics from.
         free = {"accumulate", "compile", "log_every", "checkpoint_every"}
@@ -59,10 +63,42 @@ class Checkpoint:
                 f"The checkpoint is of another network: {name!r} is missing or of another shape. "
                 "Resume with the network it was begun with, or start anew in another folder."
             )
+        for what, here in outlined.items():
+            there = self.facts.get("outline", outlined).get(what)
+            if there != here:
+                raise BundleError(
+                    f"The checkpoint is of another training: {what} differ ({_shown(there, here)}). Resume with the "
+                    "recipe it was begun with, or start anew in another folder."
+                )
 
     def _not_yet(self, cooldown: dict[str, Any] | None) -> bool:
         reached = (self.facts["epoch"], self.facts["step"])
         return cooldown is None or reached <= (cooldown["after"], 0)
+
+
+def outline(network: nn.Module, data: str, images: int) -> dict[str, Any]:
+    """What neither a plan nor the shapes of tensors say of a training, as JSON data.
+
+    Args:
+        network: to be trained; its quantizers' levels, and a fingerprint of the operations if it is a graph.
+        data: name of the data set.
+        images: how many of them are trained on.
+    """
+    quantizers = {name: m.levels for name, m in network.named_modules() if isinstance(m, Quantizer)}
+    graph = str(network.graph) if isinstance(network, fx.GraphModule) else ""
+    return {
+        "levels": {name: f"{levels.lowest}..{levels.highest}" for name, levels in quantizers.items()},
+        "operations": hashlib.sha256(graph.encode()).hexdigest()[:16],
+        "data": f"{images} images of {data}",
+    }
+
+
+def _shown(there: Any, here: Any) -> str:
+    """Two values, or the first of their entries that is not the same."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        name = next(n for n in [*there, *here] if there.get(n) != here.get(n))
+        return f"{name!r}: {_shown(there.get(name), here.get(name))}"
+    return f"{there} there, {here} here"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,12 @@ T = TypeVar("T")
 
 
 class Folder:
-    """``checkpoint.safetensors``, ``history.json`` and ``network.safetensors`` of one training."""
+    """``checkpoint.safetensors``, ``history.json`` and ``network.safetensors`` of one training.
+
+    The bundle ``snn.spikezip`` that ``spikezip train`` makes of them goes when they are replaced.
+    """
+
+    _files = ("checkpoint.safetensors", "network.safetensors", "history.json")
 
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path = path
@@ -33,7 +38,10 @@ class Folder:
             if self.path.exists() and not self.path.is_dir():
                 raise OutputError(f"'{self.path}' is a file; give the name of a folder.")
             found = resume and self.checkpoint.is_file()
-            if not found and not overwrite and self.path.is_dir() and any(self.path.iterdir()):
+            drafts = [path for file in self._files for path in self.path.glob(f".{file}-*")]
+            # Of a run that was killed before its first checkpoint there may be these, and nothing to resume.
+            started = {*drafts, self.path / "tensorboard"} if resume else set()
+            if not found and not overwrite and self.path.is_dir() and set(self.path.iterdir()) - started:
                 advice = "there is no checkpoint in it to resume; " if resume else ""
                 raise OutputError(
                     f"'{self.path}' is not empty: {advice}give another folder, or say resume (go on from its "
@@ -42,10 +50,10 @@ class Folder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 # What an earlier run that was killed left half-written, and what is about to be replaced.
-                for draft in self.path.glob(".*.safetensors-*"):
+                for draft in drafts:
                     draft.unlink()
                 if not found:
-                    for name in ("checkpoint.safetensors", "network.safetensors", "history.json"):
+                    for name in (*self._files, "snn.spikezip"):
                         (self.path / name).unlink(missing_ok=True)
             except OSError as reason:
                 raise OutputError(

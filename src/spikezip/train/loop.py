@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
+import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ def train(
         out: folder for ``checkpoint.safetensors`` (the latest), ``history.json`` and, at the end,
             ``network.safetensors``; None writes nothing.
         resume: go on from the checkpoint in ``out``, if there is one.
-        overwrite: start anew although ``out`` holds files; those of an earlier run are replaced.
+        overwrite: start anew although ``out`` holds files; those of an earlier run are removed, ``snn.spikezip`` too.
         on_event: is told of steps, epochs and files, in the main process. By default a progress bar on a
             terminal, and lines where there is none.
 
@@ -92,11 +92,11 @@ def train(
         the averaged weights. A QANN's live BatchNorm is folded, so that ``spike`` can take it.
 
     Raises:
-        RecipeError: the plan does not fit, or the loss is no longer finite.
+        RecipeError: the plan does not fit, or the loss or a weight is no longer finite.
         StageError: the network cannot be trained with this objective.
         DataError: there is nothing to train on.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
-        BundleError: the checkpoint in ``out`` is damaged or of another plan or network.
+        BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
 
     >>> from spikezip.train import SGD, Plan, TensorBatches
     >>> images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
@@ -165,6 +165,10 @@ class _Run:
         world, count = accelerator.num_processes, data.count(plan.train_split)
         if count == 0:
             raise DataError(f"The split {plan.train_split!r} has no images: there is nothing to train on.")
+        held_out = data.count(plan.validation_split) if plan.validation_split is not None else 0
+        validated = min(held_out, plan.validation_images or held_out)
+        if 0 < validated < world:
+            raise RecipeError(f"{validated} validation image(s) for {world} processes: use one each or more.")
         # Fewer images than a batch: one batch of them all, cut as the plan says.
         self.part = min(plan.batch, count) // plan.accumulate
         if self.part < world:
@@ -205,8 +209,13 @@ class _Run:
             "history": [record.as_json() for record in self.history],
             "scaler": scaler.state_dict() if scaler is not None else None,
             "plan": describe(self.plan),
+            "outline": self._outline(),
         }
         return Checkpoint(tensors, facts)
+
+    def _outline(self) -> dict[str, Any]:
+        name = getattr(self.data, "name", type(self.data).__name__)
+        return files.outline(self.student, name, self.data.count(self.plan.train_split))
 
     def _beside(self) -> dict[str, Tensor]:
         """What the objective has beside the network (statistics, scales), without what never changes."""
@@ -216,7 +225,7 @@ class _Run:
 
     @torch.no_grad()
     def restore(self, start: Checkpoint) -> None:
-        start.check(describe(self.plan), self.student)
+        start.check(describe(self.plan), self.student, self._outline())
         self.student.load_state_dict(start.part("network"))
         beside = self._beside()
         for name, tensor in start.part("objective").items():
@@ -257,6 +266,7 @@ class _Run:
             self._epoch(folder)
             loss, numbers, images = self.sums.means()
             self.sums.clear()
+            self._check_weights()
             validation = self._validate()
             self.epoch, self.step = self.epoch + 1, 0
             record = EpochDone(
@@ -306,6 +316,7 @@ class _Run:
             if self.step % plan.log_every == 0 or self.step == self.steps or saves:
                 self._report()
             if saves and folder is not None and self.step < self.steps:
+                self._check_weights()
                 self._save(folder)
 
     def _optimize(self, parts: list[tuple[Any, Tensor]]) -> None:
@@ -337,25 +348,46 @@ class _Run:
 
     def _loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
         if not self.plan.compile:
-            return self.plan.objective.loss(module, images, labels)
+            return self._plain_loss(module, images, labels)
         from torch._dynamo.exc import TorchDynamoException  # torch's compiler takes seconds to import
 
         try:
-            return self.plan.objective.loss(module, images, labels)
+            return self._plain_loss(module, images, labels)
         except TorchDynamoException as reason:
             said = next((line for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
             raise RecipeError(f"torch.compile failed ({said[:200]}). Leave compile out.") from reason
 
+    def _plain_loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
+        try:
+            return self.plan.objective.loss(module, images, labels)
+        except ValueError as reason:
+            if "more than 1 value per channel" not in str(reason):
+                raise
+            raise RecipeError(
+                f"BatchNorm has no statistics of {len(labels)} image(s), which is what batch={self.plan.batch} and "
+                f"accumulate={self.plan.accumulate} give to one of {self.accelerator.num_processes} process(es). Use a "
+                "greater batch or a smaller accumulate."
+            ) from reason
+
     def _report(self) -> None:
         loss, numbers, _ = self.sums.means()
         if not math.isfinite(loss):
-            raise RecipeError(
-                f"The loss is {loss} at epoch {self.epoch + 1}, step {self.step}: training has diverged. Lower the "
-                "learning rate (and scale_rate), clip the gradient (clip: 1.0), warm up longer, or use bf16, not "
-                "fp16. Nothing was saved since the last checkpoint."
-            )
+            raise self._diverged(f"The loss is {loss}")
         rate = self.optimizer.param_groups[0]["lr"]
         self.tell(StepDone(self.epoch, self.step, self.steps, self.plan.last_epoch, loss, numbers, rate))
+
+    def _diverged(self, what: str) -> RecipeError:
+        return RecipeError(
+            f"{what} at epoch {self.epoch + 1}, step {self.step}: training has diverged. Lower the learning rate (and "
+            "scale_rate), clip the gradient (clip: 1.0), warm up longer, or use bf16, not fp16. Nothing was saved "
+            "since the last checkpoint."
+        )
+
+    def _check_weights(self) -> None:
+        trained = [p for p in self.parameters.values() if p.requires_grad]
+        statistics = [b for n, b in self.student.named_buffers() if n.endswith(("running_mean", "running_var"))]
+        if not all(bool(tensor.isfinite().all()) for tensor in (*trained, *statistics)):
+            raise self._diverged("Weights or statistics of BatchNorm are no longer finite")
 
     def _validate(self) -> dict[str, float]:
         plan, split = self.plan, self.plan.validation_split
@@ -370,13 +402,16 @@ class _Run:
                         loss, numbers = plan.objective.loss(self.plain, images, labels)
                     sums.add(loss, numbers, len(labels))
         loss, numbers, _ = sums.means()
+        if not math.isfinite(loss):
+            raise self._diverged(f"The validation loss is {loss}")
         return {"loss": loss, **numbers}
 
     def _batches(self, split: str, *, train: bool) -> Iterator[tuple[Any, Tensor]]:
         plan, accelerator = self.plan, self.accelerator
+        size = self.part if train else max(plan.batch // plan.accumulate, accelerator.num_processes)
         batches = self.data.batches(
             split,
-            self.part if train else max(plan.batch // plan.accumulate, accelerator.num_processes),
+            size,
             seed=plan.seed,
             epoch=self.epoch,
             augment=train and plan.augment,
@@ -388,13 +423,19 @@ class _Run:
             device=accelerator.device,
         )
         if not train and plan.validation_images is not None:
-            each = max(plan.batch // plan.accumulate, accelerator.num_processes)
-            batches = itertools.islice(batches, math.ceil(plan.validation_images / each))
+            batches = self._first(batches, plan.validation_images, size)
         for images, labels in batches:
             images = images.to(accelerator.device)
             if isinstance(images, Tensor) and images.dim() == 4:
                 images = images.contiguous(memory_format=self.layout)
             yield images, labels.to(accelerator.device)
+
+    def _first(self, batches: Iterator[tuple[Any, Tensor]], count: int, size: int) -> Iterator[tuple[Any, Tensor]]:
+        """This process's share of the first ``count`` images, where all processes together get ``size`` a batch."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for start, (images, labels) in zip(range(0, count, size), batches, strict=False):
+            mine = len(range(rank, min(size, count - start), world))
+            yield images[:mine], labels[:mine]
 
     def _save(self, folder: Folder) -> None:
         folder.save(self.checkpoint())
@@ -416,6 +457,15 @@ def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
 def _check_network(network: nn.Module) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise StageError(f"This {type(network).__name__} has no parameter to train. Call network.requires_grad_(True).")
+    with contextlib.suppress(ValueError):  # a forward that Python cannot see into
+        forward = inspect.signature(network.forward)
+        try:
+            forward.bind(None)
+        except TypeError as reason:
+            raise StageError(
+                f"Training calls a network on one batch of images; this {type(network).__name__} has "
+                f"forward{forward}. Give a network with one input, or wrap it in a module that has the others."
+            ) from reason
     for name, module in network.named_modules():
         if isinstance(module, Quantizer) and not bool(module.calibrated):
             raise StageError(
@@ -431,9 +481,12 @@ def _accelerator(precision: Precision) -> Accelerator:
     # A second training in one process may use another precision; accelerate would refuse. Processes stay as they are.
     AcceleratorState._reset_state(reset_partial_state=False)
     try:
-        return Accelerator(mixed_precision=precision.value)
+        accelerator = Accelerator(mixed_precision=precision.value)
     except ValueError as reason:
         raise RecipeError(f"precision {precision.value} cannot be used here: {reason} Use 'no' or 'bf16'.") from reason
+    if precision is Precision.FP16 and accelerator.device.type == "cpu":  # accelerate would take float32 in silence
+        raise RecipeError("precision fp16 cannot be used on a CPU. Use 'no' or 'bf16'.")
+    return accelerator
 
 
 def _silence(event: Event) -> None:

@@ -161,10 +161,16 @@ def _features(criterion: CrossEntropy | PETLoss) -> float:
 
 
 def check_logits(logits: Any, dims: int, labels: Tensor) -> None:
-    """Refuse what is not one tensor of logits ``[..., B, classes]`` of ``dims`` dimensions."""
+    """Refuse what is not one tensor of logits ``[..., B, classes]`` of ``dims`` dimensions, with a class per label."""
     if not isinstance(logits, Tensor) or logits.dim() != dims or logits.shape[-2] != labels.shape[0]:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise StageError(
             f"Training with labels needs one output of logits [B, classes] for {labels.shape[0]} images; the "
             f"network gave {shape}. Write an objective of your own for other outputs (see spikezip.train.Objective)."
+        )
+    # On a GPU to look would be to wait, every step.
+    if labels.device.type == "cpu" and len(labels) and labels.max() >= logits.shape[-1]:
+        raise StageError(
+            f"The data has the label {int(labels.max())}, and the network {logits.shape[-1]} outputs, for labels 0 to "
+            f"{logits.shape[-1] - 1}. Give the network as many outputs as the data has classes."
         )

@@ -33,7 +33,10 @@ class SGD:
         momentum: share of the last step that is kept.
         weight_decay: pull of weights (tensors of 2 or more dimensions) towards 0; biases and scales have none.
         scale_rate: learning rate of quantizer scales, as a multiple of ``rate``.
-        nesterov: look ahead.
+        nesterov: look ahead; needs momentum.
+
+    Raises:
+        RecipeError: ``nesterov`` without momentum.
     """
 
     rate: float = 0.01
@@ -41,6 +44,10 @@ class SGD:
     weight_decay: float = 5e-4
     scale_rate: float = 0.1
     nesterov: bool = False
+
+    def __post_init__(self):
+        if self.nesterov and self.momentum <= 0:
+            raise RecipeError("nesterov looks ahead along the momentum, which is 0. Use momentum=0.9, or no nesterov.")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch's optimizer for parameter groups."""
@@ -99,14 +106,16 @@ class Plan:
         seed: of data order, augmentation and dropout.
         augment: let the data augment training images.
         train_split: the split trained on.
-        validation_split: the split evaluated after every epoch; None for none.
-        train_images: end an epoch after so many images (quick runs); None for all.
-        validation_images: evaluate on the first so many; None for all.
+        validation_split: the split evaluated after every epoch, which shares no image with ``train_split``; None for
+            none.
+        train_images: end an epoch after so many images (quick runs), of which whole batches are taken, one at least;
+            None for all.
+        validation_images: evaluate on exactly the first so many, or all there are; None for all.
         checkpoint_every: optimizer steps between checkpoints within an epoch; None for epoch ends only.
         log_every: optimizer steps between reports.
 
     Raises:
-        RecipeError: a number is out of range.
+        RecipeError: a number is out of range, or images trained on would be validated on.
     """
 
     objective: Objective = field(default_factory=QAT)
@@ -143,6 +152,7 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name}={value}: give 1 or more.")
+        check_splits(self.train_split, self.validation_split)
         if self.batch % self.accumulate:
             raise RecipeError(
                 f"batch={self.batch} cannot be cut into accumulate={self.accumulate} equal parts. "
@@ -209,6 +219,16 @@ class Plan:
             for params, rate, decay in rows
             if params
         ]
+
+
+def check_splits(train: str, validation: str | None) -> None:
+    """Refuse to validate on images that are trained on: ``trainval`` holds those of ``train`` and ``val``."""
+    splits = {train, validation}
+    if len(splits) == 1 or ("trainval" in splits and splits & {"train", "val"}):
+        raise RecipeError(
+            f"train_split={train} and validation_split={validation} share images, whose accuracy would say nothing of "
+            "new ones. Use validation_split: null (None in Python), or train_split: train."
+        )
 
 
 def scales_of(*networks: nn.Module) -> list[nn.Parameter]:

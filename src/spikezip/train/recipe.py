@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
 from spikezip.errors import RecipeError, SpikezipError
@@ -18,11 +28,13 @@ from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
-from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
+from spikezip.train.paths import Capped, PathScale, Rescaled, magnitude, paths_for
 from spikezip.train.paths import Path as SubPath
-from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision
+from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision, check_splits
 from spikezip.train.speq import SPEQ
 from spikezip.train.trajectory import Penalty, Trajectory
+
+_GREATEST = 2**24  #: code that a bundle takes
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,12 +54,22 @@ class Stage(Enum):
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_true(cls, given: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if kind not in (bool, Precision) and any(
+            isinstance(g, bool) for g in (given if isinstance(given, list) else [given])
+        ):
+            raise ValueError("true and false mean nothing here")  # Python would count them as 1 and 0
+        return given
+
 
 class LevelsPart(_Part):
     """Exact levels: ``{lowest: 0, highest: 7}``."""
 
-    lowest: Annotated[int, Field(le=0)]
-    highest: Annotated[int, Field(ge=0)]
+    lowest: Annotated[int, Field(ge=-_GREATEST, le=0)]
+    highest: Annotated[int, Field(ge=0, le=_GREATEST)]
 
 
 def _kind_of_levels(value: Any) -> str:
@@ -56,7 +78,8 @@ def _kind_of_levels(value: Any) -> str:
 
 # Told apart by form, so that an error speaks of the form that was meant.
 LevelsField = Annotated[
-    Annotated[int, Field(ge=2), Tag("Count")] | Annotated[LevelsPart, Tag("Range")], Discriminator(_kind_of_levels)
+    Annotated[int, Field(ge=2, le=_GREATEST + 1), Tag("Count")] | Annotated[LevelsPart, Tag("Range")],
+    Discriminator(_kind_of_levels),
 ]
 
 
@@ -120,6 +143,12 @@ class SGDPart(_Part):
     weight_decay: Weight = 5e-4
     scale_rate: Weight = 0.1
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> SGDPart:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0, such as 0.9")
+        return self
 
 
 class AdamWPart(_Part):
@@ -228,7 +257,7 @@ class Recipe(_Part):
     precision: Precision = Precision.NO
     compile: bool = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     augment: bool = True
     train_split: str = "train"
     validation_split: str | None = "val"
@@ -278,6 +307,7 @@ class Recipe(_Part):
                 raise ValueError("stage ann has no use for loss.distil.features: an ANN has no neurons; remove it")
             if self.execution != "folded":
                 raise ValueError("loss.distil.features compares paths that share a batch; use execution: folded")
+        check_splits(self.train_split, self.validation_split)
         self._sub_paths()
         parse_encoding(self.encoding)
         return self
@@ -362,10 +392,17 @@ class Recipe(_Part):
         )
 
     def _sub_paths(self) -> tuple[SubPath, ...]:
-        if self.paths is not None:
-            return tuple(part.path() for part in self.paths)
         levels = self.quantizer_levels()
         widest = levels if isinstance(levels, Levels) else Levels.unsigned(levels)
+        if self.paths is not None:
+            if len(set(self.paths)) < len(self.paths):
+                raise ValueError("paths: the same path is there twice; remove one")
+            beyond = [part.capped for part in self.paths if (part.capped or 0) > magnitude(widest)]
+            if beyond:
+                raise ValueError(
+                    f"paths: capped: {beyond[0]} is above the greatest code, {magnitude(widest)}; remove it"
+                )
+            return tuple(part.path() for part in self.paths)
         return paths_for(parse_encoding(self.encoding), widest) if self.stage is Stage.PET else ()
 
 
@@ -386,6 +423,18 @@ _PARTS: dict[tuple[str, ...], type[_Part]] = {
 }
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Takes no key twice; YAML's own loader keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(source: Path | str) -> Recipe:
     """Read and check a recipe.
 
@@ -400,7 +449,7 @@ def read_recipe(source: Path | str) -> Recipe:
         told = reason.strerror if isinstance(reason, OSError) else "it is not text"
         raise RecipeError(f"The recipe '{path}' cannot be read: {told}. Check the path.") from reason
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _OnceLoader)
     except yaml.YAMLError as reason:
         raise RecipeError(f"The recipe '{path}' is not YAML: {' '.join(str(reason).split())}") from reason
     return check_recipe(content, str(path))
@@ -420,12 +469,14 @@ def check_recipe(content: Any, source: str = "recipe") -> Recipe:
 
 
 def _explain(error: Any) -> str:
-    # Pydantic puts its own names (of the classes of a union) into locations; the user's keys alone are shown.
-    place = [p for p in error["loc"] if isinstance(p, int) or p.islower()]
+    # Pydantic puts the names of the forms of levels into locations; the user's keys alone are shown.
+    place = [p for p in error["loc"][:-1] if p not in ("Count", "Range")]
+    if error["loc"] and (error["type"] == "extra_forbidden" or error["loc"][-1] not in ("Count", "Range")):
+        place.append(error["loc"][-1])
     shown = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".") or "recipe"
     if error["type"] == "extra_forbidden":
         owner = _PARTS.get(tuple(p for p in place[:-1] if isinstance(p, str)), Recipe)
-        near = difflib.get_close_matches(str(place[-1]), owner.model_fields, n=2)
+        near = difflib.get_close_matches(str(place[-1]).lower(), owner.model_fields, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(owner.model_fields)}."
         return f"{shown}: there is no such key; {hint}"
     if error["type"] == "missing":
