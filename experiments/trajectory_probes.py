@@ -74,7 +74,7 @@ def main() -> None:
             optimizer=AdamW(rate=probe["rate"], weight_decay=0.0),
             warmup=0.1,
             clip=1.0,
-            validation_images=2_000,
+            validation_images=2_048,
         )
         found[name] = {**probe, "validation": train(qann, data, plan).history[-1].validation}
         result = {"experiment": "trajectory-probes", **provenance(0), "optimizer_steps": STEPS, "probes": found}
