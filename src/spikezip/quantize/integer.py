@@ -49,8 +49,10 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
     network.expect(qann, Stage.QANN, "to_integer")
     if network.note(qann, "weight_bits"):
         raise StageError("This network is an integer network already.")
-    if not 2 <= weight_bits <= 16 or not 2 <= input_bits <= 16:
-        raise StageError(f"weight_bits={weight_bits}, input_bits={input_bits}: each must lie in 2..16; 8 is usual.")
+    if not all(isinstance(bits, int) and 2 <= bits <= 16 for bits in (weight_bits, input_bits)):
+        raise StageError(
+            f"weight_bits={weight_bits}, input_bits={input_bits}: each is a whole number in 2..16; 8 and 11 are usual."
+        )
     refuse_live(qann, "to_integer")
     for node, quantizer in network.modules_of(qann, Quantizer):
         if not bool(quantizer.calibrated):
