@@ -113,6 +113,33 @@ def test_levels_by_sign():
     assert found(4, signed_levels=Levels(-7, 7)) == [Levels(0, 3), Levels(-7, 7), Levels(0, 3)]
 
 
+@pytest.mark.parametrize(
+    ("join", "negative"),
+    [
+        (lambda y: y.masked_fill(torch.tensor([True, False, False]), -1.0), True),
+        (lambda y: y.masked_fill(torch.tensor([True, False, False]), 1.0), False),
+        (lambda y: F.pad(y, (0, 1), value=-1.0)[:, 1:], True),
+        (lambda y: F.pad(y, (0, 1))[:, 1:], False),
+        (lambda y: torch.stack([y, torch.tensor([[-1.0, 0.0, 1.0]]).expand(y.shape[0], -1)], 1), True),
+        (lambda y: torch.cat([y, y.square(), torch.ones(1, 3).expand(y.shape[0], -1)], 1)[:, 1::3], False),
+        (lambda y: F.interpolate(y[:, None, None], scale_factor=2, mode="bicubic")[:, 0, 0, :3], True),
+    ],
+    ids=["masked", "masked, 1", "padded", "padded, 0", "stacked", "joined", "bicubic"],
+)
+def test_what_is_put_in_may_be_negative(join, negative):
+    class TwoReaders(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = join(self.a(x).abs())
+            return self.b(y), self.c(y)
+
+    (quantizer,) = quantizers(quantize(morph(capture(TwoReaders(), torch.zeros(1, 2))), 8)).values()
+    assert (quantizer.levels.lowest < 0) is negative
+
+
 def test_not_strict_leaves_analog_operands():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     ann = capture(model, torch.zeros(1, 4))
