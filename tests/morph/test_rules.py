@@ -74,6 +74,21 @@ def test_what_weights_are_computed_from_weights_learns(computed):
     assert network.constant(layer.args[1]).requires_grad
 
 
+def test_a_weight_computed_in_many_steps_is_folded_at_once():
+    class Orthogonal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight / self.weight.norm()
+            for _ in range(12):  # Björck and Bowie, 1971: three times as many paths to the weight each time
+                weight = 1.5 * weight - 0.5 * weight @ weight.t() @ weight
+            return F.linear(x, weight)
+
+    assert operations(morph(capture(Orthogonal(), torch.zeros(1, 3)))) == ["linear"]
+
+
 def test_what_is_given_is_not_changed(drawn):
     ann, images = drawn
     before, nodes = ann(images), operations(ann)
