@@ -140,6 +140,31 @@ def test_what_is_put_in_may_be_negative(join, negative):
     assert (quantizer.levels.lowest < 0) is negative
 
 
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda h, top: h / top,
+        lambda h, top: h * (127 / top),
+        lambda h, top: h / (top.unsqueeze(-1) / 127).squeeze(-1),
+        lambda h, top: h * top.rsqrt(),
+        lambda h, top: h / top.sqrt(),
+    ],
+    ids=["divided by", "reciprocal", "scaled", "rsqrt", "sqrt"],
+)
+def test_what_only_divides_stays_as_it_is(divide):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.a(x))
+            return self.b(divide(h, h.amax(-1, keepdim=True).clamp(min=1e-5)))
+
+    qann = quantize(morph(capture(Normalised(), torch.zeros(1, 2))), 8)
+    assert not [name for name in quantizers(qann) if name.startswith("clamp")]
+
+
 def test_not_strict_leaves_analog_operands():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     ann = capture(model, torch.zeros(1, 4))

@@ -147,11 +147,13 @@ def _signs_from(node: fx.Node) -> list[fx.Node] | None:
 
 def only_divides(node: fx.Node) -> bool:
     """Whether a value is read as a divisor alone, as the clamped norm in ``x / max(|x|, eps)``: rounded to 0 it would
-    make infinities, so it stays as it is."""
-    for user in node.users:
-        if user.op == "call_function" and ops.kind(user) is Kind.SHAPE and "spec" in user.meta:
-            if not only_divides(user):
-                return False
-        elif network.op_name(user) != "div" or user.args[1] is not node or user.args[0] is node:
-            return False
-    return bool(node.users)
+    make infinities, so it stays as it is. It may be scaled, or its root taken, on the way."""
+    return bool(node.users) and all(_leads_to_division(user, node) for user in node.users)
+
+
+def _leads_to_division(user: fx.Node, node: fx.Node) -> bool:
+    name = network.op_name(user)
+    if name in ("reciprocal", "rsqrt") or (name == "div" and user.args[1] is node and user.args[0] is not node):
+        return True
+    passes = user.op == "call_function" and (ops.kind(user) in (Kind.SHAPE, Kind.SCALE) or name == "sqrt")
+    return passes and "spec" in user.meta and only_divides(user)
