@@ -259,6 +259,16 @@ def test_calibration_of_several_inputs_takes_them_as_they_are_or_batches_of_them
             quantize(ann, 8, data)
 
 
+def test_calibration_with_a_mask_of_truth_values():
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return F.relu(x) * mask[:, None]
+
+    data = (torch.randn(9, 2), torch.arange(9) > 3)
+    qann = quantize(capture(Masked(), tuple(x[:1] for x in data)), 8, data)
+    assert dict(info(qann).notes)["input_range"] == [float(data[0].abs().max()), 1.0]
+
+
 def test_calibrating_again_follows_the_new_data(chain):
     images = torch.randn(20, 2, 5, 5)
     qann = quantize(chain, 8, images)

@@ -40,12 +40,16 @@ def calibrate(
         InputError: the data has the wrong shape or type, or holds NaN.
     """
     chunks = gather(qann, data, limit)
-    network.remark(qann, input_range=[max(float(c[i].abs().max()) for c in chunks) for i in range(len(chunks[0]))])
+    network.remark(qann, input_range=[max(map(_greatest, column)) for column in zip(*chunks, strict=True)])
     run = [_Calibrating(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
     with torch.no_grad():
         correction = BiasCorrection(ann, chunks) if ann is not None else None
         _run_abreast(qann, run, environments, chunks, correction)
+
+
+def _greatest(x: Tensor) -> float:
+    return float((x.float() if x.dtype is torch.bool else x.abs()).max())
 
 
 def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list[tuple[Tensor, ...]]:
