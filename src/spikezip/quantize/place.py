@@ -107,7 +107,7 @@ _NEVER_NEGATIVE = {
 }  # fmt: skip
 _KEEPS_SIGN = {Kind.SHAPE, Kind.MAXIMUM, Kind.AVERAGE}
 #: Which operand says where values come from, or go to, and is no value itself.
-_PLACES = {"masked_fill": 1, "index": 1, "gather": 2, "index_select": 2}
+_PLACES = {"where": 0, "masked_fill": 1, "index": 1, "gather": 2, "index_select": 2}
 
 
 def never_negative(node: fx.Node) -> bool:
@@ -138,7 +138,9 @@ def _signs_from(node: fx.Node) -> list[fx.Node] | None:
         low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min_val", -1)
         return [] if isinstance(low, int | float) and low >= 0 else None
     # Bicubic weights are negative in part.
-    if ops.kind(node) not in _KEEPS_SIGN or "bicubic" in name or fill_value(node) < 0:
+    keeps = name == "where" or (ops.kind(node) in _KEEPS_SIGN and "bicubic" not in name)
+    put_in = [a for a in node.args if isinstance(a, int | float)] if name == "where" else [fill_value(node)]
+    if not keeps or any(number < 0 for number in put_in):
         return None
     values: list[fx.Node] = []
     fx.map_arg([a for i, a in enumerate(node.args) if i != _PLACES.get(name)], values.append)
