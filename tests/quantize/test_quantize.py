@@ -165,6 +165,34 @@ def test_what_only_divides_stays_as_it_is(divide):
     assert not [name for name in quantizers(qann) if name.startswith("clamp")]
 
 
+_MOST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize(
+    ("act", "neurons"),
+    [
+        (lambda y: y.clamp(min=-_MOST).softmax(-1), 1),
+        (lambda y: (y.clamp(-8, 8).unsqueeze(1) / 2 + y[:, None]).softmax(-1).squeeze(1), 1),
+        (lambda y: y.clamp(min=0).softmax(-1), 2),
+        (lambda y: y.clamp(-1, 1).amax(-1, keepdim=True).exp(), 2),
+        (lambda y: y.clamp(-1, 1), 1),
+    ],
+    ids=["softmax", "scaled, added", "ReLU", "maximum", "synapse"],
+)
+def test_a_clamp_before_a_function_has_no_neuron(act, neurons):
+    class Limited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.LazyLinear(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(act(self.a(x)))
+
+    model = Limited()
+    model(torch.zeros(1, 2))
+    assert len(quantizers(quantize(morph(capture(model, torch.zeros(1, 2))), 8))) == neurons
+
+
 def test_not_strict_leaves_analog_operands():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     ann = capture(model, torch.zeros(1, 4))

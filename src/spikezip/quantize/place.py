@@ -159,3 +159,21 @@ def _leads_to_division(user: fx.Node, node: fx.Node) -> bool:
         return True
     passes = user.op == "call_function" and (ops.kind(user) in (Kind.SHAPE, Kind.SCALE) or name == "sqrt")
     return passes and "spec" in user.meta and only_divides(user)
+
+
+def limits_functions(node: fx.Node) -> bool:
+    """Whether a value is limited by a clamp that is no ReLU, and then read by general functions alone, as a mask before
+    a softmax is: no synapse asks for spikes there, and the mask's numbers would coarsen the others'."""
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    if network.op_name(node) not in ("clamp", "clamp_min") or low == 0:
+        return False
+    todo, seen = list(node.users), set()
+    while todo:
+        user = todo.pop()
+        kind = ops.kind(user) if user.op == "call_function" else None
+        if kind in (Kind.SHAPE, Kind.SCALE, Kind.SUM) and user not in seen:
+            todo.extend(user.users)
+        elif kind is not Kind.ANALOG and user not in seen:
+            return False
+        seen.add(user)
+    return bool(seen)
