@@ -70,13 +70,15 @@ def spell_attention(gm: fx.GraphModule) -> int:
                 mask = rewrite.new_constant(gm, f"{network.origin(node)}.causal_mask", hidden, like=node)
             elif isinstance(mask, fx.Node):
                 visible = _hiding_rows(mask, make)
-                stored, truth = network.constant(mask), mask.meta["spec"].dtype is torch.bool
-                if truth and stored is None:
-                    scores = make(_aten.where.ScalarOther, mask, scores, float("-inf"))
-                    mask = None
-                elif truth:
-                    hidden = torch.zeros(stored.shape, dtype=q.meta["spec"].dtype).masked_fill(~stored, float("-inf"))
-                    mask = rewrite.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
+                if mask.meta["spec"].dtype is torch.bool:
+                    stored = network.constant(mask)
+                    if stored is None:
+                        scores = make(_aten.where.ScalarOther, mask, scores, float("-inf"))
+                        mask = None
+                    else:
+                        hidden = torch.zeros(stored.shape, dtype=q.meta["spec"].dtype)
+                        hidden = hidden.masked_fill(~stored, float("-inf"))
+                        mask = rewrite.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
             if mask is not None:
                 scores = make(_aten.add.Tensor, scores, mask)
             attention = make(_aten.softmax.int, scores, -1)
