@@ -31,9 +31,9 @@ def quantize(
     """Insert quantizers and set their scales from data.
 
     Every ReLU becomes an unsigned quantizer (which contains it); every other activation is followed by one (but for a
-    divisor, and for a clamp that only general functions read); with
-    ``strict``, so is every analog value that a convolution, linear layer or matrix product would otherwise receive
-    (except the network's input). Scales minimise the mean squared error on the calibration data, layer by layer.
+    divisor, and for a clamp that only general functions read); with ``strict``, so is every analog value that a
+    convolution, linear layer or matrix product would otherwise receive (except the network's input). Scales minimise
+    the mean squared error on the calibration data, layer by layer.
 
     Args:
         ann: a morphed ANN.
