@@ -72,6 +72,28 @@ def test_small_net(small: SpikingNetwork, images: Tensor, tmp_path: Path, engine
     assert all(torch.equal(a, b) for a, b in zip(small.qann(images), loaded.qann(images), strict=True))
 
 
+class Neighbours(nn.Module):
+    """Distances, and values added or copied to places."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("places", torch.tensor([0, 2]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = torch.relu(self.a(x))
+        y = h.index_copy(1, self.places, torch.ones_like(h[:, :2])).index_add(1, self.places, h[:, :2])
+        y = y.masked_fill((h > 1) & (x[:, :1] > 0) | (h < y), 0.0)
+        return self.b(y), torch.cdist(h[:, None], y[:, None]), nn.functional.pairwise_distance(h, y)
+
+
+def test_distances_and_places(tmp_path: Path):
+    torch.manual_seed(0)
+    images = torch.randn(16, 3)
+    qann = to_integer(quantize(morph(capture(Neighbours(), images[:1])), 8, images))
+    _same_run(spike(qann), spike(_round_trip(qann, tmp_path)), images)
+
+
 def test_attention_with_a_mask(images: Tensor, tmp_path: Path):
     torch.manual_seed(3)
     snn = convert(Attention(), images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,13 @@ from torch.nn import functional as F
 
 from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.graph import capture, info, network, origin
+from spikezip.levels import Levels
+from spikezip.measure import verify
 from spikezip.models import PaddedShortcut
 from spikezip.morph import RULES, Activation, Morph, Pooling, Residual, morph
-from spikezip.quantize import quantize
+from spikezip.quantize import quantize, to_integer
+from spikezip.run import Engine
+from spikezip.spike import spike
 
 EVERYTHING = Morph(Pooling.AVERAGE, Activation.RELU, Residual.RCR)
 
@@ -74,6 +80,21 @@ def test_what_weights_are_computed_from_weights_learns(computed):
     assert network.constant(layer.args[1]).requires_grad
 
 
+def test_a_weight_computed_in_many_steps_is_folded_at_once():
+    class Orthogonal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight / self.weight.norm()
+            for _ in range(12):  # Björck and Bowie, 1971: three times as many paths to the weight each time
+                weight = 1.5 * weight - 0.5 * weight @ weight.t() @ weight
+            return F.linear(x, weight)
+
+    assert operations(morph(capture(Orthogonal(), torch.zeros(1, 3)))) == ["linear"]
+
+
 def test_what_is_given_is_not_changed(drawn):
     ann, images = drawn
     before, nodes = ann(images), operations(ann)
@@ -86,16 +107,17 @@ def test_what_is_given_is_not_changed(drawn):
 
 _FLOAT_MASK = torch.linspace(-2, 2, 12).reshape(3, 4).double()
 _BOOL_MASK = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 0, 0, 0]]).bool()
+_HIDDEN_ROW = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
 
 
 class Attends(nn.Module):
-    def __init__(self, mask: Tensor | None = None, from_input: bool = False, **options):
+    def __init__(self, mask: Tensor | None = None, above: float | None = None, **options):
         super().__init__()
         self.register_buffer("mask", mask)
-        self.from_input, self.options = from_input, options
+        self.above, self.options = above, options
 
     def forward(self, q: Tensor, kv: Tensor) -> Tensor:
-        mask = (q @ kv.transpose(-2, -1) > -1.0) if self.from_input else self.mask
+        mask = self.mask if self.above is None else q @ kv.transpose(-2, -1) > self.above
         return F.scaled_dot_product_attention(q, kv, 2 * kv + 1, attn_mask=mask, **self.options)
 
 
@@ -107,9 +129,15 @@ class Attends(nn.Module):
         Attends(is_causal=True),
         Attends(_FLOAT_MASK, scale=1.7),
         Attends(_BOOL_MASK),
-        Attends(from_input=True),
+        Attends(above=-1.0),
+        Attends(_HIDDEN_ROW),
+        Attends(_FLOAT_MASK.masked_fill(~_HIDDEN_ROW, -math.inf)),
+        Attends(above=2.0),
     ],
-    ids=["plain", "scale", "causal", "float mask", "bool mask", "mask from the signal"],
+    ids=[
+        *("plain", "scale", "causal", "float mask", "bool mask", "mask from the signal"),
+        *("hidden row", "hidden row, floats", "hidden row from the signal"),
+    ],
 )
 def test_attention_spelled_out_is_torchs(model):
     generator = torch.Generator().manual_seed(3)
@@ -119,6 +147,17 @@ def test_attention_spelled_out_is_torchs(model):
     assert "scaled_dot_product_attention" not in operations(spelled)
     assert operations(spelled).count("softmax") == 1
     torch.testing.assert_close(spelled(q, kv), model(q, kv), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_a_mask_hides_are_0_in_every_engine():
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 6), torch.randn(16, 4, 6)
+    model = Attends(above=2.0)
+    hidden = ((images[0] @ images[1].transpose(1, 2)) <= 2.0).all(-1)
+    snn = spike(to_integer(quantize(morph(capture(model, tuple(x[:1] for x in images))), 8, images)))
+    assert hidden.any() and not snn.qann(*images)[hidden].any()
+    assert all(verify(snn, images, engine=engine).equal for engine in Engine)
+    assert snn.layers[0][1].levels == Levels(0, 7)
 
 
 def test_both_products_of_attention_receive_spikes():

@@ -113,6 +113,86 @@ def test_levels_by_sign():
     assert found(4, signed_levels=Levels(-7, 7)) == [Levels(0, 3), Levels(-7, 7), Levels(0, 3)]
 
 
+@pytest.mark.parametrize(
+    ("join", "negative"),
+    [
+        (lambda y: y.masked_fill(torch.tensor([True, False, False]), -1.0), True),
+        (lambda y: y.masked_fill(torch.tensor([True, False, False]), 1.0), False),
+        (lambda y: F.pad(y, (0, 1), value=-1.0)[:, 1:], True),
+        (lambda y: F.pad(y, (0, 1))[:, 1:], False),
+        (lambda y: torch.stack([y, torch.tensor([[-1.0, 0.0, 1.0]]).expand(y.shape[0], -1)], 1), True),
+        (lambda y: torch.cat([y, y.square(), torch.ones(1, 3).expand(y.shape[0], -1)], 1)[:, 1::3], False),
+        (lambda y: F.interpolate(y[:, None, None], scale_factor=2, mode="bicubic")[:, 0, 0, :3], True),
+    ],
+    ids=["masked", "masked, 1", "padded", "padded, 0", "stacked", "joined", "bicubic"],
+)
+def test_what_is_put_in_may_be_negative(join, negative):
+    class TwoReaders(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = join(self.a(x).abs())
+            return self.b(y), self.c(y)
+
+    (quantizer,) = quantizers(quantize(morph(capture(TwoReaders(), torch.zeros(1, 2))), 8)).values()
+    assert (quantizer.levels.lowest < 0) is negative
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda h, top: h / top,
+        lambda h, top: h * (127 / top),
+        lambda h, top: h / (top.unsqueeze(-1) / 127).squeeze(-1),
+        lambda h, top: h * top.rsqrt(),
+        lambda h, top: h / top.sqrt(),
+    ],
+    ids=["divided by", "reciprocal", "scaled", "rsqrt", "sqrt"],
+)
+def test_what_only_divides_stays_as_it_is(divide):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.a(x))
+            return self.b(divide(h, h.amax(-1, keepdim=True).clamp(min=1e-5)))
+
+    qann = quantize(morph(capture(Normalised(), torch.zeros(1, 2))), 8)
+    assert not [name for name in quantizers(qann) if name.startswith("clamp")]
+
+
+_MOST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize(
+    ("act", "neurons"),
+    [
+        (lambda y: y.clamp(min=-_MOST).softmax(-1), 1),
+        (lambda y: (y.clamp(-8, 8).unsqueeze(1) / 2 + y[:, None]).softmax(-1).squeeze(1), 1),
+        (lambda y: y.clamp(min=0).softmax(-1), 2),
+        (lambda y: y.clamp(-1, 1).amax(-1, keepdim=True).exp(), 2),
+        (lambda y: y.clamp(-1, 1), 1),
+    ],
+    ids=["softmax", "scaled, added", "ReLU", "maximum", "synapse"],
+)
+def test_a_clamp_before_a_function_has_no_neuron(act, neurons):
+    class Limited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.LazyLinear(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(act(self.a(x)))
+
+    model = Limited()
+    model(torch.zeros(1, 2))
+    assert len(quantizers(quantize(morph(capture(model, torch.zeros(1, 2))), 8))) == neurons
+
+
 def test_not_strict_leaves_analog_operands():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     ann = capture(model, torch.zeros(1, 4))
@@ -205,6 +285,16 @@ def test_calibration_of_several_inputs_takes_them_as_they_are_or_batches_of_them
     for data in ((x,), x, [(x,)]):
         with pytest.raises(InputError, match="has 1 inputs; the network takes 2"):
             quantize(ann, 8, data)
+
+
+def test_calibration_with_a_mask_of_truth_values():
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return F.relu(x) * mask[:, None]
+
+    data = (torch.randn(9, 2), torch.arange(9) > 3)
+    qann = quantize(capture(Masked(), tuple(x[:1] for x in data)), 8, data)
+    assert dict(info(qann).notes)["input_range"] == [float(data[0].abs().max()), 1.0]
 
 
 def test_calibrating_again_follows_the_new_data(chain):

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikezip.errors import StageError
 from spikezip.graph import Stage, capture, info, network, rewrite
-from spikezip.quantize import Quantizer, quantize
+from spikezip.measure import verify
+from spikezip.quantize import Quantizer, quantize, to_integer
+from spikezip.run import Engine
 from spikezip.spike import Constant, Even, Pulse, Shares, check_qann, encoding_text, parse_encoding, spike
 
 
@@ -87,6 +89,26 @@ def test_a_relu_left_is_named(qann):
     next(u for u in node.users if u is not relu).replace_input_with(node, relu)
     with pytest.raises(StageError, match=r"'layer2\.0\.relu' \(relu\) is a ReLU.*Call quantize\(\) before spike\(\)"):
         check_qann(qann)
+
+
+class Features(nn.Module):
+    """Answers, and the features they come from."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c(features), features
+
+
+def test_a_relu_that_is_returned_may_stay():
+    torch.manual_seed(0)
+    images = torch.randn(20, 3)
+    snn = spike(to_integer(quantize(capture(Features(), images), 8, images)))
+    assert [name for name, _ in snn.layers] == ["relu", "relu_1"]
+    assert all(verify(snn, images, engine=engine).equal for engine in Engine)
 
 
 def test_an_analog_operand_is_named(qann):

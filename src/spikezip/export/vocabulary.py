@@ -46,7 +46,7 @@ _MORE_BY_KIND = {
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mv dot baddbmm"
         " addbmm addmv einsum bilinear tensordot inner outer scaled_dot_product_attention softmax log_softmax"
         " _safe_softmax logsumexp layer_norm group_norm instance_norm rms_norm batch_norm _fused_rms_norm"
-        " native_channel_shuffle"
+        " native_channel_shuffle cdist pairwise_distance"
     ),
     "activations": ("hardswish prelu _prelu_kernel glu log_sigmoid selu celu mish relu6"),
     "pooling and resizing": (
@@ -60,7 +60,7 @@ _MORE_BY_KIND = {
         "_unsafe_view reshape reshape_as view_as flatten unflatten transpose t swapaxes swapdims movedim moveaxis"
         " narrow expand_as broadcast_to stack hstack vstack concat split chunk unbind pad roll rot90 tile"
         " channel_shuffle pixel_shuffle pixel_unshuffle im2col unfold fliplr flipud tril triu diag_embed"
-        " take_along_dim type_as to contiguous clone detach alias ravel repeat_interleave"
+        " take_along_dim type_as to contiguous clone detach alias ravel repeat_interleave index_add index_copy"
     ),
     "constants": ("zeros ones eye linspace zeros_like ones_like new_zeros new_ones new_full"),
     "reductions": ("std std_mean var_mean all norm linalg_vector_norm cumprod cummax cummin aminmax"),
@@ -71,6 +71,7 @@ _MORE_BY_KIND = {
     ),
     "other names of the same": (
         "subtract multiply divide floor_divide greater greater_equal less less_equal not_equal isclose"
+        " __and__ __or__ __xor__"
     ),
 }
 _MORE = {name for names in _MORE_BY_KIND.values() for name in names.split()}

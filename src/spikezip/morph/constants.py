@@ -50,9 +50,12 @@ def fold_constants(gm: fx.GraphModule) -> int:
 
 def _name(node: fx.Node, values: dict[fx.Node, Any]) -> str:
     """The greatest stored tensor's name that a value comes from, else its module's."""
-    found, todo = [], [node]
+    found, todo, seen = [], [node], set()
     while todo:
         current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
         if current.op == "get_attr":
             found.append(current)
         todo.extend(current.all_input_nodes)

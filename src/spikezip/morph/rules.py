@@ -46,7 +46,7 @@ def _always(_: Morph) -> bool:
 
 
 def spell_attention(gm: fx.GraphModule) -> int:
-    """``scaled_dot_product_attention(q, k, v)`` -> ``softmax(q k^T * scale + mask) v``."""
+    """``scaled_dot_product_attention(q, k, v)`` -> ``softmax(q k^T * scale + mask) v``; 0 where a mask hides a row."""
     count = 0
     for node in list(gm.graph.nodes):
         if node.target is not _aten.scaled_dot_product_attention.default:
@@ -64,25 +64,38 @@ def spell_attention(gm: fx.GraphModule) -> int:
             if given.get("enable_gqa") and (shared := q.meta["spec"].shape[-3] // k.meta["spec"].shape[-3]) > 1:
                 k, v = (make(_aten.repeat_interleave.self_int, stream, shared, -3) for stream in (k, v))
             scores = make(_aten.mul.Tensor, make(_aten.matmul.default, q, make(_aten.transpose.int, k, -2, -1)), scale)
-            mask = given.get("attn_mask")
+            mask, visible = given.get("attn_mask"), None
             if given.get("is_causal"):
                 hidden = torch.full((tokens, sources), float("-inf")).triu(1).to(q.meta["spec"].dtype)
                 mask = rewrite.new_constant(gm, f"{network.origin(node)}.causal_mask", hidden, like=node)
-            elif isinstance(mask, fx.Node) and mask.meta["spec"].dtype is torch.bool:
-                stored = network.constant(mask)
-                if stored is None:
-                    scores = make(_aten.where.ScalarOther, mask, scores, float("-inf"))
-                    mask = None
-                else:
-                    hidden = torch.zeros(stored.shape, dtype=q.meta["spec"].dtype).masked_fill(~stored, float("-inf"))
-                    mask = rewrite.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
+            elif isinstance(mask, fx.Node):
+                visible = _hiding_rows(mask, make)
+                if mask.meta["spec"].dtype is torch.bool:
+                    stored = network.constant(mask)
+                    if stored is None:
+                        scores = make(_aten.where.ScalarOther, mask, scores, float("-inf"))
+                        mask = None
+                    else:
+                        hidden = torch.zeros(stored.shape, dtype=q.meta["spec"].dtype)
+                        hidden = hidden.masked_fill(~stored, float("-inf"))
+                        mask = rewrite.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
             if mask is not None:
                 scores = make(_aten.add.Tensor, scores, mask)
             attention = make(_aten.softmax.int, scores, -1)
+            if visible is not None:
+                attention = make(_aten.where.ScalarOther, visible, attention, 0.0)
             result = make(_aten.matmul.default, attention, v)
         rewrite.replace(node, result)
         count += 1
     return _done(gm, count)
+
+
+def _hiding_rows(mask: fx.Node, make: Callable[..., fx.Node]) -> fx.Node | None:
+    """What a mask lets through, where it may hide all of a row: softmax alone would make NaN of that."""
+    stored, truth = network.constant(mask), mask.meta["spec"].dtype is torch.bool
+    if stored is not None and bool((stored if truth else stored > float("-inf")).any(-1).all()):
+        return None
+    return mask if truth else make(_aten.gt.Scalar, mask, float("-inf"))
 
 
 def spell_fused_sums(gm: fx.GraphModule) -> int:

@@ -41,10 +41,11 @@ def calibrate(
         InputError: the data has the wrong shape or type, or holds NaN.
     """
     chunks = gather(qann, data, limit)
+    columns = list(zip(*chunks, strict=True))
     network.remark(
         qann,
-        input_range=[max(float(c[i].float().abs().max()) for c in chunks) for i in range(len(chunks[0]))],
-        input_detail=[_least_spread(torch.cat([c[i] for c in chunks])) for i in range(len(chunks[0]))],
+        input_range=[max(map(_greatest, column)) for column in columns],
+        input_detail=[_least_spread(torch.cat(column)) for column in columns],
     )
     run = [_Calibrating(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
@@ -63,6 +64,10 @@ def _least_spread(images: Tensor) -> float | None:
             spreads = of_each.amax(1) - of_each.amin(1)
             found += spreads[spreads > 0].tolist()
     return min(found, default=None)
+
+
+def _greatest(x: Tensor) -> float:
+    return float((x.float() if x.dtype is torch.bool else x.abs()).max())
 
 
 def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list[tuple[Tensor, ...]]:

@@ -15,7 +15,7 @@ from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.quantize.calibrate import LIMIT, calibrate, gather
 from spikezip.quantize.correct import distance
-from spikezip.quantize.place import Carriers, needs_neuron, never_negative, only_divides
+from spikezip.quantize.place import Carriers, limits_functions, needs_neuron, never_negative, only_divides
 from spikezip.quantize.quantizer import Quantizer
 
 
@@ -30,9 +30,10 @@ def quantize(
 ) -> fx.GraphModule:
     """Insert quantizers and set their scales from data.
 
-    Every ReLU becomes an unsigned quantizer (which contains it); every other activation is followed by one; with
-    ``strict``, so is every analog value that a convolution, linear layer or matrix product would otherwise receive
-    (except the network's input). Scales minimise the mean squared error on the calibration data, layer by layer.
+    Every ReLU becomes an unsigned quantizer (which contains it); every other activation is followed by one (but for a
+    divisor, and for a clamp that only general functions read); with ``strict``, so is every analog value that a
+    convolution, linear layer or matrix product would otherwise receive (except the network's input). Scales minimise
+    the mean squared error on the calibration data, layer by layer.
 
     Args:
         ann: a morphed ANN.
@@ -92,9 +93,9 @@ def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, s
         if kind is Kind.RECTIFIER and node not in returned:
             _insert(gm, node.args[0], list(node.users), unsigned, name=network.origin(node), place=node)
             gm.graph.erase_node(node)
-        elif (kind is Kind.ACTIVATION and node not in returned and not only_divides(node)) or node.meta.get(
-            "neuron"
-        ) == "signed":
+        elif node.meta.get("neuron") == "signed" or (
+            kind is Kind.ACTIVATION and node not in returned and not only_divides(node) and not limits_functions(node)
+        ):
             levels = unsigned if never_negative(node) else signed
             _insert(gm, node, list(node.users), levels, name=network.origin(node))
     if strict:

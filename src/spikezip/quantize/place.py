@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
+from spikezip.quantize.grid import fill_value
 
 
 class Carrier(enum.Enum):
@@ -102,33 +103,77 @@ def needs_neuron(gm: fx.GraphModule, carriers: Carriers) -> list[tuple[fx.Node, 
 
 _NEVER_NEGATIVE = {
     "relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "_softmax", "softplus", "abs", "square", "exp",
+    "zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones",
 }  # fmt: skip
 _KEEPS_SIGN = {Kind.SHAPE, Kind.MAXIMUM, Kind.AVERAGE}
+#: Which operand says where values come from, or go to, and is no value itself.
+_PLACES = {"where": 0, "masked_fill": 1, "index": 1, "gather": 2, "index_select": 2}
 
 
 def never_negative(node: fx.Node) -> bool:
     """Whether a value is at least 0 whatever the input: its quantizer then starts at 0."""
-    while node.op == "call_function":
-        spec = node.meta.get("spec")
-        if network.op_name(node) in _NEVER_NEGATIVE or (spec and spec.dtype in (torch.bool, torch.uint8)):
-            return True
-        if network.op_name(node) in ("hardtanh", "clamp", "clamp_min"):
-            low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min_val", -1)
-            return isinstance(low, int | float) and low >= 0
-        operands = ops.data_operands(node)
-        if ops.kind(node) not in _KEEPS_SIGN or len(operands) != 1:
-            return False
-        node = operands[0]
-    return False
+    todo, seen = [node], set()
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            sources = _signs_from(node)
+            if sources is None:
+                return False
+            todo.extend(sources)
+    return True
+
+
+def _signs_from(node: fx.Node) -> list[fx.Node] | None:
+    """The nodes that must not be negative for a value not to be; None where it may be negative all the same."""
+    stored = network.constant(node)
+    if stored is not None:
+        return None if stored.is_complex() or bool((stored < 0).any()) else []
+    if node.op != "call_function":
+        return None
+    name, spec = network.op_name(node), node.meta.get("spec")
+    if name in _NEVER_NEGATIVE or (spec and spec.dtype in (torch.bool, torch.uint8)):
+        return []
+    if name in ("hardtanh", "clamp", "clamp_min"):
+        low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min_val", -1)
+        return [] if isinstance(low, int | float) and low >= 0 else None
+    # Bicubic weights are negative in part.
+    keeps = name == "where" or (ops.kind(node) in _KEEPS_SIGN and "bicubic" not in name)
+    put_in = [a for a in node.args if isinstance(a, int | float)] if name == "where" else [fill_value(node)]
+    if not keeps or any(number < 0 for number in put_in):
+        return None
+    values: list[fx.Node] = []
+    fx.map_arg([a for i, a in enumerate(node.args) if i != _PLACES.get(name)], values.append)
+    return [n for n in values if ops.is_signal(n)]
 
 
 def only_divides(node: fx.Node) -> bool:
     """Whether a value is read as a divisor alone, as the clamped norm in ``x / max(|x|, eps)``: rounded to 0 it would
-    make infinities, so it stays as it is."""
-    for user in node.users:
-        if user.op == "call_function" and ops.kind(user) is Kind.SHAPE and "spec" in user.meta:
-            if not only_divides(user):
-                return False
-        elif network.op_name(user) != "div" or user.args[1] is not node or user.args[0] is node:
+    make infinities, so it stays as it is. It may be scaled, or its root taken, on the way."""
+    return bool(node.users) and all(_leads_to_division(user, node) for user in node.users)
+
+
+def _leads_to_division(user: fx.Node, node: fx.Node) -> bool:
+    name = network.op_name(user)
+    if name in ("reciprocal", "rsqrt") or (name == "div" and user.args[1] is node and user.args[0] is not node):
+        return True
+    passes = user.op == "call_function" and (ops.kind(user) in (Kind.SHAPE, Kind.SCALE) or name == "sqrt")
+    return passes and "spec" in user.meta and only_divides(user)
+
+
+def limits_functions(node: fx.Node) -> bool:
+    """Whether a value is limited by a clamp that is no ReLU, and then read by general functions alone, as a mask before
+    a softmax is: no synapse asks for spikes there, and the mask's numbers would coarsen the others'."""
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    if network.op_name(node) not in ("clamp", "clamp_min") or low == 0:
+        return False
+    todo, seen = list(node.users), set()
+    while todo:
+        user = todo.pop()
+        kind = ops.kind(user) if user.op == "call_function" else None
+        if kind in (Kind.SHAPE, Kind.SCALE, Kind.SUM) and user not in seen:
+            todo.extend(user.users)
+        elif kind is not Kind.ANALOG and user not in seen:
             return False
-    return bool(node.users)
+        seen.add(user)
+    return bool(seen)

@@ -174,6 +174,18 @@ def tracer_shape(spec: Spec) -> torch.Size:
     return shape if spec.shape[dim] == 1 else torch.Size([spec.shape[dim], *shape])
 
 
+def _returned(qann: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values the network returns, as they are or rounded, converted and scaled."""
+    found, todo = set(), list(network.outputs(qann))
+    while todo:
+        node = todo.pop()
+        found.add(node)
+        rounds = node.op == "call_module" and not isinstance(qann.get_submodule(str(node.target)), Quantizer)
+        if rounds or (node.op == "call_function" and (ops.kind(node) is Kind.SCALE or network.op_name(node) == "to")):
+            todo.extend(ops.data_operands(node))
+    return found
+
+
 def check_qann(qann: fx.GraphModule) -> None:
     """The contract of a QANN: raise StageError naming the node that breaks it and the call that mends it."""
     refuse_live(qann, "spike")
@@ -195,7 +207,7 @@ def check_qann(qann: fx.GraphModule) -> None:
             "This network has no quantizer, so it would have no neuron. Call quantize() before spike(); if that "
             "found no place for one, this is a single linear map, and there is nothing to convert."
         )
-    returned = set(network.outputs(qann))
+    returned = _returned(qann)
     for node in qann.graph.nodes:
         if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.RECTIFIER:
             if node not in returned and not ops.is_constant(node):
