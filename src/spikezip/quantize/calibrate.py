@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def calibrate(
     network.remark(
         qann,
         input_range=[max(map(_greatest, column)) for column in columns],
-        input_detail=[_least_spread(torch.cat(column)) for column in columns],
+        input_detail=[_least_spread(column) for column in columns],
     )
     run = [_Calibrating(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
@@ -55,14 +56,15 @@ def calibrate(
     network.remark(qann, ranges=ranges)
 
 
-def _least_spread(images: Tensor) -> float | None:
+def _least_spread(chunks: Sequence[Tensor]) -> float | None:
     """By how much the channel (or column) that varies least does so; None where none varies."""
-    found = []
-    for dim in {1, images.dim() - 1} if images.dim() <= 3 else {1}:
-        if images.dim() > 1 and images.is_floating_point():
-            of_each = images.transpose(0, dim).flatten(1)
-            spreads = of_each.amax(1) - of_each.amin(1)
-            found += spreads[spreads > 0].tolist()
+    dims, found = chunks[0].dim(), []
+    if dims == 1 or not chunks[0].is_floating_point():
+        return None
+    for dim in {1, dims - 1} if dims <= 3 else {1}:
+        rows = [x.transpose(0, dim).flatten(1) for x in chunks]
+        spreads = torch.stack([x.amax(1) for x in rows]).amax(0) - torch.stack([x.amin(1) for x in rows]).amin(0)
+        found += spreads[spreads > 0].tolist()
     return min(found, default=None)
 
 
@@ -140,7 +142,8 @@ def _reach(value: Any) -> float:
     """The greatest finite magnitude; 0 of what has none."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
         return 0.0
-    return float(torch.where(value.isfinite(), value, 0.0).abs().max())
+    reach = max(abs(float(end)) for end in value.aminmax())
+    return reach if math.isfinite(reach) else float(torch.where(value.isfinite(), value, 0.0).abs().max())
 
 
 def _set_scale(quantizer: Quantizer, drives: list[Tensor], name: str) -> None:
