@@ -524,7 +524,7 @@ def test_what_cannot_be_counted_is_refused():
         count(snn, torch.rand(1, 1, 2, 2))
     with pytest.raises(InputError, match="shape"):
         count(snn, torch.rand(1, 3), 4)
-    with pytest.raises(InputError, match="limit=0"):
+    with pytest.raises(StageError, match="limit=0"):
         count(snn, torch.rand(1, 1, 2, 2), 4, limit=0)
     with pytest.raises(StageError, match="steps=0"):
         count(snn, torch.rand(1, 1, 2, 2), 0)

@@ -273,7 +273,7 @@ def test_images_that_do_not_fit(plain, engine, images, message):
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True])
 def test_steps_are_a_whole_number(plain, steps):
-    with pytest.raises(StageError, match=r"whole number of steps, at least 1"):
+    with pytest.raises(StageError, match=r"steps=.*: give a whole number, at least 1"):
         execute(spike(plain), IMAGES, steps)
 
 
