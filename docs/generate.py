@@ -140,8 +140,9 @@ def fronts() -> str:
         head += ["settled", "T_eq", "SynOps (10⁶), T=1 / 2 / 4", "SNN = QANN"]
         further = " more, from weights that were kept" if said.get("start") else ""
         teacher = f", teacher {said['teacher']}" if said.get("teacher") else ""
+        images = " on all training images" if said.get("train_split") == "trainval" else ""
         told = (
-            f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs{further}, "
+            f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs{further}{images}, "
             f"batch {said['batch']}, AdamW {said['rate']:g}{teacher}; {over_seeds(result['variants'])}."
         )
         parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
