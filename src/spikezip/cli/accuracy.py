@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 _BATCH = 64
 
 
-def answers(network: nn.Module, images: Tensor) -> Tensor:
+def answers(network: nn.Module, *inputs: Tensor) -> Tensor:
     """The first tensor that a network returns, however it returns it."""
     with torch.no_grad():
-        return tree_leaves(network(images))[0]
+        return tree_leaves(network(*inputs))[0]
+
+
+def too_few(answer: Sequence[int], data: ImageData) -> bool:
+    """Whether an answer to one image, of this shape, is that of a classifier of fewer classes than the data has."""
+    return len(answer) == 1 and answer[0] < data.num_classes
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -37,7 +42,7 @@ def tell(stages: Mapping[str, nn.Module], data: ImageData, split: str, most: int
         return
     images, labels = data.tensors(split, most)
     first = answers(next(iter(stages.values())), images[:1])
-    if first.dim() != 2 or first.is_complex() or first.shape[1] < data.num_classes:
+    if first.dim() != 2 or first.is_complex() or too_few(first.shape[1:], data):
         screen.note(
             f"No accuracy: {data.name} has {data.num_classes} classes, and this network gives {list(first.shape[1:])} "
             "an image, not one real number a class."

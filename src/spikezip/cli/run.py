@@ -97,7 +97,6 @@ def command(
     import spikezip
     from spikezip.cli.sources import check_answers, open_ann, open_for
     from spikezip.run import Engine
-    from spikezip.run.engine import qann_outputs
 
     models = [read_model(text) for text in energy_model or ()]
     with output_file(out, overwrite) as draft:
@@ -106,7 +105,7 @@ def command(
         snn = spikezip.load(bundle)
         source = open_for(snn, data, data_root)
         images, labels = source.tensors(split, limit)
-        check_answers(qann_outputs(snn, (images[:1],))[0], str(bundle), source)
+        check_answers(snn, str(bundle), source)
         trained = open_ann(ann, weights, data, snn, images, data_root) if ann is not None else None
         rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
         certificate = None

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
-from spikezip.cli.accuracy import answers
+from spikezip.cli.accuracy import answers, too_few
 from spikezip.data import ImageData, open_data
 from spikezip.errors import InputError
 from spikezip.graph import network
 from spikezip.models import ModelSource, resolve
-from spikezip.run.engine import qann_outputs
+from spikezip.spike.swap import tracer_shape
 
 if TYPE_CHECKING:
     from spikezip.spike import SpikingNetwork
@@ -86,15 +86,21 @@ def _check_inputs(source: ModelSource) -> None:
         pass
 
 
-def check_answers(found: Tensor, name: str, data: ImageData) -> None:
+def answer_shape(snn: SpikingNetwork) -> tuple[int, ...]:
+    """Shape of the (first) answer of a spiking network to one image."""
+    return tuple(tracer_shape(network.spec(network.outputs(snn.graph)[0])))
+
+
+def check_answers(snn: SpikingNetwork, name: str, data: ImageData) -> None:
     """Refuse a classifier, whose answers are ``[B, C]``, for data of more classes; more answers than classes are good.
 
     Raises:
         InputError: it has fewer answers than there are classes.
     """
-    if found.dim() == 2 and found.shape[1] < data.num_classes:
+    answer = answer_shape(snn)
+    if too_few(answer, data):
         raise InputError(
-            f"{name} gives {found.shape[1]} answers, and {data.name} has {data.num_classes} classes. Give the data "
+            f"{name} gives {answer[0]} answers, and {data.name} has {data.num_classes} classes. Give the data "
             "that it is for, or a network for these."
         )
 
@@ -145,11 +151,11 @@ def open_ann(
             f"--ann {model} does not take the images of the spiking network, {list(images.shape[1:])}: {reason}. "
             "Give the network that BUNDLE was converted from."
         ) from reason
-    wanted = qann_outputs(snn, (images[:1],))[0]
-    if found.shape != wanted.shape:
+    wanted = answer_shape(snn)
+    if tuple(found.shape) != (1, *wanted):
         raise InputError(
             f"--ann {model} answers an image with {list(found.shape[1:])}, the spiking network with "
-            f"{list(wanted.shape[1:])}. Give the network that BUNDLE was converted from."
+            f"{list(wanted)}. Give the network that BUNDLE was converted from."
         )
     return module
 

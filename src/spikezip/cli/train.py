@@ -109,14 +109,13 @@ def command(
 
 def _check_outputs(source: ModelSource, images: ImageData) -> None:
     """Refuse fewer outputs than classes before training: on a GPU the loss would crash, and not say why."""
-    import torch
+    from spikezip.cli.accuracy import answers, too_few
 
     inputs = source.example if isinstance(source.example, tuple) else (source.example,)
-    with torch.no_grad():
-        answer = source.module(*inputs)
-    if isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] < images.num_classes:
+    answer = answers(source.module, *inputs).shape[1:]
+    if too_few(answer, images):
         raise RecipeError(
-            f"{source.name} has {answer.shape[1]} outputs, and {images.name} {images.num_classes} classes. Give the "
+            f"{source.name} has {answer[0]} outputs, and {images.name} {images.num_classes} classes. Give the "
             "network as many outputs as the data has classes."
         )
 

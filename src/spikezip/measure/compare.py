@@ -16,6 +16,7 @@ from spikezip.graph.network import Stage
 from spikezip.measure.side_by_side import Tally, longest, read_network, read_snn, tap
 from spikezip.run import Engine
 from spikezip.run.engine import check_inputs
+from spikezip.run.step import pieces
 from spikezip.spike.encoding import Pulse
 from spikezip.spike.swap import SpikingNetwork
 
@@ -169,8 +170,7 @@ def compare(
     strict = all(network.note(g, "strict", True) for g in graphs)
     places = [tap(g, strict) if stage is Stage.ANN else g for g, stage in zip(graphs, stages, strict=True)]
     tally, names = Tally(), [set(), set()]
-    for start in range(0, inputs[0].shape[0], batch):
-        piece = tuple(x[start : start + batch] for x in inputs)
+    for _, piece in pieces(inputs, batch):
         read = [
             read_snn(n, piece, length, engine) if isinstance(n, SpikingNetwork) else read_network(g, piece)
             for n, g, engine in zip(pair, places, engines, strict=True)

@@ -26,7 +26,7 @@ from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Operand, Reader, Stream
 from spikezip.measure.work import Counts, Row
 from spikezip.run.engine import check_inputs, check_numbers
-from spikezip.run.step import at_share, images_back, images_first
+from spikezip.run.step import at_share, images_back, images_first, pieces
 from spikezip.spike.encoding import Constant
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
@@ -65,8 +65,7 @@ def count(
     if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
         raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
     tally = _Tally(snn, steps or snn.t_off(1) + snn.bound + 1)
-    for start in range(0, inputs[0].shape[0], batch):
-        piece = tuple(x[start : start + batch] for x in inputs)
+    for _, piece in pieces(inputs, batch):
         tally.run(piece)
         if on_batch:
             on_batch(piece[0].shape[0])

@@ -21,7 +21,7 @@ from spikezip.quantize.exact import first_rounded
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs, check_numbers
-from spikezip.run.step import images_first, outputs_first
+from spikezip.run.step import images_first, outputs_first, pieces
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -189,8 +189,7 @@ def verify(
     checked = {name: 0 for name, _ in snn.layers}
     settled: list[int] = []
     outputs_equal = True
-    for start in range(0, count, batch):
-        piece = tuple(x[start : start + batch] for x in inputs)
+    for _, piece in pieces(inputs, batch):
         run = execute(snn, piece, steps, engine=engine, batch=batch)
         codes, outputs = qann_codes(snn, piece)
         for name, expected in codes.items():

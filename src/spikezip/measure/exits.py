@@ -14,6 +14,7 @@ from spikezip.run import Engine, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers
 from spikezip.run.exit import Confidence, EarlyExit, first_confident
 from spikezip.run.result import join
+from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
 
 #: Thresholds of the curve that a record keeps for each rule with a threshold.
@@ -62,8 +63,7 @@ def exit_run(
     check_numbers(batch=batch)
     inputs = check_inputs(snn, images)
     parts = []
-    for start in range(0, inputs[0].shape[0], batch):  # the tracers of all images at once need not fit into memory
-        piece = tuple(x[start : start + batch] for x in inputs)
+    for _, piece in pieces(inputs, batch):  # the tracers of all images at once need not fit into memory
         run = execute(snn, piece, steps, engine=engine, batch=batch)
         total = {"all": run.total_spikes}
         negative = {"all": torch.stack(list(run.negative.values())).sum(0)}

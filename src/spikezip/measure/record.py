@@ -28,6 +28,7 @@ from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
 from spikezip.run.exit import Settled
+from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
 
 
@@ -120,8 +121,7 @@ def measure(
     if steps is None:
         steps = int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
     tally = _Tally(snn, steps, distances, early_exit)
-    for start in range(0, count, batch):
-        piece = tuple(x[start : start + batch] for x in inputs)
+    for start, piece in pieces(inputs, batch):
         answers = labels[start : start + batch] if labels is not None else None
         tally.add(piece, answers, ann, engine)
         if on_batch:

@@ -64,7 +64,7 @@ def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> t
                     report.append(Exactness(network.origin(operand), network.op_name(operand), 24.0, "rounded"))
                 node.replace_input_with(operand, fixed[operand])
         grid = grids.add(node)
-        if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node) or not _reads_numbers(node):
+        if not _computes(node):
             continue
         kind = ops.kind(node)
         if grid is None:
@@ -92,9 +92,7 @@ def first_rounded(gm: fx.GraphModule, known: Collection[str] = ()) -> fx.Node | 
     """
     grids = Grids(gm)
     for node in gm.graph.nodes:
-        if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node) or not _reads_numbers(node):
-            continue
-        if ops.kind(node) is not Kind.SYNAPTIC or network.origin(node) in known:
+        if not _computes(node) or ops.kind(node) is not Kind.SYNAPTIC or network.origin(node) in known:
             continue
         grid = grids[node]
         if grid is None or (grid.bits >= FLOAT32_BITS and network.spec(node).dtype is torch.float32):
@@ -111,7 +109,10 @@ def _exits(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return []
 
 
-def _reads_numbers(node: fx.Node) -> bool:
+def _computes(node: fx.Node) -> bool:
+    """Whether a node makes a value of an image from numbers."""
+    if node.op != "call_function" or not ops.is_signal(node) or ops.is_constant(node):
+        return False
     return any(ops.is_signal(n) and has_width(n) for n in node.all_input_nodes)
 
 

@@ -170,10 +170,12 @@ def limits_functions(node: fx.Node) -> bool:
     todo, seen = list(node.users), set()
     while todo:
         user = todo.pop()
-        kind = ops.kind(user) if user.op == "call_function" else None
-        if kind in (Kind.SHAPE, Kind.SCALE, Kind.SUM) and user not in seen:
-            todo.extend(user.users)
-        elif kind is not Kind.ANALOG and user not in seen:
-            return False
+        if user in seen:
+            continue
         seen.add(user)
+        kind = ops.kind(user) if user.op == "call_function" else None
+        if kind in (Kind.SHAPE, Kind.SCALE, Kind.SUM):
+            todo.extend(user.users)
+        elif kind is not Kind.ANALOG:
+            return False
     return bool(seen)

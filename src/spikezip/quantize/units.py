@@ -16,9 +16,8 @@ from spikezip.quantize.quantizer import Quantizer
 _aten = torch.ops.aten
 _FINEST = 20  #: weights below 2**-20 count as 0, in units of a threshold or of what they multiply, whichever is finer
 _FINEST_STEP = 40  #: and no step is finer than 2**-40, so that float64 holds what biases are added to
-_CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put in
-
 _COARSEST_BIAS = 2.0**-8  #: of a threshold
+_CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put in
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
 _HOMOGENEOUS = {"relu", "leaky_relu", "neg", "abs", "prelu"}

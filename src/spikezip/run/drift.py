@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spikezip.run.engine import Engine, check_inputs, execute
+from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
 
 
@@ -58,8 +59,7 @@ def drift(snn: SpikingNetwork, images: Tensor | Sequence[Tensor], steps: int, *,
     most = {name: torch.zeros(steps, dtype=torch.int64) for name, _ in snn.layers}
     count = {name: 0 for name, _ in snn.layers}
     outputs: list[Tensor] = []
-    for start in range(0, inputs[0].shape[0], batch):
-        piece = tuple(x[start : start + batch] for x in inputs)
+    for _, piece in pieces(inputs, batch):
         seen = []
         for engine in (Engine.REFERENCE, Engine.EVENT):
             tracers: dict[tuple[str, int], Tensor] = {}

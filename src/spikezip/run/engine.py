@@ -15,7 +15,7 @@ from spikezip.run.event import event
 from spikezip.run.exit import EarlyExit
 from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Run, State, join
-from spikezip.run.step import outputs_first
+from spikezip.run.step import outputs_first, pieces
 from spikezip.run.sweep import sweep
 from spikezip.spike.encoding import Constant
 from spikezip.spike.swap import SpikingNetwork
@@ -71,15 +71,13 @@ def execute(
         raise StageError(f"engine={engine!r}: give one of {', '.join(map(str, Engine))}.")
     if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
         raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
-    check_numbers(steps=steps)
-    batch = batch if batch is not None else _BATCH if inputs[0].device.type == "cpu" else _BATCH_OF_GPU
-    check_numbers(batch=batch)
+    check_numbers(steps=steps, batch=batch)
+    batch = batch or (_BATCH if inputs[0].device.type == "cpu" else _BATCH_OF_GPU)
     if state is not None and state.tracers:
         _check_state(snn, state, inputs[0].shape[0])
     limit = steps or snn.t_off(1) + (snn.bound_from_anywhere if state is not None and state.tracers else snn.bound)
     parts = []
-    for start in range(0, inputs[0].shape[0], batch):
-        piece = tuple(x[start : start + batch] for x in inputs)
+    for start, piece in pieces(inputs, batch):
         before = state.part(start, start + batch) if state else None
         watch = _offset(observe, start) if observe else None
         parts.append(_ENGINES[engine](snn, piece, limit, state=before, stop=stop, observe=watch, early_exit=early_exit))

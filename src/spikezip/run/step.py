@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -57,6 +57,12 @@ def images_first(value: Tensor, spec: Spec, images: int) -> Tensor:
             return value.reshape(merged, images, *value.shape[1:]).movedim(1, 0)
         value = value.reshape(images, merged, *value.shape[1:])
     return value
+
+
+def pieces(inputs: tuple[Tensor, ...], batch: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """So many images of every input at a time, each time with the number of the first."""
+    for start in range(0, inputs[0].shape[0], batch):
+        yield start, tuple(x[start : start + batch] for x in inputs)
 
 
 def outputs_first(gm: fx.GraphModule, values: Any, images: int) -> tuple[Tensor, ...]:
