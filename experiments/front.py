@@ -70,6 +70,7 @@ PRODUCTS: dict[str, dict[str, Any]] = {
     "for T=2, MS, from code 1": from_one(2),
     "for T=4, MS, from code 1": from_one(4),
     "anytime, T=1 to 4": for_step(4, steps=[1, 1, 1, 1], settled=1),
+    "anytime, MS, from code 1": {**from_one(2), "steps": [1, 1, 1, 1], "settled": 1},
     "PET, 8 levels": {
         "stage": "pet",
         "levels": 8,
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch; on a CPU 64 images are fast")
     parser.add_argument("--cooldown", type=int, nargs=2, metavar=("AFTER", "EPOCHS"), help="end a training early")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
+    parser.add_argument("--ema", type=float, help="decay of a moving average of the weights, which is what is kept")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the forward pass in training")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--teacher", choices=sorted(MODELS), help="a published network to learn from, not the ANN")
@@ -152,6 +154,8 @@ def main() -> None:
         extra["cooldown"] = dict(zip(("after", "epochs"), options.cooldown, strict=True))
     if options.precision != "no":
         extra["precision"] = options.precision
+    if options.ema is not None:
+        extra["ema"] = options.ema
     if options.all_images:
         extra |= {"train_split": "trainval", "validation_split": None}
     teacher = anns.get("teacher")
