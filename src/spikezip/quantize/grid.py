@@ -93,14 +93,8 @@ def dyadic_exponent(values: Tensor) -> Tensor:
     """Per element, the least ``e`` such that ``value * 2**e`` is whole (0 for 0); float64."""
     mantissa, exponent = torch.frexp(values.double())
     whole = (mantissa * 2.0**53).to(torch.int64)
-    trailing = torch.zeros_like(whole)
-    remaining = torch.where(whole == 0, torch.ones_like(whole), whole)
-    for shift in (32, 16, 8, 4, 2, 1):
-        even = (remaining & ((1 << shift) - 1)) == 0
-        trailing += torch.where(even, shift, 0)
-        remaining = torch.where(even, remaining >> shift, remaining)
-    result = (53 - exponent - trailing).double()
-    return torch.where(values == 0, torch.zeros_like(result), result)
+    last = torch.frexp((whole & -whole).double()).exponent - 1  # the last binary digit that is set
+    return torch.where(values == 0, 0, 53 - exponent - last).double()
 
 
 class Grids:
