@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py
 
-Every figure comes from a process of its own, on one thread, after two runs that have packed the weights. A heap keeps
-what lies free between the tensors in use; with ``MALLOC_MMAP_THRESHOLD_`` (glibc) each tensor has pages of its own and
-gives them back. Writes experiments/results/speed-memory.json.
+Every figure comes from a process of its own, on one thread, after two runs that have packed the weights; what these
+keep is told apart. A heap keeps what lies free between the tensors in use; with ``MALLOC_MMAP_THRESHOLD_`` (glibc) each
+tensor has pages of its own and gives them back. Writes experiments/results/speed-memory.json.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -70,9 +71,18 @@ def measured(name: str, batch: int, width: float) -> dict[str, float | None]:
     torch.manual_seed(0)
     network = BUILD[name](width=round(64 * width)).eval()
     case = bench.make_case(network, (3, 32, 32), LEVELS, batch=batch)
+    before = resident_mib()
     for _ in range(2):
         CONTENDERS["sweep"].run(case, STEPS)
-    return {"ann": ann_peak(case), "snn": peak_mib(lambda: CONTENDERS["sweep"].run(case, STEPS))[1]}
+    kept = resident_mib() - before
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters()) / 2**20
+    snn = peak_mib(lambda: CONTENDERS["sweep"].run(case, STEPS))[1]
+    return {"ann": ann_peak(case), "snn": snn, "kept": round(kept, 1), "ann_weights": round(weights, 1)}
+
+
+def resident_mib() -> float:
+    """What the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

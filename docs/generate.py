@@ -409,6 +409,22 @@ def _threads(runs: list[dict[str, Any]]) -> str:
     return table(["network", "threads", "batch", "T", "ANN forwards", "faster than one thread"], rows)
 
 
+def memory(result: dict[str, Any]) -> str:
+    """The most memory of a whole run and of one ANN forward, and what packed weights keep, in MiB."""
+
+    def both(found: dict[str, float]) -> list[str]:
+        return [f"{found['snn']:.0f} / {found['ann']:.0f}", f"{found['snn'] / found['ann']:.1f} x"]
+
+    rows = []
+    for row in result["rows"]:
+        alone = row["own pages"]
+        weights = f"{alone['kept']:.0f} / {alone['ann_weights']:.0f}"
+        setting = [row["network"], str(row["batch"]), f"{row['width']:g}"]
+        rows.append([*setting, *both(alone), *both(row["heap"]), weights])
+    head = ["network", "batch", "width", "in use, SNN / ANN", "", "with the heap's gaps", "", "packed / ANN's weights"]
+    return f"{result['processor']}, MiB:\n\n" + table(head, rows) + provenance(result)
+
+
 def training(result: dict[str, Any]) -> str:
     """A training step, in steps of the plain ANN."""
     rows = []
@@ -586,6 +602,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed-others": others,
     "speed-events": gains,
     "speed-threads": threads,
+    "speed-memory": memory,
     "speed-training": training,
     "speed-gpu": on_gpu,
 }
