@@ -53,8 +53,8 @@ TO_THE_END = 64  #: steps that every image settles in
 
 SUITES: dict[str, tuple[Part, ...]] = {
     "rivals": (
-        Part("resnet18", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=3)),
-        Part("vgg16", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=3)),
+        Part("resnet18", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=3, slow_rounds=3)),
+        Part("vgg16", bench.Axes((8, 16, 32), batch=(8,)), bench.Effort(RIVALS, rounds=3, slow_rounds=3)),
     ),
     "sweep": (
         Part(

@@ -95,6 +95,14 @@ def test_unknown_and_missing_contenders(monkeypatch):
         bench.benchmark("n", build, SHAPE, effort=bench.Effort(("plain loop",)))
 
 
+def test_everybody_gets_the_layout_that_the_unit_has():
+    case = bench.make_case(build(1), SHAPE, 4, batch=2)
+    weights = [p for graph in (case.ann, case.snn.graph) for p in graph.parameters() if p.dim() == 4]
+    assert len(weights) > 2
+    for tensor in (case.images, *weights):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_axes_vary_one_thing_at_a_time():
     axes = bench.Axes(levels=(8, 16), batch=(32, 1), width=(1.0, 0.5), active=(0.5, 0.25))
     base = {"levels": 8, "batch": 32, "width": 1.0, "active": 0.5}

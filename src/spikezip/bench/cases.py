@@ -23,8 +23,8 @@ class Case:
 
     Attributes:
         ann: float32, channels_last, BatchNorm folded: the unit of time.
-        snn: what it became.
-        images: ``[B, ...]``.
+        snn: what it became, its weights channels_last too.
+        images: ``[B, ...]``, channels_last.
     """
 
     ann: fx.GraphModule
@@ -92,8 +92,10 @@ def make_case(
     ann = morph(capture(module.eval(), images[:2]))
     qann = quantize(ann, levels, images[:_CALIBRATION])
     snn = spike(to_integer(qann, weight_bits) if weight_bits else qann)
-    ann = ann.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Case(ann, snn, images[:batch])
+    for graph in (ann.eval(), snn.graph):
+        graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    images = images[:batch]
+    return Case(ann, snn, images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images)
 
 
 @torch.no_grad()

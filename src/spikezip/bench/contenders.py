@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from spikezip.bench.cases import Case
-from spikezip.bench.loops import Layer, LayerLoop, StepLoop
+from spikezip.bench.loops import Layer, LayerLoop, StepLoop, without_rule
 from spikezip.kernels import dense_synapses, no_compiler, torch_alone
 from spikezip.run.reference import reference
 from spikezip.run.sweep import sweep
@@ -30,17 +30,23 @@ class Contender:
         what: one line for the reader of a table.
         fast: timed in every round and on every axis; the others in few rounds, on the first values alone.
         package: the distribution it needs beside spikezip.
+        linear: it has rules for linear operations and maxima alone.
     """
 
     run: Callable[[Case, int], Tensor]
     what: str
     fast: bool = False
     package: str | None = None
+    linear: bool = False
 
     @property
     def installed(self) -> bool:
         """Whether its package is there."""
         return self.package is None or importlib.util.find_spec(self.package) is not None
+
+    def runs(self, case: Case) -> bool:
+        """Whether it has a rule for every operation."""
+        return not self.linear or without_rule(case.snn) is None
 
 
 def _jelly_node(neuron: STBIF, mode: str) -> Layer:
@@ -80,16 +86,19 @@ CONTENDERS: dict[str, Contender] = {
     "plain loop": Contender(
         lambda c, steps: StepLoop(c.snn).outputs(c.images, steps),
         "SpikeZIP-TF's loop restated: membranes, one operation a step, in plain torch",
+        linear=True,
     ),
     "spikingjelly step": Contender(
         lambda c, steps: StepLoop(c.snn, lambda n: _jelly_node(n, "s")).outputs(c.images, steps),
         "SpikingJelly's STBIFNode on the same graph, step by step",
         package="spikingjelly",
+        linear=True,
     ),
     "spikingjelly multi-step": Contender(
         lambda c, steps: LayerLoop(c.snn, lambda n: _jelly_node(n, "m")).outputs(c.images, steps),
         "SpikingJelly's STBIFNode on the same graph, all steps folded into the batch",
         package="spikingjelly",
+        linear=True,
     ),
 }
 

@@ -20,6 +20,16 @@ Layer = Callable[[Tensor], Tensor]
 _LINEAR = {Kind.SHAPE, Kind.SUM, Kind.SCALE, Kind.AVERAGE, Kind.SIZE, Kind.CONSTANT}
 
 
+def without_rule(snn: SpikingNetwork) -> fx.Node | None:
+    """The first operation that the loops cannot compute from increments."""
+    for node in snn.graph.graph.nodes:
+        kind = ops.kind(node) if node.op == "call_function" else Kind.CONSTANT
+        weighted = kind is Kind.SYNAPTIC and ops.weight_of(node) is not None
+        if not (weighted or kind is Kind.MAXIMUM or kind in _LINEAR):
+            return node
+    return None
+
+
 class PlainNeurons:
     """A layer of ST-BIF neurons as SpikeZIP-TF computes it: add, compare, subtract, count, in masked assignments.
 
@@ -52,12 +62,17 @@ class StepLoop(fx.Interpreter):
         snn: the network; its input all at the first step.
         make: from each layer of neurons what computes it.
 
+    Raises:
+        StageError: the network holds an operation that is not linear, or its tracers do not start at 0.
+
     Source: SpikeZIP-TF's published code (``LLConv2d``, ``spiking_maxpool``).
     """
 
     def __init__(self, snn: SpikingNetwork, make: Callable[[STBIF], Layer] = PlainNeurons):
         if snn.starts_elsewhere:
             raise StageError("This loop starts all tracers at 0. Call spike(qann, ..., initial_code=0).")
+        if (node := without_rule(snn)) is not None:
+            raise StageError(f"{network.describe(node)} is not linear: this baseline has no rule for it.")
         super().__init__(snn.graph)
         self.extra_traceback = False
         self.make = make
@@ -90,8 +105,6 @@ class StepLoop(fx.Interpreter):
             return self.synapse(n, args, kwargs, index)
         if kind is Kind.MAXIMUM:
             return self.maximum(n, args, kwargs)
-        if kind not in _LINEAR:
-            raise NotImplementedError(f"{network.describe(n)} is not linear: this baseline has no rule for it.")
         return n.target(*args, **kwargs)  # type: ignore[operator]
 
     def synapse(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], index: int | None) -> Tensor:

@@ -30,7 +30,8 @@ class Axes:
         levels: of every neuron.
         batch: images run together.
         width: multiples of the network's own width.
-        active: share of units above 0 behind BatchNorm; None leaves the network as it is.
+        active: share of units above 0 behind BatchNorm; None leaves the network as it is, as a single share does
+            where there is no BatchNorm2d.
     """
 
     steps: tuple[int, ...] = (8, 16, 32)
@@ -58,12 +59,14 @@ class Effort:
         rounds: how often the fast ones are timed.
         slow_rounds: how often the others are.
         threads: of torch.
+        all_that_run: leave out those that have no rule for an operation of the network, instead of refusing.
     """
 
     engines: tuple[str, ...] = ("sweep", "reference", "plain loop")
     rounds: int = 5
     slow_rounds: int = 1
     threads: int = 1
+    all_that_run: bool = False
 
 
 def benchmark(
@@ -95,16 +98,27 @@ def benchmark(
 
     Raises:
         EquivalenceError: contenders do not agree to the bit.
-        InputError: a contender is unknown, or its package is missing.
+        InputError: a contender is unknown, or its package is missing; an axis has values that nothing can be run at.
+        StageError: a contender has no rule for an operation of the network.
     """
     for engine in effort.engines:
         _check(engine)
+    several = [name for name in ("levels", "batch", "width", "active") if len(getattr(axes, name)) > 1]
+    if several and not any(CONTENDERS[engine].fast for engine in effort.engines):
+        fast = ", ".join(name for name, contender in CONTENDERS.items() if contender.fast)
+        raise InputError(f"Several values of {', '.join(several)} are timed with the fast engines alone: add {fast}.")
     settings: list[dict[str, Any]] = []
     with threads(effort.threads):
         for axis, values in axes.settings():
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 module = build(values["width"])
+            if not any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+                if "active" in several:
+                    raise InputError(
+                        "The share of active units is set behind BatchNorm2d, of which this network has none."
+                    )
+                values = {**values, "active": None}
             case = make_case(
                 module,
                 shape,
@@ -114,6 +128,8 @@ def benchmark(
                 weight_bits=weight_bits,
             )
             engines = [e for e in effort.engines if axis == "base" or CONTENDERS[e].fast]
+            if effort.all_that_run:
+                engines = [e for e in engines if CONTENDERS[e].runs(case)]
             facts = case.facts()
             rows = compare(case, axes.steps, engines, effort.rounds, effort.slow_rounds) if engines else []
             settings.append(

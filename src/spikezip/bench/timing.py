@@ -60,36 +60,28 @@ def compare(case: Case, steps: Sequence[int], engines: Sequence[str], rounds: in
     """
     ann = _ann(case)
     calls = {(t, name): _call(case, name, t) for t in steps for name in engines}
-    answers: dict[tuple[int, str], Tensor] = {}
-    peaks: dict[tuple[int, str], float | None] = {}
     ann()
     for name in engines:  # compilers, caches, packed weights and imports are made ready before anything is timed
         _call(case, name, max(steps) if CONTENDERS[name].fast else 1)()
-    for key, call in calls.items():
-        if CONTENDERS[key[1]].fast:
-            answers[key], peaks[key] = peak_mib(call)
+    found = {key: peak_mib(call) for key, call in calls.items()}  # apart: memory that was handed back costs time
     times: dict[tuple[int, str], list[tuple[float, float]]] = {key: [] for key in calls}
     for i in range(max(rounds, slow_rounds)):
-        before = _seconds(ann)[1]
+        before = _seconds(ann)
         for key, call in calls.items():
             fast = CONTENDERS[key[1]].fast
             if i >= (rounds if fast else slow_rounds):
                 continue
-            if key in peaks:
-                _, took = _seconds(call)
-            else:
-                ((answers[key], took), peaks[key]) = peak_mib(lambda call=call: _seconds(call))
-            after = _seconds(ann)[1]
+            took, after = _seconds(call), _seconds(ann)
             times[key].append((took, (before + after) / 2))
             before = after
-    for (t, name), answer in answers.items():
-        first = answers[t, engines[0]]
+    for (t, name), (answer, _) in found.items():
+        first = found[t, engines[0]][0]
         if case.integer and not torch.equal(_held(answer, t), _held(first, t)):
             raise EquivalenceError(
                 f"{name} and {engines[0]} do not agree at {t} steps, though arithmetic is exact: one of them is wrong. "
                 "Times of different results say nothing; leave it out with --engines, and report it."
             )
-    return [_timing(key, times[key], peaks[key]) for key in calls]
+    return [_timing(key, times[key], found[key][1]) for key in calls]
 
 
 def ann_peak(case: Case) -> float | None:
@@ -100,13 +92,9 @@ def ann_peak(case: Case) -> float | None:
 
 
 def _ann(case: Case) -> Callable[[], Any]:
-    batch = case.images
-    if batch.dim() == 4:
-        batch = batch.contiguous(memory_format=torch.channels_last)
-
     def call() -> Any:
         with torch.no_grad():
-            return case.ann(batch)
+            return case.ann(case.images)
 
     return call
 
@@ -115,10 +103,10 @@ def _call(case: Case, name: str, steps: int) -> Callable[[], Tensor]:
     return lambda: CONTENDERS[name].run(case, steps)
 
 
-def _seconds(call: Callable[[], Any]) -> tuple[Any, float]:
+def _seconds(call: Callable[[], Any]) -> float:
     begin = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - begin
+    call()
+    return time.perf_counter() - begin
 
 
 def _held(outputs: Tensor, steps: int) -> Tensor:

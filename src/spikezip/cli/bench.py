@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -31,12 +32,19 @@ def command(
         str, typer.Option("--width", metavar="W,W,..", help="Multiples of the network's width (resnet18, vgg16).")
     ] = "1",
     active: Annotated[
-        str,
-        typer.Option("--active", metavar="A,A,..", help="Share of units above 0 behind BatchNorm (random weights)."),
-    ] = "0.5",
+        str | None,
+        typer.Option(
+            "--active",
+            metavar="A,A,..",
+            show_default="0.5",
+            help="Share of units above 0 behind BatchNorm2d (random weights).",
+        ),
+    ] = None,
     engines: Annotated[
         str,
-        typer.Option("--engines", metavar="NAME,..", help="What is timed; [bold]all[/]: everything that is installed."),
+        typer.Option(
+            "--engines", metavar="NAME,..", help="What is timed; [bold]all[/]: what is installed and can run MODEL."
+        ),
     ] = "all",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timings of the fast engines.")] = 5,
     slow_rounds: Annotated[int, typer.Option("--slow-rounds", min=1, help="Timings of the others.")] = 1,
@@ -70,11 +78,15 @@ def command(
         levels=_numbers("--levels", levels, int),
         batch=_numbers("--batch", batch, int),
         width=_numbers("--width", width, float),
-        active=(None,) if weights else _numbers("--active", active, float),
+        active=(None,) if weights else _numbers("--active", active or "0.5", float),
     )
+    if weights and active is not None:
+        raise InputError("--active sets what random weights have; leave it out with --weights.")
+    if weights and axes.width != (1,):
+        raise InputError("--weights are those of one width; leave --width out.")
     if any(not 0 < share < 1 for share in axes.active if share is not None):
         raise InputError(f"--active {active!r}: shares lie between 0 and 1, for example 0.5,0.25.")
-    effort = bench.Effort(names, rounds, slow_rounds, threads)
+    effort = bench.Effort(names, rounds, slow_rounds, threads, all_that_run=engines == "all")
     find = functools.partial(resolve, model, weights=weights, example_shape=options.read_shape(shape), root=data_root)
     bits = options.read_weight_bits(weight_bits)
     with output_folder(out, overwrite) as draft:
@@ -94,6 +106,9 @@ def command(
             )
         (draft / "speed.json").write_text(json.dumps(record, indent=1) + "\n")
         _draw(record, draft)
+    timed = {row["engine"] for setting in record["settings"] for row in setting["rows"]}
+    if left_out := [name for name in names if name not in timed]:
+        screen.note(f"Not timed, as they have no rule for an operation of {model}: {', '.join(left_out)}.")
     screen.say(f"[bold]{out}[/] holds speed.json, and the figure as speed.svg and speed.png.")
 
 
@@ -102,7 +117,7 @@ def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Num
         found = tuple(kind(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if not found or any(not number > 0 for number in found):
+    if not found or any(not 0 < number < math.inf for number in found):
         raise InputError(f"{option} {text!r}: give numbers above 0, separated by commas.")
     return found
 
@@ -116,6 +131,8 @@ def _builder(model: str, find: Callable[[], nn.Module]) -> Callable[[float], nn.
         wide = {"spikezip:resnet18": resnet18, "spikezip:vgg16": vgg16}
         if model not in wide:
             raise InputError(f"--width changes {' and '.join(wide)} alone; {model} has the width it has.")
+        if round(64 * width) < 1:
+            raise InputError(f"--width {width:g}: {model} has 64 channels at width 1, and needs one at least.")
         return wide[model](width=round(64 * width)).eval()
 
     return build
