@@ -64,6 +64,22 @@ def test_averages_products_and_attention_are_named():
     assert attention["blocks.0.qkv linear"] == "ternary"
 
 
+def test_a_sum_of_streams_that_is_multiplied_is_not_spikes_alone():
+    class Multiplied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c = (torch.relu(layer(x)) for layer in (self.a, self.b, self.c))
+            return (a + b) * c
+
+    found = audit(spiking(Multiplied(), (4,)))
+    assert found.rows[-1].input == "streams:2 x ternary"
+    assert not found.rows[-1].spike_driven
+    assert not found.spike_driven
+
+
 def test_analog_operands_are_named_where_strictness_was_given_up():
     class Bare(nn.Module):
         def __init__(self):

@@ -154,11 +154,14 @@ class Streams:
             role = self.role(node)
             if role is None:
                 continue
-            bias = ops.bias_index(node) if node.op == "call_function" else None
+            if role in (Reader.SYNAPSES, Reader.PRODUCT):
+                factors = _factors(node)
+                for i, operand in enumerate(factors):
+                    yield self._operand(node, role, operand, factors[:i].count(operand))
+                continue
             for operand in network.outputs(self._gm) if role is Reader.OUTPUT else _operands(node):
-                if bias is None or operand is not node.args[bias]:
-                    found = self._operand(node, role, operand)
-                    yield self._with_copies(found) if role in _HOLD else found
+                found = self._operand(node, role, operand)
+                yield self._with_copies(found) if role in _HOLD else found
 
     def _with_copies(self, operand: Operand) -> Operand:
         """The first to read a sum holds it; who reads it later is handed copies."""
@@ -187,9 +190,7 @@ class Streams:
             return None
         kind = ops.kind(node)
         if kind is Kind.SYNAPTIC:
-            bias = ops.bias_index(node)
-            signals = [n for n in ops.data_operands(node) if bias is None or n is not node.args[bias]]
-            return Reader.SYNAPSES if len(signals) == 1 else Reader.PRODUCT
+            return Reader.SYNAPSES if len(_factors(node)) == 1 else Reader.PRODUCT
         return {Kind.PRODUCT: Reader.PRODUCT, Kind.MAXIMUM: Reader.MAXIMUM}.get(kind, Reader.FUNCTION)
 
     def carries(self, node: fx.Node) -> Carries:
@@ -300,7 +301,7 @@ class Streams:
     # -- the adjoint --------------------------------------------------------------------------------------------------
 
     @torch.enable_grad()
-    def _operand(self, reader: fx.Node, role: Reader, operand: fx.Node, count: bool = True) -> Operand:
+    def _operand(self, reader: fx.Node, role: Reader, operand: fx.Node, before: int = 0, count: bool = True) -> Operand:
         sources, between = self._region(reader, operand, role)
         averaged = self._averaged(sources, between, operand)
         ones = {s: self._ones(s).requires_grad_() for s in sources}
@@ -313,7 +314,7 @@ class Streams:
             return Operand(reader, role, operand, streams, overlap, torch.zeros(()))
         # The operand's own fan-out first, then each source's, through what lies between.
         leaf = torch.ones_like(arrived).requires_grad_()
-        (own,) = torch.autograd.grad(self._read(reader, role, operand, leaf).sum(), leaf)
+        (own,) = torch.autograd.grad(self._read(reader, role, operand, before, leaf).sum(), leaf)
         found = torch.autograd.grad(arrived, list(ones.values()), own, allow_unused=True)
         streams = tuple(
             Stream(s, self.carries(s), torch.zeros_like(ones[s]) if f is None else f, averaged[s], self.is_drive(s))
@@ -369,8 +370,9 @@ class Streams:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return torch.zeros_like(value, dtype=torch.float64) if floating else value
 
-    def _read(self, reader: fx.Node, role: Reader, operand: fx.Node, value: Tensor) -> Tensor:
-        """What a reader makes of its operand when every weight, and every other operand, is 1."""
+    def _read(self, reader: fx.Node, role: Reader, operand: fx.Node, before: int, value: Tensor) -> Tensor:
+        """What a reader makes of its operand (which came ``before`` so often) when every weight, and every other
+        operand, is 1."""
         if role in (Reader.NEURONS, Reader.OUTPUT, Reader.FUNCTION):
             return value
         if role is Reader.MAXIMUM:
@@ -381,14 +383,14 @@ class Streams:
             nonlocal seen
             if node is operand:
                 seen += 1
-                return value if seen == 1 else torch.ones_like(value)
+                return value if seen == before + 1 else torch.ones_like(value)
             other = self._values[node]
             floating = isinstance(other, Tensor) and other.is_floating_point()
             return torch.ones_like(other, dtype=torch.float64) if floating else other
 
         args = fx.map_arg(reader.args, argument)
         kwargs = {k: v for k, v in reader.kwargs.items() if k not in ("alpha", "beta", "dtype", "out_dtype")}
-        return reader.target(*args, **fx.map_arg(kwargs, argument)) * seen  # type: ignore[operator,return-value]
+        return reader.target(*args, **fx.map_arg(kwargs, argument))  # type: ignore[operator,return-value]
 
 
 def _same_sum(node: fx.Node) -> bool:
@@ -407,6 +409,13 @@ def _averages(node: fx.Node) -> bool:
 def _operands(node: fx.Node) -> list[fx.Node]:
     """The signals a node reads, several that come together (``split``) included."""
     return [n for n in node.all_input_nodes if not ops.is_constant(n) and ops.is_signal(n)]
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """The signals that a synaptic operation, or a product, multiplies: one that is multiplied by itself comes twice."""
+    bias = ops.bias_index(node)
+    bare = node.args[bias] if bias is not None else None
+    return [n for n in ops.appearances(node) if n is not bare]
 
 
 @torch.no_grad()
