@@ -144,6 +144,7 @@ class Streams:
         self._place = {node: i for i, node in enumerate(snn.graph.graph.nodes)}
         self._values = _values_of_one_image(snn.graph)
         self._carried: dict[fx.Node, Carries] = {}
+        self._stairs: dict[fx.Node, tuple[Tensor, Tensor]] = {}
         self._made: set[fx.Node] = set()
         self._holders = self._first_readers()
 
@@ -226,7 +227,7 @@ class Streams:
             return self._passes(node.args[0]) if isinstance(node.args[0], fx.Node) else False
         if kind is Kind.AVERAGE:
             return network.op_name(node) in _FOLDABLE
-        return kind in _LINEAR
+        return kind in _LINEAR and not _looks(node)
 
     def _classify(self, node: fx.Node) -> Carries:
         if node.op == "placeholder":
@@ -242,7 +243,7 @@ class Streams:
             kept = {"analog": Carries.ANALOG, "analog input": Carries.INPUT}
             return kept.get(rounded, Carries.FIXED_POINT)
         if network.op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):
-            return self._classify(node.args[0]) if node.args[1] == 0 else Carries.ANALOG
+            return self.carries(node.args[0]) if node.args[1] == 0 else Carries.ANALOG
         kind = ops.kind(node)
         if kind not in (Kind.MAXIMUM, Kind.PRODUCT, Kind.AVERAGE):
             return Carries.ANALOG
@@ -257,9 +258,56 @@ class Streams:
             return Carries.FIXED_POINT
         if kind is Kind.PRODUCT:
             return Carries.PRODUCT
-        if kinds == {"ternary"} and not (network.op_name(node) == "amax" and len(found[0].streams) > 1):
+        if kinds == {"ternary"} and self._is_one_staircase(node):
             return Carries.TERNARY
         return Carries.PRODUCT if "product" in kinds else Carries.GRADED
+
+    def _is_one_staircase(self, node: fx.Node) -> bool:
+        """Whether, in each window of a maximum, all values climb by one and the same step from one and the same value.
+
+        Only then is the greatest of ternary streams ternary. Where no stream arrives (padding) there is no step.
+        """
+        (operand,) = _operands(node)
+        sources, between = self._region(node, operand, Reader.MAXIMUM)
+        starts, ends = ({s: self._stair(s)[code] for s in sources} for code in (0, 1))
+        start, end = (self._real(between, values, operand) for values in (starts, ends))
+        step = torch.nan_to_num(end - start)  # -inf, as a mask of stored values leaves, is never the greatest
+        lowest, alike = self._greatest(node, start, start > -torch.inf)
+        climbs, alike_too = self._greatest(node, step, step != 0)
+        self._stairs[node] = lowest, lowest + torch.nan_to_num(climbs, neginf=0.0)
+        return alike and alike_too
+
+    def _stair(self, source: fx.Node) -> tuple[Tensor, Tensor]:
+        """What a ternary source sends at code 0 and at code 1, for one image."""
+        if network.op_name(source) == "getitem":
+            source = source.all_input_nodes[0]
+        if source.op == "call_module":
+            neuron = self._gm.get_submodule(str(source.target))
+            assert isinstance(neuron, STBIF)
+            start = torch.zeros(network.spec(source).shape, dtype=torch.float64)
+            return start, start + neuron.threshold.cpu()
+        return self._stairs[source]  # a maximum, looked at before
+
+    def _real(self, between: list[fx.Node], values: dict[fx.Node, Any], operand: fx.Node) -> Tensor:
+        """What arrives, with the constants that there are."""
+        for node in between:
+            if network.op_name(node) in _CASTS:
+                values[node] = values[_operands(node)[0]]
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, _double(self._values[n])))  # type: ignore[misc]
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return values[operand]
+
+    def _greatest(self, node: fx.Node, values: Tensor, there: Tensor) -> tuple[Tensor, bool]:
+        """What a maximum makes of those values that are there, and whether in each window these are all the same."""
+        args, kwargs = fx.map_arg((node.args[1:], node.kwargs), self._values.__getitem__)  # type: ignore[misc]
+
+        def taken(values: Tensor) -> Tensor:
+            found = node.target(torch.where(there, values, -torch.inf), *args, **kwargs)  # type: ignore[operator]
+            return found[0] if isinstance(found, tuple) else found
+
+        most = taken(values)
+        return most, bool(((most == -taken(-values)) | most.isneginf()).all())
 
     def _rounds(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(self._gm.get_submodule(str(node.target)), FixedPoint)
@@ -400,6 +448,22 @@ def _same_sum(node: fx.Node) -> bool:
     return network.op_name(node) in _CASTS or ops.kind(node) is Kind.SCALE
 
 
+def _looks(node: fx.Node) -> bool:
+    """Whether an operation that moves values about looks at some: at a mask or at places, or to cut off fractions."""
+    if ops.kind(node) is not Kind.SHAPE:
+        return False
+    if network.op_name(node) in _CASTS:
+        return _is_whole(node) and not _is_whole(_operands(node)[0])
+    moved: list[fx.Node] = []
+    fx.map_arg(node.args[:1], lambda n: moved.append(n) or n)
+    return any(n not in moved and _is_whole(n) for n in _operands(node))
+
+
+def _is_whole(node: fx.Node) -> bool:
+    dtype = network.spec(node).dtype
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
 def _averages(node: fx.Node) -> bool:
     """Whether a window of an average holds more than one value."""
     total = summed(node, torch.ones(network.spec(node.all_input_nodes[0]).shape, dtype=torch.float64))
@@ -409,6 +473,10 @@ def _averages(node: fx.Node) -> bool:
 def _operands(node: fx.Node) -> list[fx.Node]:
     """The signals a node reads, several that come together (``split``) included."""
     return [n for n in node.all_input_nodes if not ops.is_constant(n) and ops.is_signal(n)]
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _factors(node: fx.Node) -> list[fx.Node]:
