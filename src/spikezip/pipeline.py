@@ -76,7 +76,7 @@ def convert(
     ann = _morph(capture(model, example), morph)
     calibration = gather(ann, calibration, LIMIT)  # it is read several times, which an iterator cannot be
     qann = quantize(ann, levels, calibration, signed_levels=signed_levels, correct_bias=correct_bias)
-    if weight_bits:
+    if weight_bits is not None:
         whole = to_integer(qann, weight_bits)
         _warn_if_far(qann, whole, calibration[0], weight_bits)
         qann = whole
@@ -172,7 +172,7 @@ class SNN(SpikingNetwork):
         Returns:
             A :class:`~spikezip.run.Run`: ``.logits`` ``[T, N, ...]``, ``.settled_at`` ``[N]``, ``.outcome``, ...
         """
-        chosen = engine or default_engine(self)
+        chosen = default_engine(self) if engine is None else engine
         return execute(self, images, steps, engine=chosen, batch=batch, state=state, early_exit=early_exit)
 
     def stream(
@@ -189,7 +189,8 @@ class SNN(SpikingNetwork):
         Returns:
             A :class:`~spikezip.run.Stream`: ``.logits`` ``[F, B, ...]``, ``.settled`` ``[F, B]``, ``.total_spikes``.
         """
-        return stream(self, frames, steps_per_frame, engine=engine or default_engine(self), batch=batch, state=state)
+        chosen = default_engine(self) if engine is None else engine
+        return stream(self, frames, steps_per_frame, engine=chosen, batch=batch, state=state)
 
     def verify(self, images: Tensor | Sequence[Tensor]) -> Certificate:
         """See :func:`spikezip.verify`."""

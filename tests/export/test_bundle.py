@@ -308,3 +308,9 @@ def test_loaders_that_want_one_stage(small: SpikingNetwork, tmp_path: Path):
         load_snn(qann)
     with pytest.raises(BundleError, match="no such file"):
         load_snn(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("path", [b"net.spikezip", 3, None])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(BundleError, match=f"A {type(path).__name__} names no file"):
+        load_snn(path)

@@ -8,6 +8,7 @@ from hand_networks import Copies, image, spiking
 from torch import nn
 
 from random_networks import Drawn, shuffle_statistics
+from spikezip.errors import StageError
 from spikezip.graph import capture
 from spikezip.levels import Levels
 from spikezip.measure import ablate, count
@@ -38,6 +39,19 @@ def test_spike_tracking_is_the_network_itself(network, encoding):
     assert found.differ[-1] == 0 < found.differ[0]
     counted = count(snn, images, steps)
     assert found.synops.tolist() == pytest.approx(counted.snn("ac").tolist())
+
+
+def test_what_is_refused(network):
+    qann, images = network
+    snn = spike(qann)
+    for steps in (0, -1, None, 2.5):
+        with pytest.raises(StageError, match=f"steps={steps}"):
+            ablate(snn, SpikeTracking(), images, steps)
+    with pytest.raises(StageError, match="batch=0"):
+        ablate(snn, SpikeTracking(), images, 4, batch=0)
+    for neuron in ("IF", IntegrateAndFire, None):
+        with pytest.raises(StageError, match=r"is no neuron; give a value such as IntegrateAndFire\(\)"):
+            ablate(snn, neuron, images, 4)
 
 
 def test_accumulates_by_hand():

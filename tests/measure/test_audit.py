@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 from hand_networks import Copies, image, spiking
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import spikezip
 from random_networks import Drawn, shuffle_statistics
+from spikezip.measure import ablate
 from spikezip.measure.audit import MEANING, Audit, audit
 from spikezip.models.cifar_resnet import resnet20
+from spikezip.spike.neurons import SpikeTracking
 
 
 def of(blocks: list[str], morph: spikezip.Morph = spikezip.Morph()) -> Audit:  # noqa: B008 - frozen
@@ -62,6 +66,88 @@ def test_averages_products_and_attention_are_named():
     attention = received(of(["attention"]))
     assert attention["blocks.0 matmul"] == "ternary x ternary"
     assert attention["blocks.0.qkv linear"] == "ternary"
+
+
+def test_a_sum_of_streams_that_is_multiplied_is_not_spikes_alone():
+    class Multiplied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c = (torch.relu(layer(x)) for layer in (self.a, self.b, self.c))
+            return (a + b) * c
+
+    found = audit(spiking(Multiplied(), (4,)))
+    assert found.rows[-1].input == "streams:2 x ternary"
+    assert not found.rows[-1].spike_driven
+    assert not found.spike_driven
+
+
+class Met(nn.Module):
+    """Two layers of neurons with thresholds of their own, brought together, and a convolution that reads the result."""
+
+    def __init__(self, how: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+        self.read, self.how = nn.LazyConv2d(2, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.how(torch.relu(self.a(x)), torch.relu(3 * self.b(x) + 0.1)))
+
+
+def met(how: Callable[[Tensor, Tensor], Tensor], weight_bits: int | None = None) -> tuple[spikezip.SNN, Tensor]:
+    torch.manual_seed(0)
+    model, images = Met(how).eval(), torch.randn(8, 1, 4, 4)
+    model(images)
+    return spikezip.convert(model, images[:1], images, levels=5, weight_bits=weight_bits), images
+
+
+@pytest.mark.parametrize("weight_bits", [8, None])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        (lambda p, q: F.max_pool3d(torch.stack([p, q], 2), 2).squeeze(2), "graded"),
+        (lambda p, q: F.max_pool2d(torch.cat([p[:, :, :3], q[:, :, :3]], 2), 2), "graded"),  # across the seam
+        (lambda p, q: F.max_pool2d(p + torch.linspace(0, 1, 4), 2), "graded"),
+        (lambda p, q: F.max_pool2d(p * torch.linspace(0.3, 1, 4), 2), "graded"),
+        (lambda p, q: F.max_pool2d(F.pad(p, (1, 1, 1, 1), value=0.5), 2), "graded"),
+        (lambda p, q: torch.cat([p, q], 1).amax(1, keepdim=True), "graded"),
+        (lambda p, q: F.max_pool2d(torch.cat([p, q], 1), 2), "ternary"),  # DenseNet: no window holds both
+        (lambda p, q: F.max_pool2d(F.max_pool2d(torch.cat([p, q], 1), 3, 1, 1), 2), "ternary"),
+        (lambda p, q: F.max_pool2d(torch.cat([F.max_pool2d(p, 3, 1, 1), q], 1), 2), "ternary"),
+        (lambda p, q: F.max_pool2d(torch.cat([F.max_pool2d(p, 3, 1, 1), q], 2), 3), "graded"),
+        (lambda p, q: F.max_pool2d(p * torch.tensor([0.5, 1.0]).view(2, 1, 1) + 1, 2), "ternary"),
+        (lambda p, q: F.max_pool2d(F.pad(-p, (1, 1, 1, 1)), 2), "ternary"),
+        (lambda p, q: p.amax(1, keepdim=True), "ternary"),
+        (lambda p, q: F.adaptive_max_pool2d(p, 2), "ternary"),
+    ],
+)
+def test_a_maximum_is_ternary_where_a_window_holds_values_of_one_staircase(how, kind, weight_bits):
+    row = audit(met(how, weight_bits)[0]).rows[-1]
+    assert (row.name, row.input, row.spike_driven) == ("read", kind, kind == "ternary")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda p, q: p.masked_fill(p < 0.2, 0.0),
+        lambda p, q: q.gather(1, p.argmax(1, keepdim=True).expand(-1, 2, -1, -1)),
+    ],
+)
+def test_values_moved_by_a_mask_or_by_places_that_are_found_on_the_way(how):
+    snn, images = met(how)
+    assert spikezip.verify(snn, images).equal
+    found = audit(snn, images[:2])
+    assert found.rows[-1].macs == 0 < (found.rows[-1].acs or 0)
+    assert not any("masked_fill" in what or "gather" in what for what in found.uncounted)
+    assert torch.equal(ablate(snn, SpikeTracking(), images, 12).logits[-1], snn.qann(images))
+    # With no neuron behind it, what arrives is no spike.
+    model = Met(how).eval()
+    model(images)
+    ann = spikezip.morph(spikezip.capture(model, images[:1]), spikezip.Morph())
+    bare = spikezip.spike(spikezip.quantize(ann, 5, images, strict=False))
+    assert audit(bare).rows[-1].input == "analog"
 
 
 def test_analog_operands_are_named_where_strictness_was_given_up():

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from spikezip.errors import CaptureError, EquivalenceError, StageError
-from spikezip.graph import network, purity
+from spikezip.errors import CaptureError, EquivalenceError, OutputError, StageError
+from spikezip.graph import capture, network, purity
 from spikezip.levels import Levels
+from spikezip.measure import Record
 from spikezip.measure.equivalence import conditions
-from spikezip.pipeline import SNN, convert, verify
-from spikezip.quantize import Quantizer
+from spikezip.morph import morph
+from spikezip.pipeline import SNN, convert, spike, verify
+from spikezip.quantize import Quantizer, quantize
 from spikezip.run import Engine
-from spikezip.spike import STBIF, Even, Pulse, Shares, SpikingNetwork
+from spikezip.spike import STBIF, Constant, Even, Pulse, Shares, SpikingNetwork
 from spikezip.spike.swap import check_qann
 
 
@@ -84,6 +87,42 @@ def test_c3_an_input_that_never_arrives_whole(snn):
         Shares((5, 4))
 
 
+@dataclass(frozen=True)
+class Leaves:
+    """An encoding that is complete and takes the input away again."""
+
+    name: ClassVar[str] = "leaves"
+    last: int
+
+    def share(self, t: int, steps: int) -> float:
+        return 1.0 if t <= self.last else 0.0
+
+    def t_off(self, steps: int) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class Early(Pulse):
+    """An encoding that is complete before it says so."""
+
+    def t_off(self, steps: int) -> int:
+        return 3
+
+
+def test_c3_an_input_that_leaves_again(snn):
+    assert snn.bound + 2 == 8
+    leaving = spike(snn.qann, Leaves(7), bias_encoding=Pulse())
+    found = verify(leaving, torch.randn(5, 4))
+    assert found.equal
+    with pytest.raises(EquivalenceError, match="but C3 does not hold"):
+        found.require()
+    late = spike(snn.qann, Leaves(20))  # later than any run goes, unless it is asked to
+    assert broken(late) == set()
+    assert [c.id for c in conditions(late, steps=21) if not c.holds] == ["C3"]
+    assert broken(spike(snn.qann, Pulse(), bias_encoding=Early())) == {"C3"}
+    assert broken(spike(snn.qann, Shares((4, 1, 4)))) == broken(spike(snn.qann, Constant())) == set()
+
+
 def test_c4_a_graph_that_runs_in_a_circle(snn):
     circle = forked(snn)
     first, second = [n for n in circle.graph.graph.nodes if network.op_name(n) == "linear"]
@@ -145,6 +184,44 @@ def test_what_is_certified_is_what_ran(snn):
     assert verify(changed, x).equal
     first_weight(changed).data.fill_(float("nan"))
     assert not verify(changed, x).equal
+
+
+class Logarithm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(self.b(torch.relu(self.a(x))))
+
+
+def test_nan_is_named():
+    torch.manual_seed(0)
+    x = torch.randn(32, 4)
+    model = Logarithm()
+    qann = quantize(morph(capture(model, x[:1])), 8, x)
+    found = verify(spike(qann), x)
+    lost = int(qann(x).isnan().any(1).sum())
+    assert (found.equal, found.mismatches, found.nan) == (False, 0, lost)
+    assert lost > 0
+    with pytest.raises(EquivalenceError, match=f"the QANN itself returns NaN for {lost} of 32 images"):
+        found.require()
+
+
+@pytest.mark.parametrize("result", ["certificate", "record"])
+def test_a_file_is_written_in_one_step_or_refused(snn, result, tmp_path):
+    proof = verify(snn, torch.randn(2, 4))
+    found = proof if result == "certificate" else Record({"format": "spikezip.record/1"})
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place in ("nowhere/c.json", "file/c.json", "folder"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            found.save(tmp_path / place, overwrite=True)
+    with pytest.raises(OutputError, match="exists"):
+        found.save(tmp_path / "file")
+    found.save(tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").read_text().startswith("{")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_equal_on_these_images_is_no_proof_where_a_condition_fails(snn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import spikezip
 from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.errors import InputError, StageError
 from spikezip.graph import network, rewrite
+from spikezip.measure.audit import audit
 from spikezip.measure.counts import count
 from spikezip.measure.streams import Reader, Streams
 from spikezip.measure.windows import summed
@@ -435,6 +437,38 @@ def test_a_matrix_product_on_paper():
     assert each_step(product, "activation_read") == [6, 2, 0]
     assert product.qann.total("mac") == 4
     assert product.qann.total("mac_nonzero") == 2  # both of q by the one of k
+
+
+class Squared(nn.Module):
+    """A matrix of spikes multiplied by itself."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.copy, self.head, self.product = nn.Linear(2, 2, bias=False), nn.Linear(2, 3), product
+        self.copy.weight.data.copy_(torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.copy(x))
+        return self.head(torch.relu(self.product(h, h))).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("product", "kind", "macs", "dense"),
+    [(torch.matmul, "matmul", [12, 4, 0], 8), (torch.mul, "mul", [6, 2, 0], 4)],
+)
+def test_a_product_of_a_stream_with_itself_on_paper(product, kind, macs, dense):
+    # 3 spikes at t=1, one at t=2; each is one of either factor, and meets a row or a column of the other (or a value).
+    snn = spiking(Squared(product), (2, 2))
+    counted = count(snn, torch.tensor([[[2.0, 1.0], [1.0, 0.0]]]), 3)
+    squared = row(counted, kind)
+    assert squared.input == "ternary x ternary"
+    assert each_step(squared, "mac") == macs
+    for name in ("ac", "weight_read"):
+        assert squared.snn.total(name) == 0
+    assert "weight" not in squared.snn.memories
+    assert squared.qann.total({"matmul": "mac"}.get(kind, kind)) == dense
+    found = next(r for r in audit(snn).rows if r.op == kind)
+    assert (found.synapses, found.spike_driven) == (dense, False)
 
 
 def test_a_normalisation_on_paper():

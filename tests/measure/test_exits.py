@@ -81,12 +81,33 @@ def test_a_curve_goes_from_at_once_to_settled():
 
 
 def test_wrong_calls_say_so():
-    with pytest.raises(InputError, match="4 images were run"):
+    with pytest.raises(InputError, match="4 images need 4 whole numbers"):
         exit_point(RUN, LABELS[:2], Settled())
+    with pytest.raises(InputError, match="is no rule"):
+        exit_point(RUN, LABELS, Margin)
+    with pytest.raises(InputError, match="labels are a list"):
+        choose_threshold(RUN, LABELS.tolist(), Margin)
+    with pytest.raises(InputError, match="labels go from 1 to 2, and the network tells 2 classes apart"):
+        choose_threshold(RUN, torch.tensor([1, 1, 1, 2]), Margin)
+    for kind in (Settled, Margin(0.3), "margin", None):
+        with pytest.raises(InputError, match="no threshold to choose; give one of the classes Margin, "):
+            choose_threshold(RUN, LABELS, kind)
+    for lost in (float("nan"), -1, 1.5, "0", None):
+        with pytest.raises(InputError, match="lies from 0 to 1"):
+            choose_threshold(RUN, LABELS, Margin, lost=lost)
     with pytest.raises(InputError, match="give one of them"):
         choose_threshold(RUN, LABELS, Margin, lost=0.1, mean_step=3)
     with pytest.raises(InputError, match="Ask for 1 or more"):
         choose_threshold(RUN, LABELS, Margin, mean_step=0.5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_threshold_is_found_in_logits_that_are_no_numbers(value):
+    run = by_hand([[0.9], [0.9]], [[1], [1]], [1])
+    run.logits[0, 0] = value
+    for kind in (Margin, Probability, Entropy):
+        with pytest.raises(InputError, match="NaN or infinity"):
+            choose_threshold(run, LABELS[:1], kind)
 
 
 @pytest.fixture(scope="module")
@@ -137,5 +158,8 @@ def test_the_record_holds_each_rule(network):
         point = exit_point(full, labels, Margin(p["threshold"]))
         assert (p["mean_step"], p["accuracy"]) == (pytest.approx(point.mean_step), pytest.approx(point.accuracy))
     assert spikezip.measure(snn, images, labels, energy=False)["early_exit"] is None
+    for wrong in (Margin(0.3), ["margin"], "margin", [Margin], None):
+        with pytest.raises(InputError, match="early_exit="):
+            spikezip.measure(snn, images, labels, energy=False, early_exit=wrong)
     unlabelled = spikezip.measure(snn, images, energy=False, early_exit=rules)
     assert unlabelled["early_exit"][0]["accuracy"] is None

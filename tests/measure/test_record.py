@@ -75,7 +75,7 @@ def test_numbers_that_are_no_counts_are_refused(wrong, told):
         measure(snn, x, **wrong)
 
 
-@pytest.mark.parametrize("labels", [torch.full((8,), 3), torch.full((8,), -1), torch.full((8,), 0.5)])
+@pytest.mark.parametrize("labels", [torch.full((8,), 3), torch.full((8,), -1), torch.full((8,), 0.5), [0] * 8])
 def test_labels_that_no_class_has_are_refused(labels):
     x = torch.randn(8, 4)
     snn = convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), x[:1], x)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from random_networks import BLOCKS, Drawn, shuffle_statistics
+from spikezip.errors import StageError
 from spikezip.graph import capture, info, network, origin
 from spikezip.levels import Levels
 from spikezip.measure import verify
@@ -270,3 +271,9 @@ def test_a_rewritten_node_keeps_its_authors_name(drawn):
     folded = morph(drawn[0])
     names = {origin(n) for n in folded.graph.nodes if n.op == "call_function"}
     assert {"stem", "blocks.0.conv", "blocks.1.conv1", "head"} <= names
+
+
+@pytest.mark.parametrize("choice", ["rcr", Residual.RCR, Morph, None])
+def test_what_is_no_choice_is_refused(drawn, choice):
+    with pytest.raises(StageError, match=r"give Morph\(\)"):
+        morph(drawn[0], choice)

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from random_networks import Drawn, shuffle_statistics
 from spikezip import Morph, capture, convert, morph, quantize, verify
+from spikezip.errors import StageError
 from spikezip.quantize.correct import distance
 
 
@@ -135,3 +136,10 @@ def test_several_outputs_weigh_alike():
     parts = [float((a - q).square().sum() / a.square().sum()) for a, q in answers]
     assert distance(ann, qann, [(x[:40],), (x[40:],)]) == pytest.approx(sum(parts), rel=1e-4)
     assert distance(ann, ann, [(x,)]) == 0
+
+
+@pytest.mark.parametrize("bits", [0, 1, False])
+def test_no_bits_are_not_floats(bits):
+    x = torch.rand(8, 4)
+    with pytest.raises(StageError, match=f"weight_bits={bits}"):
+        convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), x[:1], x, weight_bits=bits)

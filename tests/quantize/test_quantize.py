@@ -342,3 +342,8 @@ def test_a_network_that_overflows_names_the_layer(chain):
     ann.get_parameter("0.weight").data.fill_(1e38)
     with pytest.raises(CalibrationError, match=r"input of '1' is not finite.*Check the normalisation"):
         quantize(ann, 8, torch.full((2, 2, 5, 5), 10.0))
+
+
+def test_options_that_are_none(chain):
+    with pytest.raises(StageError, match="correct_bias='no': give True, False, or None"):
+        quantize(chain, correct_bias="no")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from random_networks import Drawn, networks, shuffle_statistics
+from spikezip.errors import StageError
 from spikezip.graph import capture, network
 from spikezip.levels import Levels
 from spikezip.morph import Morph, Residual, morph
@@ -254,6 +255,12 @@ def test_drift_is_none_in_integers_and_reported_in_floats(residual):
     assert not found.none  # sums of increments are rounded
     assert max(max(o) for o in found.outputs) < 1e-4
     assert all(len(layer.differ) == 8 and max(layer.levels) <= 1 for layer in found.layers.values())
+
+
+@pytest.mark.parametrize("steps", [None, 2.5, 0, True])
+def test_drift_is_over_so_many_steps(residual, steps):
+    with pytest.raises(StageError, match=f"steps={steps}: give a whole number"):
+        drift(spike(residual), images_for(Drawn.input_shape), steps)
 
 
 def test_drift_sees_a_tie_that_falls_the_other_way():

@@ -144,6 +144,13 @@ def test_what_is_written_on_a_command_line():
         parse_exit("margin:1.5")
 
 
+@pytest.mark.parametrize("rule", ["margin", "margin:0.6", Margin, Settled, 0.5, ""])
+def test_what_is_no_rule_is_refused(network, rule):
+    qann, images = network
+    with pytest.raises(InputError, match=r"is no rule; give a value such as Settled\(\).*parse_exit\(\)"):
+        execute(spike(qann), images[:2], 4, early_exit=rule)
+
+
 def test_a_network_without_classes_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
     images = torch.rand(8, 4)

@@ -13,6 +13,7 @@ from spikezip.levels import Levels
 from spikezip.measure import verify
 from spikezip.morph import Morph, Residual, morph
 from spikezip.pipeline import convert
+from spikezip.pipeline import spike as spike_for_users
 from spikezip.quantize import quantize
 from spikezip.run import Engine, Outcome, Run, State, execute, sweep
 from spikezip.spike import Constant, Even, Pulse, spike
@@ -300,6 +301,9 @@ def test_in_float32_engines_differ_at_ties_only():
 def test_unusable_engines_and_images(plain):
     with pytest.raises(StageError, match=r"engine='sweep': give one of Engine\.REFERENCE"):
         execute(spike(plain), IMAGES, engine="sweep")
+    for method in (spike_for_users(plain).run, spike_for_users(plain).stream):
+        with pytest.raises(StageError, match="engine='': give one of"):
+            method(IMAGES if method.__name__ == "run" else IMAGES.unsqueeze(0), 2, engine="")
     with pytest.raises(InputError, match=r"is a ndarray; pass a torch\.Tensor"):
         execute(spike(plain), IMAGES.numpy())
 

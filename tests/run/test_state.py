@@ -30,13 +30,28 @@ def test_going_on_from_a_state_is_the_run_gone_through(snn, engine):
 @pytest.mark.parametrize("engine", list(Engine))
 def test_a_state_of_other_images_is_refused(snn, engine):
     state = execute(snn, torch.rand(2, 6), 4, engine=engine).state
-    with pytest.raises(InputError, match=r"'1'; 4 images of 12 neurons.*Go on with the images"):
+    with pytest.raises(InputError, match=r"'1'; those of 4 images have shape \(4, 12\)\. Go on with the images"):
         execute(snn, torch.rand(4, 6), 1, engine=engine, state=state)
 
 
 def test_a_state_of_another_network_is_refused(snn):
     with pytest.raises(InputError, match=r"no tracers of layer '1'.*another network"):
         execute(snn, torch.rand(4, 6), 1, state=State({"other": torch.zeros(4, 12)}))
+
+
+def test_what_is_no_state_is_refused(snn):
+    images = torch.rand(4, 6)
+    run = execute(snn, images, 2)
+    for wrong, what in ((run, "Run"), ({}, "dict"), (dict(run.codes), "dict")):
+        with pytest.raises(InputError, match=f"The state is a {what}; give the .state of a run"):
+            snn.run(images, 2, state=wrong)
+        with pytest.raises(InputError, match=f"The state is a {what}"):
+            snn.stream(images.unsqueeze(0), 2, state=wrong)
+    turned = State({name: codes.T.reshape(4, 2, -1) for name, codes in run.codes.items()})
+    with pytest.raises(InputError, match=r"shape \(4, 2, 6\) for layer '1'"):
+        snn.run(images, 2, state=turned)
+    with pytest.raises(InputError, match="no tracers of layer '1'"):
+        snn.run(images, 2, state=State({name: codes.tolist() for name, codes in run.codes.items()}))
 
 
 @pytest.mark.parametrize("batch", [0, -1, 2.0, True])

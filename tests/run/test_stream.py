@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from spikezip.morph import morph
 from spikezip.pipeline import spike as spike_for_users
 from spikezip.quantize import quantize, to_integer
 from spikezip.run import Engine, execute, stream
-from spikezip.spike import Constant, Even, Pulse, spike
+from spikezip.spike import Constant, Even, Pulse, Shares, spike
 
 STEPS = 24
 
@@ -83,6 +85,21 @@ def test_a_stream_goes_on(qann):
     second = stream(spike(qann), film[2:], STEPS, state=first.state)
     assert torch.equal(torch.cat([first.total_spikes, second.total_spikes]), whole.total_spikes)
     assert torch.equal(torch.cat([first.logits, second.logits]), whole.logits)
+
+
+@pytest.mark.parametrize("engine", Engine)
+def test_a_share_of_1_on_the_way_is_not_the_end_of_it(qann, engine):
+    dips, film = spike(qann, Shares((4, 1, 4)), bias_encoding=Pulse()), frames(2)
+    what = stream(dips, film, STEPS, engine=engine)
+    state = execute(dips, film[0], STEPS, engine=engine).state
+    at_once = replace(dips, encoding=Pulse())
+    for t, x in enumerate((film[1], torch.lerp(film[0], film[1], 0.25), film[1])):
+        shown = execute(at_once, x, 1, engine=engine, state=state)
+        assert torch.equal(what.outputs[0][1, t], shown.logits[0])
+        state = shown.state
+    assert int(what.settled_at[1].min()) >= 3
+    cut = stream(dips, torch.stack([film[0]] * 2), 2, engine=engine)
+    assert not bool(cut.settled.any())
 
 
 def test_first_frame_is_an_ordinary_run(qann):

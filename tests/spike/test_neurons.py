@@ -119,5 +119,6 @@ def test_each_says_where_it_is_from_and_refuses_nonsense():
     assert all(neuron.source and neuron.alphabet for neuron in NEURONS.values())
     with pytest.raises(StageError, match="at least 1"):
         Group(0)
-    with pytest.raises(StageError, match="keeps more than nothing"):
-        Leaky(0.0)
+    for keep in (0.0, "a", None, True):
+        with pytest.raises(StageError, match="keeps more than nothing"):
+            Leaky(keep)

@@ -184,6 +184,22 @@ def test_text_is_no_encoding_yet(qann):
             spike(qann, **given)
 
 
+class Endless:
+    """Shares, and nothing that says when they are complete."""
+
+    name = "endless"
+
+    def share(self, t: int, steps: int) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("given", [Pulse, Even, Endless(), Endless])
+def test_a_class_or_half_an_encoding_is_none(qann, given):
+    for wrong in ({"encoding": given}, {"bias_encoding": given}):
+        with pytest.raises(StageError, match="with name, share and t_off"):
+            spike(qann, **wrong)
+
+
 def test_shares_may_fall_but_must_complete():
     falls = Shares((3, 1, 4, 4))
     assert [falls.share(t, 9) for t in range(1, 7)] == [0.75, 0.25, 1.0, 1.0, 1.0, 1.0]
@@ -194,7 +210,7 @@ def test_shares_may_fall_but_must_complete():
             Shares(wrong)
 
 
-@pytest.mark.parametrize("release", [0, -1, 2.5])
+@pytest.mark.parametrize("release", [0, -1, 2.5, True])
 def test_a_release_lasts_whole_steps(release):
     with pytest.raises(StageError, match="whole number of steps"):
         Even(release)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,6 +96,8 @@ def load_bundle(path: str | Path) -> SpikingNetwork | fx.GraphModule:
     Raises:
         BundleError: the file is missing, damaged, foreign, hostile, or from a newer spikezip.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise BundleError(f"A {type(path).__name__} names no file; give the path of a bundle.")
     try:
         return _read(Path(path))
     except BundleError as problem:

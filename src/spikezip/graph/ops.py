@@ -142,6 +142,13 @@ def data_operands(node: fx.Node) -> list[fx.Node]:
     return [a for a in node.all_input_nodes if not is_constant(a) and is_signal(a)]
 
 
+def appearances(node: fx.Node) -> list[fx.Node]:
+    """The operands that carry signals, in the order of the arguments: as often as each appears (``h @ h``: twice)."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
+    return [n for n in found if not is_constant(n) and is_signal(n)]
+
+
 def bias_index(node: fx.Node) -> int | None:
     """Where a synaptic operation keeps its bias among its positional arguments; None where it has none."""
     name = _name(node.target)

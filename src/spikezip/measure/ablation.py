@@ -16,7 +16,7 @@ from spikezip.measure.equivalence import qann_codes
 from spikezip.measure.layers import layers_of
 from spikezip.measure.streams import Reader
 from spikezip.run.block import Block
-from spikezip.run.engine import check_inputs
+from spikezip.run.engine import check_counts, check_inputs
 from spikezip.run.plan import is_plain, plan_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.neuron import STBIF
@@ -64,12 +64,20 @@ def ablate(
         images: inputs ``[N, ...]``.
         steps: steps of the run.
         batch: images run together.
+
+    Raises:
+        InputError: the images do not fit the network.
+        StageError: ``neuron`` is none, ``steps`` or ``batch`` is not a positive whole number, or tracers start
+            elsewhere than at 0.
     """
     if snn.starts_elsewhere:
         raise StageError(
             "Other neurons know no initial code, so they are compared on a network whose tracers start at 0. Call "
             "spike(qann, ..., initial_code=0)."
         )
+    if isinstance(neuron, type) or not isinstance(neuron, Neuron):
+        raise StageError(f"{neuron!r} is no neuron; give a value such as IntegrateAndFire(), or one of NEURONS.")
+    check_counts(steps=steps, batch=batch)
     inputs = check_inputs(snn, images)
     count = inputs[0].shape[0]
     machine = _Machine(snn, neuron, steps)

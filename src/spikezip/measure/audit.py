@@ -57,6 +57,8 @@ class AuditRow:
     @property
     def spike_driven(self) -> bool:
         """Whether spikes are all it receives, so that nothing has to be multiplied."""
+        if " x " in self.input:
+            return False
         return self.input in ("ternary", "fractional", "none") or self.input.startswith("streams:")
 
 

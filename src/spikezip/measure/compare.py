@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from spikezip.errors import OutputError, StageError
+from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Stage
+from spikezip.measure.saving import save_text
 from spikezip.measure.side_by_side import Tally, longest, read_network, read_snn, tap
 from spikezip.run import Engine
 from spikezip.run.engine import check_inputs
@@ -108,12 +109,8 @@ class Comparison:
         return {"format": "spikezip.comparison/1", **asdict(self)}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the comparison as JSON; OutputError if the file exists and ``overwrite`` is not set."""
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists. Choose another name or pass overwrite=True.")
-        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
-        return path
+        """Write it as JSON in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
+        return save_text(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", overwrite=overwrite)
 
     def __str__(self) -> str:
         return _table(self)

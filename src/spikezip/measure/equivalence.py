@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikezip.errors import CaptureError, EquivalenceError, OutputError
+from spikezip.errors import CaptureError, EquivalenceError
 from spikezip.graph import network, purity
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.kernels import exactly
 from spikezip.measure.provenance import versions
+from spikezip.measure.saving import save_text
 from spikezip.quantize.exact import first_rounded
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs, check_numbers
 from spikezip.run.step import images_first, outputs_first, pieces
+from spikezip.spike.encoding import Encoding
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -71,6 +73,7 @@ class Certificate:
         weights_sha256: of the SNN's weights.
         seed: as the caller gave it; the proof itself draws nothing.
         versions: of spikezip, torch and Python.
+        nan: for how many images the QANN itself returns NaN, which equals nothing.
     """
 
     equal: bool
@@ -87,6 +90,7 @@ class Certificate:
     weights_sha256: str
     seed: int | None
     versions: Mapping[str, str]
+    nan: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The certificate as plain data; ``settled_at`` as mean, maximum and histogram."""
@@ -103,12 +107,8 @@ class Certificate:
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the certificate as JSON; OutputError if the file exists and ``overwrite`` is not set."""
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists. Choose another name or pass overwrite=True.")
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        return path
+        """Write it as JSON in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
+        return save_text(path, json.dumps(self.to_json(), indent=1) + "\n", overwrite=overwrite)
 
     def require(self) -> Certificate:
         """Return the certificate, or raise EquivalenceError naming the first layer that differs and the step.
@@ -136,6 +136,12 @@ class Certificate:
                     f"{layer.codes_checked} codes, at step {max(self.settled_at)} (settled; engine {self.engine}). "
                     "In floating point use the reference engine, or to_integer() for exactness in every engine."
                 )
+        if self.nan:
+            raise EquivalenceError(
+                f"Every code of the SNN equals the QANN's, but the QANN itself returns NaN for {self.nan} of "
+                f"{self.images} images, and NaN equals nothing. Look for a logarithm or a root of a negative value, or "
+                "0 divided by 0."
+            )
         raise EquivalenceError(
             f"Every code of the SNN equals the QANN's, but its outputs do not, at step {max(self.settled_at)}: "
             f"the last operations round differently in engine {self.engine}. Use the reference engine, or to_integer()."
@@ -181,14 +187,14 @@ def verify(
     """
     inputs = check_inputs(snn, images)
     check_numbers(steps=steps, batch=batch)
-    engine = engine or default_engine(snn)
+    engine = default_engine(snn) if engine is None else engine
     # A copy: of the network itself an engine may have packed weights that were changed since behind torch's back.
     snn = replace(snn, graph=network.fork(snn.graph))
     count = inputs[0].shape[0]
     mismatches = {name: 0 for name, _ in snn.layers}
     checked = {name: 0 for name, _ in snn.layers}
     settled: list[int] = []
-    outputs_equal = True
+    outputs_equal, nan = True, 0
     for _, piece in pieces(inputs, batch):
         run = execute(snn, piece, steps, engine=engine, batch=batch)
         codes, outputs = qann_codes(snn, piece)
@@ -196,6 +202,7 @@ def verify(
             mismatches[name] += int((run.codes[name].reshape(expected.shape) != expected).sum())
             checked[name] += expected.numel()
         outputs_equal &= all(torch.equal(mine[-1], theirs) for mine, theirs in zip(run.outputs, outputs, strict=True))
+        nan += int(torch.stack([y.isnan().reshape(len(y), -1).any(1) for y in outputs]).any(0).sum())
         settled += run.settled_at.tolist()
         if on_batch:
             on_batch(piece[0].shape[0])
@@ -211,11 +218,12 @@ def verify(
         layers=tuple(LayerCheck(n, mismatches[n], checked[n]) for n, _ in snn.layers),
         settled_at=tuple(settled),
         bound=snn.t_off(steps or 1) + snn.bound,
-        conditions=conditions(snn, engine),
+        conditions=conditions(snn, engine, steps),
         exactness=tuple(exactness(snn)),
         weights_sha256=weights_sha256(snn.graph),
         seed=seed,
         versions=versions(),
+        nan=nan,
     )
 
 
@@ -252,8 +260,16 @@ def start_text(snn: SpikingNetwork) -> str:
     return str(code) if isinstance(code, int) else "codes of their own"
 
 
-def conditions(snn: SpikingNetwork, engine: Engine | None = None) -> tuple[Condition, ...]:
-    """C1 to C6 of the theorem, each looked up in this very network, run by ``engine`` (by default, its own)."""
+def _is_delivered(encoding: Encoding, steps: int) -> bool:
+    """Whether a signal is there in full from ``t_off`` on, to the end of the run, and not all along before."""
+    late = encoding.t_off(steps) - 1
+    shares = [encoding.share(t, steps) for t in range(1, max(steps, late + 1) + 1)]
+    return all(s == 1.0 for s in shares[late:]) and (late == 0 or any(s < 1.0 for s in shares[:late]))
+
+
+def conditions(snn: SpikingNetwork, engine: Engine | None = None, steps: int | None = None) -> tuple[Condition, ...]:
+    """C1 to C6 of the theorem, each looked up in this very network, run by ``engine`` (by default, its own) for
+    ``steps`` steps (by default, until every image has settled)."""
     layers = snn.layers
     c1 = all(
         0 < float(n.threshold) < math.inf
@@ -267,9 +283,10 @@ def conditions(snn: SpikingNetwork, engine: Engine | None = None) -> tuple[Condi
         c2, pure = True, "every operation is deterministic and without side effects (by its schema and tags)"
     except CaptureError as error:
         c2, pure = False, str(error)
-    t_off = snn.t_off(1)
-    c3 = snn.encoding.share(t_off, 1) == 1.0 and snn.bias_encoding.share(t_off, 1) == 1.0
     snn.graph.graph.lint()
+    steps = max(steps or 1, snn.t_off(1) + snn.bound + 1)
+    t_off = snn.t_off(steps)
+    c3 = _is_delivered(snn.encoding, steps) and _is_delivered(snn.bias_encoding, steps)
     c5 = all(
         isinstance(n, STBIF) and n.slew >= 1 and q.levels == n.levels
         for (_, n), (_, q) in zip(layers, network.modules_of(snn.qann, Quantizer), strict=True)
@@ -299,7 +316,7 @@ def conditions(snn: SpikingNetwork, engine: Engine | None = None) -> tuple[Condi
                   c1, f"{len(layers)} neuron layers; tracers start at {start_text(snn)}"),
         Condition("C2", "everything else is a function of the accumulated signal", c2, pure),
         Condition("C3", "input and bias are delivered exactly once, by a finite T_off", c3,
-                  f"input {snn.encoding}, bias {snn.bias_encoding}: complete at step {t_off} of the release"),
+                  f"input {snn.encoding}, bias {snn.bias_encoding}: complete from step {t_off} on, of {steps}"),
         Condition("C4", "the graph is acyclic", True, f"{len(snn.graph.graph.nodes)} nodes in topological order"),
         Condition("C5", "both spike signs, the tracer's limits are the quantizer's, no leak", c5,
                   f"ST-BIF, slew {snn.slew}"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from spikezip.errors import InputError
 from spikezip.run import Engine, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers
-from spikezip.run.exit import Confidence, EarlyExit, first_confident
+from spikezip.run.exit import CONFIDENCES, Confidence, EarlyExit, check_exit, check_logits, first_confident
 from spikezip.run.result import join
 from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
@@ -93,6 +93,7 @@ def exit_steps(run: Run, rule: EarlyExit) -> Tensor:
 
 def exit_point(run: Run, labels: Tensor, rule: EarlyExit) -> ExitPoint:
     """What a rule gives on the images of a run (one without early exit) with these labels ``[B]``."""
+    check_exit(rule)
     _check(run, labels)
     return _point(run, labels, rule, exit_steps(run, rule))
 
@@ -110,10 +111,19 @@ def exit_curve(
 
     Returns:
         A point per threshold, in rising order.
+
+    Raises:
+        InputError: the labels do not fit the run, ``kind`` is none of these, or logits are NaN.
+        StageError: its outputs are no logits.
     """
+    if kind not in CONFIDENCES.values():
+        names = ", ".join(known.__name__ for known in CONFIDENCES.values())
+        raise InputError(f"{kind!r} has no threshold to choose; give one of the classes {names}.")
     _check(run, labels)
+    greatest = kind.confidence(run.logits).clamp(0, 1).flatten()
+    if bool(greatest.isnan().any()):
+        raise InputError("The run's logits hold NaN or infinity, so no confidence can be told. Clean the data first.")
     if thresholds is None:
-        greatest = kind.confidence(run.logits).clamp(0, 1).flatten()
         steps = torch.linspace(0, 1, 129, dtype=greatest.dtype)
         places = (steps * (greatest.numel() - 1)).round().long()
         found = greatest.sort().values[places].tolist()
@@ -138,8 +148,11 @@ def choose_threshold(
         The :class:`ExitPoint`; its ``rule`` is what ``snn.run(..., early_exit=)`` takes.
 
     Raises:
-        InputError: no threshold has so small a mean exit step, or both wishes are given.
+        InputError: no threshold has so small a mean exit step, both wishes are given, ``lost`` is no share, the labels
+            do not fit the run, ``kind`` has no threshold, or logits are NaN.
     """
+    if isinstance(lost, bool) or not isinstance(lost, int | float) or not 0 <= lost <= 1:
+        raise InputError(f"lost={lost!r}: the accuracy that may be lost lies from 0 to 1.")
     if mean_step is not None and lost:
         raise InputError(f"lost={lost} and mean_step={mean_step}: give one of them.")
     curve = exit_curve(run, labels, kind)
@@ -165,6 +178,19 @@ def _point(run: Run, labels: Tensor, rule: EarlyExit, steps: Tensor) -> ExitPoin
     )
 
 
+def check_labels(labels: Tensor, images: int, classes: int | None) -> None:
+    """InputError unless labels are as many whole numbers as there are images, each one of the classes."""
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels are a {type(labels).__name__}; give a tensor of {images} whole numbers.")
+    if tuple(labels.shape) != (images,) or labels.is_floating_point():
+        raise InputError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; {images} images need {images} whole numbers."
+        )
+    if classes is not None and images and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        least, most = int(labels.min()), int(labels.max())
+        raise InputError(f"labels go from {least} to {most}, and the network tells {classes} classes apart.")
+
+
 def _check(run: Run, labels: Tensor) -> None:
-    if tuple(labels.shape) != (run.settled_at.shape[0],):
-        raise InputError(f"labels have shape {tuple(labels.shape)}; {run.settled_at.shape[0]} images were run.")
+    check_logits(run.logits)
+    check_labels(labels, run.settled_at.shape[0], run.logits.shape[-1])

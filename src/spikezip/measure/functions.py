@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from spikezip.graph import network, ops
+from spikezip.graph.ops import Kind
 
 #: Comparisons per value of functions that only compare.
 _COMPARES = {"relu": 1, "relu6": 2, "hardtanh": 2, "clamp": 2, "clamp_min": 1, "maximum": 1, "minimum": 1}
@@ -57,8 +58,8 @@ def cost_of(node: fx.Node) -> tuple[dict[str, float], str | None]:
     if name.startswith("upsample_bilinear") or name.startswith("upsample_bicubic") or name.startswith("_upsample"):
         taps = 16 if "bicubic" in name else 4
         return {"mac": taps * size}, None
-    if name == "embedding":
-        return {}, None  # rows read from a table: no arithmetic
+    if name in ("embedding", "index") or ops.kind(node) is Kind.SHAPE:
+        return {}, None  # rows read from a table, values moved by a mask or by places: no arithmetic
     if name in ("add", "sub", "mul", "div") and not ops.data_operands(node):
         return {}, None
     return {}, f"{name}: no rule counts it"

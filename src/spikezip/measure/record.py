@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spikezip.errors import InputError, OutputError
+from spikezip.errors import InputError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.graph.quiet import evaluating
@@ -22,12 +21,13 @@ from spikezip.measure.audit import audit_of
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
 from spikezip.measure.equivalence import Certificate, exactness, qann_codes, start_text
-from spikezip.measure.exits import CURVE, exit_steps
+from spikezip.measure.exits import CURVE, check_labels, exit_steps
 from spikezip.measure.provenance import provenance
+from spikezip.measure.saving import save_text
 from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
-from spikezip.run.exit import Settled
+from spikezip.run.exit import Settled, check_exit
 from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
 
@@ -42,17 +42,8 @@ class Record:
         return self.content[key]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write ``record.json`` in one step; OutputError if the file exists and ``overwrite`` is not set."""
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists. Choose another name or pass overwrite=True.")
-        draft = path.with_name(path.name + ".part")
-        try:
-            draft.write_text(json.dumps(self.content, allow_nan=False) + "\n")
-            os.replace(draft, path)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-        return path
+        """Write ``record.json`` in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
+        return save_text(path, json.dumps(self.content, allow_nan=False) + "\n", overwrite=overwrite)
 
 
 @torch.no_grad()
@@ -106,14 +97,20 @@ def measure(
         The :class:`Record`.
 
     Raises:
-        InputError: the images do not fit the network, or labels the images; or two energy models have one name.
+        InputError: the images do not fit the network, or labels the images; a rule of early exit is none; or two energy
+            models have one name.
         StageError: ``steps``, ``batch`` or ``distances`` is not a positive whole number.
     """
     inputs = check_inputs(snn, images)
     count = inputs[0].shape[0]
     check_numbers(steps=steps, batch=batch, distances=distances)
     if labels is not None:
-        _check_labels(snn, labels, count)
+        shape = network.spec(network.outputs(snn.graph)[0]).shape
+        check_labels(labels, count, shape[1] if len(shape) == 2 else None)
+    if not isinstance(early_exit, Sequence):
+        raise InputError(f"early_exit={early_exit!r}: give a sequence of rules, such as [Margin(0.6), Settled()].")
+    for rule in early_exit:
+        check_exit(rule)
     if energy_models is None:
         energy_models = [EnergyModel.named(model) for model in DEFAULT_MODELS]
     if again := [m.name for i, m in enumerate(energy_models) if m.name in {n.name for n in energy_models[:i]}]:
@@ -205,17 +202,6 @@ class _Exit:
             "accuracy": self.right / images if labelled else None,
             "spikes": self.spikes / images,
         }
-
-
-def _check_labels(snn: SpikingNetwork, labels: Tensor, count: int) -> None:
-    if tuple(labels.shape) != (count,) or labels.is_floating_point():
-        raise InputError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; {count} images need {count} whole numbers."
-        )
-    shape = network.spec(network.outputs(snn.graph)[0]).shape
-    if len(shape) == 2 and count and not 0 <= int(labels.min()) <= int(labels.max()) < shape[1]:
-        least, most = int(labels.min()), int(labels.max())
-        raise InputError(f"labels go from {least} to {most}, and the network tells {shape[1]} classes apart.")
 
 
 class _Tally:

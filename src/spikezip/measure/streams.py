@@ -144,6 +144,7 @@ class Streams:
         self._place = {node: i for i, node in enumerate(snn.graph.graph.nodes)}
         self._values = _values_of_one_image(snn.graph)
         self._carried: dict[fx.Node, Carries] = {}
+        self._stairs: dict[fx.Node, tuple[Tensor, Tensor]] = {}
         self._made: set[fx.Node] = set()
         self._holders = self._first_readers()
 
@@ -154,11 +155,14 @@ class Streams:
             role = self.role(node)
             if role is None:
                 continue
-            bias = ops.bias_index(node) if node.op == "call_function" else None
+            if role in (Reader.SYNAPSES, Reader.PRODUCT):
+                factors = _factors(node)
+                for i, operand in enumerate(factors):
+                    yield self._operand(node, role, operand, factors[:i].count(operand))
+                continue
             for operand in network.outputs(self._gm) if role is Reader.OUTPUT else _operands(node):
-                if bias is None or operand is not node.args[bias]:
-                    found = self._operand(node, role, operand)
-                    yield self._with_copies(found) if role in _HOLD else found
+                found = self._operand(node, role, operand)
+                yield self._with_copies(found) if role in _HOLD else found
 
     def _with_copies(self, operand: Operand) -> Operand:
         """The first to read a sum holds it; who reads it later is handed copies."""
@@ -187,9 +191,7 @@ class Streams:
             return None
         kind = ops.kind(node)
         if kind is Kind.SYNAPTIC:
-            bias = ops.bias_index(node)
-            signals = [n for n in ops.data_operands(node) if bias is None or n is not node.args[bias]]
-            return Reader.SYNAPSES if len(signals) == 1 else Reader.PRODUCT
+            return Reader.SYNAPSES if len(_factors(node)) == 1 else Reader.PRODUCT
         return {Kind.PRODUCT: Reader.PRODUCT, Kind.MAXIMUM: Reader.MAXIMUM}.get(kind, Reader.FUNCTION)
 
     def carries(self, node: fx.Node) -> Carries:
@@ -225,7 +227,7 @@ class Streams:
             return self._passes(node.args[0]) if isinstance(node.args[0], fx.Node) else False
         if kind is Kind.AVERAGE:
             return network.op_name(node) in _FOLDABLE
-        return kind in _LINEAR
+        return kind in _LINEAR and not _looks(node)
 
     def _classify(self, node: fx.Node) -> Carries:
         if node.op == "placeholder":
@@ -241,7 +243,7 @@ class Streams:
             kept = {"analog": Carries.ANALOG, "analog input": Carries.INPUT}
             return kept.get(rounded, Carries.FIXED_POINT)
         if network.op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):
-            return self._classify(node.args[0]) if node.args[1] == 0 else Carries.ANALOG
+            return self.carries(node.args[0]) if node.args[1] == 0 else Carries.ANALOG
         kind = ops.kind(node)
         if kind not in (Kind.MAXIMUM, Kind.PRODUCT, Kind.AVERAGE):
             return Carries.ANALOG
@@ -256,9 +258,56 @@ class Streams:
             return Carries.FIXED_POINT
         if kind is Kind.PRODUCT:
             return Carries.PRODUCT
-        if kinds == {"ternary"} and not (network.op_name(node) == "amax" and len(found[0].streams) > 1):
+        if kinds == {"ternary"} and self._is_one_staircase(node):
             return Carries.TERNARY
         return Carries.PRODUCT if "product" in kinds else Carries.GRADED
+
+    def _is_one_staircase(self, node: fx.Node) -> bool:
+        """Whether, in each window of a maximum, all values climb by one and the same step from one and the same value.
+
+        Only then is the greatest of ternary streams ternary. Where no stream arrives (padding) there is no step.
+        """
+        (operand,) = _operands(node)
+        sources, between = self._region(node, operand, Reader.MAXIMUM)
+        starts, ends = ({s: self._stair(s)[code] for s in sources} for code in (0, 1))
+        start, end = (self._real(between, values, operand) for values in (starts, ends))
+        step = torch.nan_to_num(end - start)  # -inf, as a mask of stored values leaves, is never the greatest
+        lowest, alike = self._greatest(node, start, start > -torch.inf)
+        climbs, alike_too = self._greatest(node, step, step != 0)
+        self._stairs[node] = lowest, lowest + torch.nan_to_num(climbs, neginf=0.0)
+        return alike and alike_too
+
+    def _stair(self, source: fx.Node) -> tuple[Tensor, Tensor]:
+        """What a ternary source sends at code 0 and at code 1, for one image."""
+        if network.op_name(source) == "getitem":
+            source = source.all_input_nodes[0]
+        if source.op == "call_module":
+            neuron = self._gm.get_submodule(str(source.target))
+            assert isinstance(neuron, STBIF)
+            start = torch.zeros(network.spec(source).shape, dtype=torch.float64)
+            return start, start + neuron.threshold.cpu()
+        return self._stairs[source]  # a maximum, looked at before
+
+    def _real(self, between: list[fx.Node], values: dict[fx.Node, Any], operand: fx.Node) -> Tensor:
+        """What arrives, with the constants that there are."""
+        for node in between:
+            if network.op_name(node) in _CASTS:
+                values[node] = values[_operands(node)[0]]
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, _double(self._values[n])))  # type: ignore[misc]
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return values[operand]
+
+    def _greatest(self, node: fx.Node, values: Tensor, there: Tensor) -> tuple[Tensor, bool]:
+        """What a maximum makes of those values that are there, and whether in each window these are all the same."""
+        args, kwargs = fx.map_arg((node.args[1:], node.kwargs), self._values.__getitem__)  # type: ignore[misc]
+
+        def taken(values: Tensor) -> Tensor:
+            found = node.target(torch.where(there, values, -torch.inf), *args, **kwargs)  # type: ignore[operator]
+            return found[0] if isinstance(found, tuple) else found
+
+        most = taken(values)
+        return most, bool(((most == -taken(-values)) | most.isneginf()).all())
 
     def _rounds(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(self._gm.get_submodule(str(node.target)), FixedPoint)
@@ -300,7 +349,7 @@ class Streams:
     # -- the adjoint --------------------------------------------------------------------------------------------------
 
     @torch.enable_grad()
-    def _operand(self, reader: fx.Node, role: Reader, operand: fx.Node, count: bool = True) -> Operand:
+    def _operand(self, reader: fx.Node, role: Reader, operand: fx.Node, before: int = 0, count: bool = True) -> Operand:
         sources, between = self._region(reader, operand, role)
         averaged = self._averaged(sources, between, operand)
         ones = {s: self._ones(s).requires_grad_() for s in sources}
@@ -313,7 +362,7 @@ class Streams:
             return Operand(reader, role, operand, streams, overlap, torch.zeros(()))
         # The operand's own fan-out first, then each source's, through what lies between.
         leaf = torch.ones_like(arrived).requires_grad_()
-        (own,) = torch.autograd.grad(self._read(reader, role, operand, leaf).sum(), leaf)
+        (own,) = torch.autograd.grad(self._read(reader, role, operand, before, leaf).sum(), leaf)
         found = torch.autograd.grad(arrived, list(ones.values()), own, allow_unused=True)
         streams = tuple(
             Stream(s, self.carries(s), torch.zeros_like(ones[s]) if f is None else f, averaged[s], self.is_drive(s))
@@ -369,8 +418,9 @@ class Streams:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return torch.zeros_like(value, dtype=torch.float64) if floating else value
 
-    def _read(self, reader: fx.Node, role: Reader, operand: fx.Node, value: Tensor) -> Tensor:
-        """What a reader makes of its operand when every weight, and every other operand, is 1."""
+    def _read(self, reader: fx.Node, role: Reader, operand: fx.Node, before: int, value: Tensor) -> Tensor:
+        """What a reader makes of its operand (which came ``before`` so often) when every weight, and every other
+        operand, is 1."""
         if role in (Reader.NEURONS, Reader.OUTPUT, Reader.FUNCTION):
             return value
         if role is Reader.MAXIMUM:
@@ -381,14 +431,14 @@ class Streams:
             nonlocal seen
             if node is operand:
                 seen += 1
-                return value if seen == 1 else torch.ones_like(value)
+                return value if seen == before + 1 else torch.ones_like(value)
             other = self._values[node]
             floating = isinstance(other, Tensor) and other.is_floating_point()
             return torch.ones_like(other, dtype=torch.float64) if floating else other
 
         args = fx.map_arg(reader.args, argument)
         kwargs = {k: v for k, v in reader.kwargs.items() if k not in ("alpha", "beta", "dtype", "out_dtype")}
-        return reader.target(*args, **fx.map_arg(kwargs, argument)) * seen  # type: ignore[operator,return-value]
+        return reader.target(*args, **fx.map_arg(kwargs, argument))  # type: ignore[operator,return-value]
 
 
 def _same_sum(node: fx.Node) -> bool:
@@ -396,6 +446,22 @@ def _same_sum(node: fx.Node) -> bool:
     if node.op != "call_function" or not ops.is_signal(node) or len(_operands(node)) != 1:
         return False
     return network.op_name(node) in _CASTS or ops.kind(node) is Kind.SCALE
+
+
+def _looks(node: fx.Node) -> bool:
+    """Whether an operation that moves values about looks at some: at a mask or at places, or to cut off fractions."""
+    if ops.kind(node) is not Kind.SHAPE:
+        return False
+    if network.op_name(node) in _CASTS:
+        return _is_whole(node) and not _is_whole(_operands(node)[0])
+    moved: list[fx.Node] = []
+    fx.map_arg(node.args[:1], lambda n: moved.append(n) or n)
+    return any(n not in moved and _is_whole(n) for n in _operands(node))
+
+
+def _is_whole(node: fx.Node) -> bool:
+    dtype = network.spec(node).dtype
+    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 def _averages(node: fx.Node) -> bool:
@@ -407,6 +473,17 @@ def _averages(node: fx.Node) -> bool:
 def _operands(node: fx.Node) -> list[fx.Node]:
     """The signals a node reads, several that come together (``split``) included."""
     return [n for n in node.all_input_nodes if not ops.is_constant(n) and ops.is_signal(n)]
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """The signals that a synaptic operation, or a product, multiplies: one that is multiplied by itself comes twice."""
+    bias = ops.bias_index(node)
+    bare = node.args[bias] if bias is not None else None
+    return [n for n in ops.appearances(node) if n is not bare]
 
 
 @torch.no_grad()

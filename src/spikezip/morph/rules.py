@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from spikezip.errors import StageError
 from spikezip.graph import network, ops, purity, rewrite, shapes
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
@@ -277,6 +278,10 @@ def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
         StageError: ``ann`` is not an ANN, or a BatchNorm uses the statistics of the batch.
     """
     network.expect(ann, Stage.ANN, "morph")
+    if not isinstance(choice, Morph):
+        raise StageError(
+            f"{choice!r} is no choice of shape; give Morph(), or for example Morph(residual=Residual.RCR)."
+        )
     new = network.fork(ann)
     applied = {}
     for rule in RULES:

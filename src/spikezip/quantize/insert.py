@@ -54,6 +54,8 @@ def quantize(
         CalibrationError: the calibration data is empty or unusable.
     """
     network.expect(ann, Stage.ANN, "quantize")
+    if not isinstance(correct_bias, bool | None):
+        raise StageError(f"correct_bias={correct_bias!r}: give True, False, or None to find out which is better.")
     if correct_bias is None and calibration is not None:
         data = gather(ann, calibration, LIMIT)
         both = [

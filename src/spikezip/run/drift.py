@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikezip.run.engine import Engine, check_inputs, execute
+from spikezip.run.engine import Engine, check_counts, check_inputs, execute
 from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
 
@@ -53,8 +53,10 @@ def drift(snn: SpikingNetwork, images: Tensor | Sequence[Tensor], steps: int, *,
 
     Raises:
         InputError: the images do not fit the network.
+        StageError: ``steps`` or ``batch`` is not a positive whole number.
     """
     inputs = check_inputs(snn, images)
+    check_counts(steps=steps, batch=batch)
     differ = {name: torch.zeros(steps, dtype=torch.float64) for name, _ in snn.layers}
     most = {name: torch.zeros(steps, dtype=torch.int64) for name, _ in snn.layers}
     count = {name: 0 for name, _ in snn.layers}

@@ -12,13 +12,13 @@ from spikezip.errors import InputError, StageError
 from spikezip.graph import network
 from spikezip.kernels import exactly
 from spikezip.run.event import event
-from spikezip.run.exit import EarlyExit
+from spikezip.run.exit import EarlyExit, check_exit
 from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Run, State, join
 from spikezip.run.step import outputs_first, pieces
 from spikezip.run.sweep import sweep
 from spikezip.spike.encoding import Constant
-from spikezip.spike.swap import SpikingNetwork
+from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 
 class Engine(enum.Enum):
@@ -62,7 +62,7 @@ def execute(
         The :class:`Run`, of ``steps`` steps if given.
 
     Raises:
-        InputError: the images, or the state, do not fit the network.
+        InputError: the images, or the state, do not fit the network; or ``early_exit`` is no rule.
         StageError: ``steps`` or ``batch`` is not positive, or missing for an encoding that needs it; or ``engine`` is
             none.
     """
@@ -72,6 +72,10 @@ def execute(
     if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
         raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
     check_numbers(steps=steps, batch=batch)
+    if early_exit is not None:
+        check_exit(early_exit)
+    if state is not None and not isinstance(state, State):
+        raise InputError(f"The state is a {type(state).__name__}; give the .state of a run.")
     batch = batch or (_BATCH if inputs[0].device.type == "cpu" else _BATCH_OF_GPU)
     if state is not None and state.tracers:
         _check_state(snn, state, inputs[0].shape[0])
@@ -92,13 +96,13 @@ def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
     nodes = {str(n.target): n for n in snn.graph.graph.nodes if n.op == "call_module"}
     for name, neuron in snn.layers:
         tracer = state.tracers.get(name)
-        if tracer is None:
+        if not isinstance(tracer, Tensor):
             raise InputError(f"The state has no tracers of layer {name!r}: it is another network's. Start without it.")
-        wanted = network.spec(nodes[name]).numel
-        if tracer.shape[0] != images or tracer.numel() != images * wanted:
+        wanted = (images, *tracer_shape(network.spec(nodes[name])))
+        if tracer.shape != wanted:
             raise InputError(
-                f"The state holds tracers of shape {tuple(tracer.shape)} for layer {name!r}; {images} images "
-                f"of {wanted} neurons each are run. Go on with the images it came from."
+                f"The state holds tracers of shape {tuple(tracer.shape)} for layer {name!r}; those of {images} images "
+                f"have shape {wanted}. Go on with the images it came from."
             )
         lowest, highest = neuron.levels.lowest, neuron.levels.highest
         if not bool(((tracer >= lowest) & (tracer <= highest) & (tracer == tracer.round())).all()):
@@ -110,8 +114,13 @@ def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
 
 def check_numbers(**numbers: int | None) -> None:
     """StageError unless each is a whole number from 1, or None."""
+    check_counts(**{name: number for name, number in numbers.items() if number is not None})
+
+
+def check_counts(**numbers: int) -> None:
+    """StageError unless each is a whole number from 1."""
     for name, number in numbers.items():
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise StageError(f"{name}={number!r}: give a whole number, at least 1.")
 
 

@@ -111,6 +111,23 @@ EarlyExit: TypeAlias = Settled | Confidence
 CONFIDENCES: dict[str, type[Confidence]] = {kind.name: kind for kind in (Margin, Probability, Entropy)}
 
 
+def check_exit(rule: object) -> None:
+    """InputError unless this is a rule of early exit."""
+    if not isinstance(rule, EarlyExit):
+        raise InputError(
+            f"early_exit={rule!r} is no rule; give a value such as Settled() or Margin(0.6). parse_exit() reads text."
+        )
+
+
+def check_logits(logits: Tensor) -> None:
+    """StageError unless these are logits ``[T, B, C]``."""
+    if logits.dim() != 3 or logits.shape[-1] < 2 or logits.is_complex():
+        raise StageError(
+            f"An early exit needs real logits [B, C] of 2 classes or more; this network's first output is "
+            f"{logits.dtype} {tuple(logits.shape[1:])} a step. Run it without early_exit."
+        )
+
+
 def first_confident(rule: EarlyExit, logits: Tensor) -> Tensor:
     """The first step, from 1, at which the rule lets each image go; 0 where none does.
 
@@ -124,11 +141,7 @@ def first_confident(rule: EarlyExit, logits: Tensor) -> Tensor:
     Raises:
         StageError: these are no logits.
     """
-    if logits.dim() != 3 or logits.shape[-1] < 2 or logits.is_complex():
-        raise StageError(
-            f"An early exit needs real logits [B, C] of 2 classes or more; this network's first output is "
-            f"{logits.dtype} {tuple(logits.shape[1:])} a step. Run it without early_exit."
-        )
+    check_logits(logits)
     clear = rule.confident(logits).cpu()
     return torch.where(clear.any(0), clear.to(torch.int8).argmax(0) + 1, 0)
 

@@ -124,18 +124,12 @@ def _increments(node: fx.Node, found: dict[fx.Node, Rule]) -> Rule:
             return Rule.DIFFERENCE
         if len(streams) == 2:
             return Rule.BILINEAR
-        return Rule.LINEAR if _appearances(node, streams[0]) == 1 else Rule.DIFFERENCE
+        return Rule.LINEAR if ops.appearances(node).count(streams[0]) == 1 else Rule.DIFFERENCE
     if kind in (Kind.SUM, Kind.SCALE):
         return Rule.DIFFERENCE if "rounding_mode" in node.kwargs else Rule.LINEAR
     if kind is Kind.AVERAGE or (kind is Kind.SHAPE and name != "masked_fill" and padding_value(node) == 0):
         return Rule.LINEAR
     return Rule.DIFFERENCE
-
-
-def _appearances(node: fx.Node, stream: fx.Node) -> int:
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
-    return found.count(stream)
 
 
 def _floats(node: fx.Node) -> bool:

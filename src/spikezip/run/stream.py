@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spikezip.errors import InputError, StageError
-from spikezip.run.engine import Engine, check_inputs, execute
+from spikezip.errors import InputError
+from spikezip.run.engine import Engine, check_counts, check_inputs, execute
 from spikezip.run.result import Run, State
 from spikezip.spike.encoding import Pulse
 from spikezip.spike.swap import SpikingNetwork
@@ -87,11 +87,11 @@ def stream(
     runs: list[Run] = []
     for index in range(several[0].shape[0]):
         now = tuple(x[index] for x in several)
-        if index == 0 and state is None:
+        if state is None:
             run = execute(snn, now, steps_per_frame, engine=engine, batch=batch)
         else:
             before = tuple(x[index - 1] for x in several) if index else None
-            run = _follow(snn, before, now, steps_per_frame, engine, batch, state or State())
+            run = _follow(snn, before, now, steps_per_frame, engine, batch, state)
         state = run.state
         runs.append(run)
     assert state is not None
@@ -106,8 +106,7 @@ def stream(
 
 
 def _check(snn: SpikingNetwork, frames: tuple[Tensor, ...], steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise StageError(f"steps_per_frame={steps!r}: a frame lasts a whole number of steps, at least 1.")
+    check_counts(steps_per_frame=steps)
     for x in frames:
         if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[0] < 1:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -153,10 +152,10 @@ def _way(
     """What is shown, and for how many steps."""
     if before is not None and not isinstance(snn.encoding, Pulse):
         for t in range(1, steps + 1):
-            share = snn.encoding.share(t, steps)
-            if share == 1.0:
+            if t >= snn.encoding.t_off(steps):
                 yield now, steps - t + 1
                 return
+            share = snn.encoding.share(t, steps)
             yield tuple(torch.lerp(x, y, share) if y.is_floating_point() else y for x, y in zip(before, now)), 1
         return  # the frame ended on its way
     yield now, steps

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from spikezip.errors import StageError
 
 
+@runtime_checkable
 class Encoding(Protocol):
     """The share of its final value that a signal has reached by step t.
 
@@ -54,7 +55,7 @@ class Even:
     name: ClassVar[str] = "even"
 
     def __post_init__(self):
-        if not isinstance(self.release, int) or self.release < 1:
+        if isinstance(self.release, bool) or not isinstance(self.release, int) or self.release < 1:
             raise StageError(f"Even({self.release!r}): the release lasts a whole number of steps, at least 1.")
 
     def share(self, t: int, steps: int) -> float:

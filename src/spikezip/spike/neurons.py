@@ -12,7 +12,7 @@ ST-BIF is one of these rules, and the only one under which ``n`` ends at the QAN
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class When:
     depth: int = 0
 
 
+@runtime_checkable
 class Neuron(Protocol):
     """A rule of firing.
 
@@ -137,8 +138,10 @@ class Leaky(IntegrateAndFire):
     source: ClassVar[str] = "Gerstner & Kistler, Spiking Neuron Models, 2002, section 4.1"
 
     def __post_init__(self):
-        if not 0 < self.keep <= 1:
-            raise StageError(f"Leaky(keep={self.keep}): a membrane keeps more than nothing and at most all of itself.")
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
+            raise StageError(
+                f"Leaky(keep={self.keep!r}): a membrane keeps more than nothing and at most all of itself."
+            )
 
     @property
     def decay(self) -> float:

@@ -128,10 +128,10 @@ def spike(
     """
     network.expect(qann, Stage.QANN, "spike")
     for given in (encoding, bias_encoding):
-        if given is not None and not hasattr(given, "share"):
+        if given is not None and (isinstance(given, type) or not isinstance(given, Encoding)):
             raise StageError(
-                f"{given!r} is no encoding; give Pulse(), Even(8), Shares(...) or Constant() "
-                "(parse_encoding() reads text)."
+                f"{given!r} is no encoding; give Pulse(), Even(8), Shares(...) or Constant() (parse_encoding() reads "
+                "text), or a value of your own with name, share and t_off."
             )
     check_qann(qann)
     graph = network.fork(qann)
