@@ -35,7 +35,10 @@ def refused(done, *words: str) -> None:
         (("inspect", "nowhere.py:build"), ("There is no file nowhere.py",)),
         (("inspect", "spikezip:digits", "--weights", "nowhere.safetensors"), ("nowhere.safetensors",)),
         (("inspect", "spikezip:digits", "--shape", "8 by 8"), ("--shape '8 by 8'", "3,32,32")),
-        (("inspect", "spikezip:digits", "--shape", "3,8,8"), ("torch.export could not capture DigitsNet",)),
+        (
+            ("inspect", "spikezip:digits", "--shape", "3,8,8"),
+            ("spikezip:digits does not take images of 3x8x8", "It was made for 1x8x8"),
+        ),
         (("inspect", "spikezip:digits", "--levels", "1..7"), ("1..7 are not admissible", "Levels(0, 7)")),
         (("inspect", "spikezip:digits", "--levels", "1"), ("needs 2 levels or more",)),
         (("inspect", "spikezip:digits", "--levels", "many"), ("0..7",)),
@@ -80,7 +83,7 @@ def test_a_users_file_that_cannot_be_used(spikezip, model_file, function, words)
 def test_a_users_model_that_does_not_take_the_data(spikezip, model_file, tmp_path):
     np.savez(tmp_path / "wide.npz", images=np.zeros((40, 10, 10, 3), np.uint8), labels=np.arange(40) % 10)
     done = spikezip("convert", f"{model_file}:build", "--data", tmp_path / "wide.npz", "--out", "x.spikezip")
-    refused(done, "torch.export could not capture Mine")
+    refused(done, "Mine does not take the example, [2, 3, 10, 10] float32, at 'first', conv.py")
 
 
 def test_data_with_nan_or_without_images(spikezip, tmp_path):
