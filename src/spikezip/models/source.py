@@ -125,7 +125,7 @@ def resolve(
         usual, example = source.example, _example(example_shape)
         source = ModelSource(spec, source.module, example, source.mean, source.std)
         if kind in ("spikezip", "torchvision", "timm") and isinstance(usual, Tensor) and usual.shape != example.shape:
-            _check_size(source, usual)
+            _check_size(source, example, usual)
     return source
 
 
@@ -140,12 +140,12 @@ def _check_request(num_classes: int | None, in_channels: int | None, example_sha
 
 
 @torch.no_grad()
-def _check_size(source: ModelSource, usual: Tensor) -> None:
+def _check_size(source: ModelSource, example: Tensor, usual: Tensor) -> None:
     """Raise CaptureError where a library's model does not take images of another size than its usual one."""
     try:
-        source.module(source.example)
+        source.module(example)
     except Exception as error:  # each library raises what it likes
-        asked, made = ("x".join(map(str, example.shape[1:])) for example in (source.example, usual))
+        asked, made = ("x".join(map(str, x.shape[1:])) for x in (example, usual))
         raise CaptureError(
             f"{source.name} does not take images of {asked}: {str(error).rstrip('.')}. It was made for {made}: leave "
             "out the size that was asked for."
