@@ -103,9 +103,12 @@ def test_a_network_beside_that_is_not_the_bundles(spikezip, tmp_path, model_file
     other = spikezip(*run, "--ann", f"{tmp_path / 'wide.py'}:build")
     refused(other, "does not take the images of the spiking network")
     refused(spikezip(*run, "--weights", "pretrained"), "--ann")
-    refused(spikezip(*run, "--ann", f"{model_file}:five"), "answers an image with [5], the spiking network with [10]")
+    refused(
+        spikezip(*run, "--ann", f"{model_file}:five"),
+        "answers a batch of one image with [1, 5], the spiking network with [1, 10]",
+    )
     maps = spikezip(*run, "--ann", f"{model_file}:maps")
-    refused(maps, "answers an image with [10, 8, 8], the spiking network with [10]")
+    refused(maps, "with [1, 10, 8, 8], the spiking network with [1, 10]")
     np.savez(tmp_path / "many.npz", images=np.zeros((80, 8, 8), np.uint8), labels=np.arange(80) % 20)
     many = spikezip("run", tmp_path / "a.spikezip", "--data", tmp_path / "many.npz", "--out", "x.json")
     refused(many, "a.spikezip gives 10 answers, and", "many.npz has 20 classes")

@@ -28,8 +28,8 @@ from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
 from spikezip.run.exit import Settled
-from spikezip.run.step import pieces
-from spikezip.spike.swap import SpikingNetwork
+from spikezip.run.step import images_first, pieces
+from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,10 @@ def _check_labels(snn: SpikingNetwork, labels: Tensor, count: int) -> None:
         raise InputError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; {count} images need {count} whole numbers."
         )
-    shape = network.spec(network.outputs(snn.graph)[0]).shape
-    if len(shape) == 2 and count and not 0 <= int(labels.min()) <= int(labels.max()) < shape[1]:
+    shape = tracer_shape(network.spec(network.outputs(snn.graph)[0]))
+    if len(shape) == 1 and count and not 0 <= int(labels.min()) <= int(labels.max()) < shape[0]:
         least, most = int(labels.min()), int(labels.max())
-        raise InputError(f"labels go from {least} to {most}, and the network tells {shape[1]} classes apart.")
+        raise InputError(f"labels go from {least} to {most}, and the network tells {shape[0]} classes apart.")
 
 
 class _Tally:
@@ -259,7 +259,9 @@ class _Tally:
                 self.qann_right += int((truth == labels).sum())
                 if ann is not None:
                     with evaluating(ann):
-                        logits = tree_leaves(ann(*piece))[0]  # the author's network may return what it likes
+                        leaves = tree_leaves(ann(*piece))  # the author's network may return what it likes
+                    first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+                    logits = images_first(first, network.spec(network.outputs(self.snn.graph)[0]), images)
                     self.ann_right += int((logits.argmax(-1) == labels).sum())
         else:
             self.settle_possible = False
