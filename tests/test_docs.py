@@ -15,6 +15,7 @@ PAGES = [
     "pet.md",
     "trajectory.md",
     "early-exit.md",
+    "energy.md",
     "why-st-bif.md",
     "troubleshooting.md",
 ]

@@ -35,7 +35,10 @@ def refused(done, *words: str) -> None:
         (("inspect", "nowhere.py:build"), ("There is no file nowhere.py",)),
         (("inspect", "spikezip:digits", "--weights", "nowhere.safetensors"), ("nowhere.safetensors",)),
         (("inspect", "spikezip:digits", "--shape", "8 by 8"), ("--shape '8 by 8'", "3,32,32")),
-        (("inspect", "spikezip:digits", "--shape", "3,8,8"), ("torch.export could not capture DigitsNet",)),
+        (
+            ("inspect", "spikezip:digits", "--shape", "3,8,8"),
+            ("spikezip:digits does not take images of 3x8x8", "It was made for 1x8x8"),
+        ),
         (("inspect", "spikezip:digits", "--levels", "1..7"), ("1..7 are not admissible", "Levels(0, 7)")),
         (("inspect", "spikezip:digits", "--levels", "1"), ("needs 2 levels or more",)),
         (("inspect", "spikezip:digits", "--levels", "many"), ("0..7",)),
@@ -80,7 +83,7 @@ def test_a_users_file_that_cannot_be_used(spikezip, model_file, function, words)
 def test_a_users_model_that_does_not_take_the_data(spikezip, model_file, tmp_path):
     np.savez(tmp_path / "wide.npz", images=np.zeros((40, 10, 10, 3), np.uint8), labels=np.arange(40) % 10)
     done = spikezip("convert", f"{model_file}:build", "--data", tmp_path / "wide.npz", "--out", "x.spikezip")
-    refused(done, "torch.export could not capture Mine")
+    refused(done, "Mine does not take the example, [2, 3, 10, 10] float32, at 'first', conv.py")
 
 
 def test_data_with_nan_or_without_images(spikezip, tmp_path):
@@ -100,9 +103,12 @@ def test_a_network_beside_that_is_not_the_bundles(spikezip, tmp_path, model_file
     other = spikezip(*run, "--ann", f"{tmp_path / 'wide.py'}:build")
     refused(other, "does not take the images of the spiking network")
     refused(spikezip(*run, "--weights", "pretrained"), "--ann")
-    refused(spikezip(*run, "--ann", f"{model_file}:five"), "answers an image with [5], the spiking network with [10]")
+    refused(
+        spikezip(*run, "--ann", f"{model_file}:five"),
+        "answers a batch of one image with [1, 5], the spiking network with [1, 10]",
+    )
     maps = spikezip(*run, "--ann", f"{model_file}:maps")
-    refused(maps, "answers an image with [10, 8, 8], the spiking network with [10]")
+    refused(maps, "with [1, 10, 8, 8], the spiking network with [1, 10]")
     np.savez(tmp_path / "many.npz", images=np.zeros((80, 8, 8), np.uint8), labels=np.arange(80) % 20)
     many = spikezip("run", tmp_path / "a.spikezip", "--data", tmp_path / "many.npz", "--out", "x.json")
     refused(many, "a.spikezip gives 10 answers, and", "many.npz has 20 classes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,21 @@ def test_choices_of_convert_reach_the_network(spikezip, model_file, trained):
     assert snn.encoding == library.Even(5)
 
 
+def test_answers_with_the_batch_behind_the_classes(spikezip, model_file):
+    common = ("--data", "digits", "--out")
+    done = spikezip("convert", f"{model_file}:batch_last", *common, "last.spikezip")
+    assert done.exit_code == 0, done.stderr
+    told = re.search(r"ANN ([\d.]+) %, QANN ([\d.]+) %, integer QANN ([\d.]+) %", done.stdout)
+    assert told is not None, done.stderr
+    beside = ("--ann", f"{model_file}:batch_last", "--energy-images", "0")
+    done = spikezip("run", "last.spikezip", *beside, *common, "last.json")
+    assert done.exit_code == 0, done.stderr
+    accuracy = json.loads(Path("last.json").read_text())["accuracy"]
+    assert (told[1], told[3]) == tuple(f"{100 * accuracy[stage]:.1f}" for stage in ("ann", "qann"))
+    first = spikezip("convert", f"{model_file}:build", *common, "first.spikezip")
+    assert told[0] in first.stdout
+
+
 @pytest.mark.parametrize(("function", "answer"), [("maps", "[10, 8, 8]"), ("five", "[5]")])
 def test_a_network_that_is_no_classifier_is_converted_without_an_accuracy(spikezip, model_file, function, answer):
     done = spikezip("convert", f"{model_file}:{function}", "--data", "digits", "--out", "maps.spikezip")
@@ -202,6 +218,28 @@ def test_square_brackets_of_paths_are_no_markup(capsys):
     assert "runs/v[best].spikezip: [/a] of net[v2].py:cat: equal\n" in said
     assert "net[v2].py:net" in said
     assert "refused: [/b]" in said
+
+
+def test_tags_and_brackets_in_what_a_user_named_are_no_markup(capsys):
+    screen.say(f"[bold]{screen.literal('v[bold]/n[/].spikezip')}[/]: {screen.literal('[red]x[v2]')} [bold]equal[/]")
+    screen.stdout.print(Table("what became of it", title=screen.literal("data[dim]set")))
+    said = capsys.readouterr().out
+    assert "v[bold]/n[/].spikezip: [red]x[v2] equal\n" in said
+    assert "data[dim]set" in said
+
+
+def test_the_next_command_can_be_pasted(spikezip, model_file):
+    out = "ü [bold] it's.spikezip"
+    done = spikezip("convert", f"{model_file}:build", "--data", "digits", "--check", "0", "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert f"{out}: " in done.stdout
+    following = done.stdout.partition("Next: spikezip ")[2]
+    done = spikezip(*shlex.split(following), "--limit", "2", "--steps", "2", "--out", "[dim] 1.json")
+    assert done.exit_code == 0, done.stderr
+    assert "[dim] 1.json holds the record" in " ".join(done.stdout.split())
+    following = done.stdout.partition("Next: spikezip ")[2]
+    assert spikezip(*shlex.split(following)).exit_code == 0
+    assert {path.name for path in Path().iterdir()} == {out, "[dim] 1.json", "report.html"}
 
 
 def test_run_prices_what_was_counted_with_a_model_of_ones_own(spikezip, model_file, trained):

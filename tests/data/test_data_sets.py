@@ -364,11 +364,24 @@ def test_folders_of_splits(tmp_path):
     assert torch.bincount(data.labels("test")[:6]).min() >= 1, "files come mixed, not class by class"
 
 
-@pytest.mark.parametrize(("train", "val", "test"), [("Training", "valid", "testing"), ("TRAIN", "Validation", "Test")])
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Training", "valid", "testing"),
+        ("TRAIN", "Validation", "Test"),
+        ("train_images", "Val-Set", "images test"),
+    ],
+)
 def test_splits_by_other_names(tmp_path, train, val, test):
     for split, count in ((train, 10), (val, 3), (test, 5)):
         _images(tmp_path / split, count)
     assert [open_data(tmp_path).count(s) for s in ("train", "val", "test")] == [20, 6, 10]
+
+
+def test_classes_whose_names_hold_that_of_a_split(tmp_path):
+    for name in ("freight_train", "test tube", "data"):
+        _images(tmp_path / name / "shot", 5)
+    assert open_data(tmp_path).class_names == ("data", "freight_train", "test tube")
 
 
 @pytest.mark.parametrize(
@@ -376,6 +389,7 @@ def test_splits_by_other_names(tmp_path, train, val, test):
     [
         (("val", "test"), r"has test/ and val/; it needs one train/"),
         (("train", "val", "valid"), r"has train/ and val/ and valid/; it needs one train/"),
+        (("train_images", "test", "test_images"), r"has test/ and test_images/ and train_images/; it needs one train/"),
         (("data",), r"holds one folder, data/, and 2 classes or more are needed"),
     ],
 )

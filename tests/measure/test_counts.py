@@ -54,6 +54,7 @@ def test_a_padded_strided_3x3_convolution():
     # activations that are not 0 have 14. Its bias is 2*3*3 additions; so is the SNN's, once.
     assert convolution.qann.total("mac") == 98
     assert convolution.qann.total("mac_nonzero") == 14
+    assert convolution.qann.total("weight_read") == convolution.qann.total("activation_read") == 98
     assert each_step(convolution, "add") == [18, 0, 0, 0, 0]
     # The analog input: a 1x1 convolution of 25 pixels, multiplied once.
     assert each_step(row(counts, "conv2d"), "mac") == [25, 0, 0, 0, 0]
@@ -115,6 +116,8 @@ def test_each_stream_of_a_residual_sum_is_charged():
     assert head.as_macs.tolist() == [8, 4, 4, 0]
     # Two streams with thresholds of their own need two copies of the weights.
     assert head.snn.memories["weight"].values == 2 * head.qann.memories["weight"].values == 16
+    # A linear layer of the QANN reads its two activations once, and a weight for each MAC.
+    assert [head.qann.total(name) for name in ("mac", "weight_read", "activation_read")] == [8, 8, 2]
     # The QANN adds the two codes first; the SNN adds nothing there.
     assert row(counts, "add").qann.total("add") == 2
     assert row(counts, "add").snn.total("add") == 0

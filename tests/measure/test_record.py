@@ -41,6 +41,19 @@ def test_the_first_of_several_outputs_is_the_answer():
     assert record["accuracy"]["ann"] == float(right)
 
 
+class BatchLast(Several):
+    def forward(self, x: Tensor) -> tuple[str, Tensor]:
+        return "logits", super().forward(x)["logits"].T
+
+
+def test_the_batch_may_lie_behind_the_classes():
+    model, turned = Several(), BatchLast()
+    wanted = measure(convert(model, IMAGES[:2], IMAGES), IMAGES, LABELS, ann=model)["accuracy"]
+    assert measure(convert(turned, IMAGES[:2], IMAGES), IMAGES, LABELS, ann=turned)["accuracy"] == wanted
+    with pytest.raises(InputError, match="labels go from 0 to 3, and the network tells 3 classes apart"):
+        measure(convert(turned, IMAGES[:2], IMAGES), IMAGES, torch.arange(40) % 4)
+
+
 def test_complex_outputs_are_no_answers():
     model = Spectrum()
     record = measure(convert(model, IMAGES[:2], IMAGES), IMAGES, LABELS, ann=model)

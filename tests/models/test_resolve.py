@@ -59,6 +59,13 @@ def test_example_shape_is_taken():
     assert resolve("spikezip:resnet20", example_shape=(3, 24, 24)).example.shape == (2, 3, 24, 24)
 
 
+def test_a_size_that_a_library_model_does_not_take():
+    with pytest.raises(
+        CaptureError, match=r"timm:vit_tiny_patch16_224 does not take images of 3x32x32: .*made for 3x224x224"
+    ):
+        resolve("timm:vit_tiny_patch16_224", example_shape=(3, 32, 32))
+
+
 @pytest.mark.parametrize("choice", [{"num_classes": 0}, {"in_channels": -1}, {"example_shape": (3, 0, 8)}])
 def test_senseless_requests_are_refused(choice):
     with pytest.raises(CaptureError, match=next(iter(choice))):

@@ -10,7 +10,7 @@ import pytest
 from spikezip.report.figures.cost import pareto_front
 from spikezip.report.record import parse_record
 from spikezip.report.summary import outcome, story, verdict
-from spikezip.report.tables import Column, Table, latex_escape, percent
+from spikezip.report.tables import Column, Table, compact, energy, latex_escape, percent
 
 
 def test_csv_keeps_every_digit_and_any_name():
@@ -34,6 +34,23 @@ def test_latex_sets_names_as_they_read():
 @pytest.mark.parametrize(("share", "text"), [(0.9999999, "> 99.99 %"), (1.0, "100 %"), (1e-9, "< 0.01 %"), (0, "0 %")])
 def test_rounding_never_claims_all_or_none(share, text):
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("pj", "text"),
+    [(999.4, "999 pJ"), (999.7, "1 nJ"), (999_700, "1 µJ"), (999.7e6, "1 mJ"), (2.5e12, "2.5 J"), (4e15, "4,000 J")],
+)
+def test_the_unit_of_an_energy_is_that_of_the_rounded_figure(pj, text):
+    assert energy(pj) == text
+    assert energy(-pj) == f"-{text}"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(999_700, "999,700"), (1e6, "1 M"), (999_700_000, "1 G"), (999.7e9, "1 T"), (999.7e12, "1,000 T")],
+)
+def test_the_prefix_of_a_count_is_that_of_the_rounded_figure(count, text):
+    assert compact(count) == text
 
 
 def test_front_drops_what_is_beaten():

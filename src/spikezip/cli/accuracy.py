@@ -6,21 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from spikezip.cli import screen
+from spikezip.graph import network
+from spikezip.run.step import images_first
+from spikezip.spike.swap import tracer_shape
 
 if TYPE_CHECKING:
     from spikezip.data import ImageData
+    from spikezip.graph.network import Spec
 
 _BATCH = 64
 
 
-def answers(network: nn.Module, *inputs: Tensor) -> Tensor:
+def answers(model: nn.Module, *inputs: Tensor) -> Tensor:
     """The first tensor that a network returns, however it returns it."""
     with torch.no_grad():
-        return tree_leaves(network(*inputs))[0]
+        return next(leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor))
 
 
 def too_few(answer: Sequence[int], data: ImageData) -> bool:
@@ -28,26 +32,31 @@ def too_few(answer: Sequence[int], data: ImageData) -> bool:
     return len(answer) == 1 and answer[0] < data.num_classes
 
 
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images ``[N, C, H, W]`` whose greatest (first) output is their label."""
+def accuracy(model: nn.Module, spec: Spec, images: Tensor, labels: Tensor) -> float:
+    """The share of images ``[N, C, H, W]`` whose greatest (first) output, laid out as ``spec`` says, is their label."""
     right = 0
     for some, wanted in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
-        right += int((answers(network, some).argmax(-1) == wanted).sum())
+        found = images_first(answers(model, some), spec, len(some))
+        right += int((found.argmax(-1) == wanted).sum())
     return right / len(labels)
 
 
-def tell(stages: Mapping[str, nn.Module], data: ImageData, split: str, most: int) -> None:
-    """Print the accuracy of some networks, side by side, on at most so many images of a split; for 0, nothing."""
+def tell(stages: Mapping[str, nn.Module], qann: fx.GraphModule, data: ImageData, split: str, most: int) -> None:
+    """Print the accuracy of some networks, side by side, on at most so many images of a split; for 0, nothing.
+
+    ``qann`` is one of them, or made of one: all lay their outputs out alike.
+    """
     if not most or not data.count(split):
         return
     images, labels = data.tensors(split, most)
-    first = answers(next(iter(stages.values())), images[:1])
-    if first.dim() != 2 or first.is_complex() or too_few(first.shape[1:], data):
+    spec = network.spec(network.outputs(qann)[0])
+    shape = tracer_shape(spec)
+    if len(shape) != 1 or spec.dtype.is_complex or too_few(shape, data):
         screen.note(
-            f"No accuracy: {data.name} has {data.num_classes} classes, and this network gives {list(first.shape[1:])} "
+            f"No accuracy: {data.name} has {data.num_classes} classes, and this network gives {list(shape)} "
             "an image, not one real number a class."
         )
         return
     with screen.working(f"classifying {len(labels)} images"):
-        found = [f"{name} [bold]{100 * accuracy(net, images, labels):.1f} %[/]" for name, net in stages.items()]
+        found = [f"{name} [bold]{100 * accuracy(net, spec, images, labels):.1f} %[/]" for name, net in stages.items()]
     screen.say(f"Right on {len(labels)} images ({split}): {', '.join(found)}.")

@@ -89,8 +89,9 @@ def command(
             snn = spikezip.spike(qann, release, initial_code=codes)
         remember(snn.graph, model, images)
         snn.save(draft)
-    tell(stages, images, "test", check)
+    tell(stages, qann, images, "test", check)
     settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
     layers = screen.counted(len(snn.layers), "layer")
-    screen.say(f"[bold]{out}[/]: {model} as a spiking network, {layers} of neurons; {settles}.")
-    screen.say(f"Next: spikezip run {out} --data {data} --out record.json")
+    told = f"[bold]{screen.literal(out)}[/]: {screen.literal(model)}"
+    screen.say(f"{told} as a spiking network, {layers} of neurons; {settles}.")
+    screen.say(f"Next: {screen.command('spikezip', 'run', out, '--data', data, '--out', 'record.json')}")

@@ -112,11 +112,14 @@ def command(
         )
         record.save(draft / "record.json")
         write_report(draft / "record.json", draft / "report.html")
-        stage(f"report    {out / 'report.html'}")
+        stage(f"report    {screen.literal(out / 'report.html')}")
         found = json.loads((draft / "record.json").read_text())
         proof = json.loads((draft / "certificate.json").read_text())
     show_record(found)
     show_certificate(proof)
-    screen.say(f"[bold]{out}[/] holds report.html (open it in a browser), record.json, certificate.json, snn.spikezip.")
+    screen.say(
+        f"[bold]{screen.literal(out)}[/] holds report.html (open it in a browser), record.json, certificate.json, "
+        "snn.spikezip."
+    )
     if not proof["equal"]:
         raise typer.Exit(EXIT_DIFFERENT)

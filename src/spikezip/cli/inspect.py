@@ -55,7 +55,11 @@ def command(
 
 
 def _show(found: Survey) -> None:
-    table = Table(title=f"{found.model}: {found.parameters:,} parameters", title_justify="left", title_style="bold")
+    table = Table(
+        title=f"{screen.literal(found.model)}: {found.parameters:,} parameters",
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column("name", overflow="fold")
     table.add_column("operations", overflow="fold")
     table.add_column("output")

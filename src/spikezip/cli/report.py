@@ -36,4 +36,4 @@ def command(
 
     with output_file(out, overwrite) as draft, screen.working("drawing"):
         write_report(records, draft, figures=figures, overwrite=overwrite)
-    screen.say(f"[bold]{out}[/] holds the report; open it in a browser.")
+    screen.say(f"[bold]{screen.literal(out)}[/] holds the report; open it in a browser.")

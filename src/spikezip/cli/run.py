@@ -138,7 +138,8 @@ def command(
     if found["certificate"]:
         show_certificate(found["certificate"])
     show_energy(found)
-    screen.say(f"[bold]{out}[/] holds the record. Next: spikezip report {out} --out report.html")
+    following = screen.command("spikezip", "report", out, "--out", "report.html")
+    screen.say(f"[bold]{screen.literal(out)}[/] holds the record. Next: {following}")
 
 
 def read_model(text: str) -> EnergyModel:
@@ -198,7 +199,8 @@ def show(record: dict[str, Any]) -> None:
     accuracy = record.get("accuracy") or {}
     by_step = accuracy.get("snn") or []
     agreement = record.get("agreement") or []
-    table = Table(title=f"{record['data'].get('images', '?')} images of {record['data']['name']}", title_justify="left")
+    name = screen.literal(record["data"]["name"])
+    table = Table(title=f"{record['data'].get('images', '?')} images of {name}", title_justify="left")
     table.add_column("t", justify="right")
     table.add_column("accuracy", justify="right")
     table.add_column("same answer as the QANN", justify="right")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ Item = TypeVar("Item")
 # A pipe has no width; 80 columns would cut the names of layers.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
 
+_BRACKET = "\ue000"  # stands for one of a path until tags are told apart
 _TAGS = re.compile(r"(\[(?:/|(?:bold )?(?:red|green)|bold|dim)\])")
 
 
@@ -28,7 +30,9 @@ class _Results(Console):
 
     def render_str(self, text: str, **choices: Any) -> Text:
         parts = _TAGS.split(text)
-        return super().render_str("".join(p if i % 2 else escape(p) for i, p in enumerate(parts)), **choices)
+        return super().render_str(
+            "".join(p if i % 2 else escape(p.replace(_BRACKET, "[")) for i, p in enumerate(parts)), **choices
+        )
 
 
 stdout = _Results(width=_WIDTH, highlight=False, emoji=False)
@@ -38,6 +42,16 @@ stderr = Console(width=_WIDTH, highlight=False, emoji=False, stderr=True)
 def say(text: str) -> None:
     """Print a line of results; ``[bold]``, ``[dim]``, ``[red]``, ``[green]`` and ``[/]`` are rich's markup."""
     stdout.print(text, soft_wrap=True)
+
+
+def literal(text: object) -> str:
+    """A path, or what else a user named, for :func:`say`: no tag in it is read as one."""
+    return str(text).replace("[", _BRACKET)
+
+
+def command(*words: object) -> str:
+    """A command for :func:`say`, quoted so that a shell reads these words."""
+    return literal(shlex.join(map(str, words)))
 
 
 def note(text: str) -> None:

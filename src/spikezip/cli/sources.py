@@ -151,10 +151,10 @@ def open_ann(
             f"--ann {model} does not take the images of the spiking network, {list(images.shape[1:])}: {reason}. "
             "Give the network that BUNDLE was converted from."
         ) from reason
-    wanted = answer_shape(snn)
-    if tuple(found.shape) != (1, *wanted):
+    wanted = network.spec(network.outputs(snn.graph)[0]).shape
+    if found.shape != wanted:
         raise InputError(
-            f"--ann {model} answers an image with {list(found.shape[1:])}, the spiking network with "
+            f"--ann {model} answers a batch of one image with {list(found.shape)}, the spiking network with "
             f"{list(wanted)}. Give the network that BUNDLE was converted from."
         )
     return module

@@ -102,7 +102,7 @@ def command(
         for name, value in numbers.items():
             if name.startswith("accuracy"):
                 screen.say(f"{what} {name}: {screen.percent(value)}")
-    screen.say(f"[bold]{target}[/] holds the trained weights.")
+    screen.say(f"[bold]{screen.literal(target)}[/] holds the trained weights.")
     if plan.stage is not Stage.ANN:
         _save(done.network, plan, images, target, bits)
 
@@ -148,10 +148,11 @@ def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path, bits
     network: fx.GraphModule = qann  # type: ignore[assignment]  # train keeps its type
     if bits is not None:
         network = spikezip.to_integer(network, bits)
-        tell({"QANN": qann, "integer QANN": network}, images, recipe.validation_split or "test", _CHECKED)
+        tell({"QANN": qann, "integer QANN": network}, network, images, recipe.validation_split or "test", _CHECKED)
     with output_file(folder / BUNDLE, overwrite=True) as draft:
         spikezip.spike(network, parse_encoding(recipe.encoding)).save(draft)
-    screen.say(f"Next: spikezip run {folder / BUNDLE} --data {images.name} --out {folder / 'record.json'}")
+    bundle, record = folder / BUNDLE, folder / "record.json"
+    screen.say(f"Next: {screen.command('spikezip', 'run', bundle, '--data', images.name, '--out', record)}")
 
 
 def _listener(stack: contextlib.ExitStack, tensorboard: Path | None) -> Listener | None:

@@ -43,7 +43,7 @@ def command(
         certificate.save(draft)
         found = json.loads(draft.read_text())
     show(found)
-    screen.say(f"[bold]{out}[/] holds the certificate.")
+    screen.say(f"[bold]{screen.literal(out)}[/] holds the certificate.")
     if not certificate.equal:
         raise typer.Exit(EXIT_DIFFERENT)
 

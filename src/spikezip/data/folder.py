@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_BESIDE = {"image", "images", "img", "imgs", "set", "data", "dataset"}  # train_images/ is a split, not a class
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY = ("1", "L", "LA", "I", "F")  # Pillow's modes, beside those of 16 bits
 _LOOKED_AT = 1000  # reading a header takes 0.1 to 0.3 ms
@@ -32,8 +34,8 @@ def folder(root: Path, wanted: Wanted) -> ImageData:
     """Images in ``root/train/CLASS/`` and ``root/test/CLASS/``, or in ``root/CLASS/`` (a fifth is then for testing).
 
     ``root/val/`` is for testing if there is no ``root/test/``, as on ImageNet, and for validation otherwise. The splits
-    may be called ``training``, ``valid``, ``validation`` or ``testing`` too, in any case; other folders beside them are
-    passed over, as is all whose name begins with a dot.
+    may be called ``training``, ``valid``, ``validation`` or ``testing`` too, in any case, and ``train_images``,
+    ``test-set`` or the like; other folders beside them are passed over, as is all whose name begins with a dot.
 
     Files of a split come in a mixed but fixed order. Images have one channel if the first 1,000 training images in that
     order (a sample of all classes) are all grey, and three otherwise. Colour images are normalised with ImageNet's
@@ -75,7 +77,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _splits(root: Path) -> dict[str, Path]:
     """The folders of the splits, or none if those in ``root`` are of classes."""
-    found = [(_SPLITS[p.name.lower()], p) for p in _folders(root) if p.name.lower() in _SPLITS]
+    found = [(split, path) for path in _folders(root) if (split := _split(path.name))]
     splits = dict(found)
     if found and (len(splits) < len(found) or "train" not in splits or len(splits) == 1):
         raise DataError(
@@ -83,6 +85,12 @@ def _splits(root: Path) -> dict[str, Path]:
             " or one of each, with a folder for each class in them. Mend or rename them."
         )
     return splits
+
+
+def _split(name: str) -> str | None:
+    """The split that a folder of this name holds; None for one of a class, such as ``freight_train``."""
+    words = [word for word in re.split(r"[\W_]+", name.lower()) if word not in _BESIDE]
+    return _SPLITS.get(words[0]) if len(words) == 1 else None
 
 
 def _classes(root: Path) -> list[str]:

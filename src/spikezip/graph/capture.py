@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import linecache
 import traceback
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.export import Dim, ExportedProgram, export
+from torch.fx.experimental.proxy_tensor import py_sym_types
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from spikezip.errors import CaptureError, InputError
 from spikezip.graph import network, purity, rewrite, shapes
@@ -51,6 +53,13 @@ _MAKERS = {
 #: Operations that need their operand's values side by side.
 _BY_STRIDE = {_aten.view_as_complex.default}
 _CONTIGUOUS = {"memory_format": torch.contiguous_format}
+#: What a model is run and exported by: its lines are not the model's.
+_MACHINERY = (__file__, *(str(Path(torch.__file__).parent / part) for part in ("export", "_export", "_dynamo", "fx")))
+#: What is wrong with a model that answers differently when it is called again.
+_KEEPS = (
+    "it keeps something from call to call outside its buffers, or draws at random. A network to be converted must be "
+    "stateless: pass the state in and out instead."
+)
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
@@ -80,10 +89,17 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"The model is a {type(model).__name__}; pass an nn.Module.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{repr(name) if name else 'The model'} is TorchScript, which torch.export does not take. Pass the "
+                "module that it was made from, with its weights."
+            )
     examples = tuple(example) if isinstance(example, Sequence) else (example,)
     _check_examples(examples)
     _check_weights(model)
     twin = _twin(model)
+    _check_example(twin, examples)
     program = _export(model, examples)
     if program.graph_signature.buffers_to_mutate:
         name = next(iter(program.graph_signature.buffers_to_mutate.values()))
@@ -108,9 +124,39 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
 def _twin(model: nn.Module) -> nn.Module:
     """A copy to run, as running may change what the model keeps in its attributes; itself where it cannot be copied."""
     try:
-        return copy.deepcopy(model).eval()
+        with quiet():
+            return copy.deepcopy(model)
     except (RuntimeError, TypeError):
         return model
+
+
+def _leaves(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
+    """What the model itself returns, taken apart; nothing is compiled for it."""
+    with evaluating(model), quiet(), torch.compiler.set_stance("force_eager"):
+        return tree_leaves(model(*[x.clone() for x in inputs]))
+
+
+@torch.no_grad()
+def _check_example(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Raise CaptureError unless the model itself takes the example."""
+    try:
+        _leaves(model, [x[:2] for x in examples])
+    except Exception as error:
+        given = ", ".join(f"{list(x.shape)} {_digits(x)}" for x in examples)
+        weights: dict[str, str] = {}
+        for name, weight in model.named_parameters():
+            weights.setdefault(_digits(weight), name)
+        mend = "Give an input of the shape and type that it takes."
+        if weights and any(x.is_floating_point() for x in examples) and not weights.keys() & map(_digits, examples):
+            dtype, name = next(iter(weights.items()))
+            mend = f"Its weight {name!r} is {dtype}. Convert the model, model.float(), and its inputs, x.float()."
+        raise CaptureError(
+            f"{type(model).__name__} does not take the example, {given}{_place(model, error)}: {_reason(error)}\n{mend}"
+        ) from error
+
+
+def _digits(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
@@ -123,23 +169,30 @@ def _check_answers(model: nn.Module, ann: fx.GraphModule) -> None:
         else torch.randint(0, 2, (2, *s.shape), generator=generator).to(s.dtype)
         for s in network.info(ann).inputs
     ]
-    with evaluating(model), quiet():
-        wanted, again = (tree_leaves(model(*[x.clone() for x in inputs])) for _ in range(2))
+    (wanted, beside), (again, beside_again) = (_sorted_out(_leaves(model, inputs)) for _ in range(2))
     found = tree_leaves(ann(*inputs))
-    if not len(found) == len(wanted) == len(again) or not all(isinstance(t, Tensor) for t in wanted):
-        return  # outputs of the model's own classes, which torch.export has taken apart
+    if beside != beside_again or len(wanted) != len(again):
+        raise CaptureError(f"Called twice on the same input, the model returns {beside}, then {beside_again}: {_KEEPS}")
+    if len(found) != len(wanted):
+        raise CaptureError(
+            f"The model returns {len(wanted)} tensors, and {len(found)} were captured: forward depends on what "
+            "torch.export does not see. Compute the answer from the input with tensor operations alone."
+        )
     for output, graph, first, second in zip(network.outputs(ann), found, wanted, again, strict=True):
         if not _close(first, second):
             raise CaptureError(
-                f"Called twice on the same input, the model gives two answers at {network.describe(output)}: it keeps "
-                "something from call to call outside its buffers, or draws at random. A network to be converted must "
-                "be stateless: pass the state in and out instead."
+                f"Called twice on the same input, the model gives two answers at {network.describe(output)}: {_KEEPS}"
             )
         if not _close(first, graph):
             raise CaptureError(
                 f"At {network.describe(output)} the captured graph and the model answer differently: forward depends "
                 "on what torch.export does not see. Compute the answer from the input with tensor operations alone."
             )
+
+
+def _sorted_out(leaves: list[Any]) -> tuple[list[Tensor], list[Any]]:
+    """The tensors among leaves, which the graph returns, and what lies beside them."""
+    return [x for x in leaves if isinstance(x, Tensor)], [x for x in leaves if not isinstance(x, Tensor)]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -168,6 +221,7 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
             raise InputError(f"Example input {index} holds NaN or infinity. Pass real data.")
 
 
+@torch.no_grad()
 def _check_weights(model: nn.Module) -> None:
     parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -175,6 +229,13 @@ def _check_weights(model: nn.Module) -> None:
             raise CaptureError(
                 f"The weight {name!r} is uninitialized: the model is lazy and has seen no input. Call it once on an "
                 "example, and load its trained weights."
+            )
+        if tensor.is_meta:
+            raise CaptureError(f"The weight {name!r} is on the meta device: it has no values. Load the weights first.")
+        if tensor.is_inference() and tensor.requires_grad:
+            raise CaptureError(
+                f"The weight {name!r} was made under torch.inference_mode(), where torch.export does not take it. "
+                "Build the model outside."
             )
         if not tensor.is_floating_point():
             continue
@@ -206,16 +267,19 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     examples = tuple(torch.cat([x, x])[:2] if x.shape[0] == 1 else x for x in examples)
     try:
         with evaluating(model), quiet(), torch.no_grad(), _exportable():
-            dynamic = tuple({0: Dim.DYNAMIC} for _ in examples)
+            # Laid out as torch.export does: what *args takes lies together.
+            named = inspect.signature(model.forward).bind(*examples).arguments
+            dynamic = tree_map(lambda _: {0: Dim.DYNAMIC}, tuple(named.values()))
             program = export(model, examples, dynamic_shapes=dynamic)
             return program.run_decompositions({**RECURRENT, **_SPELLED})
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = _reason(error)
         if "specialized it to be a constant" in str(error):
-            reason, mend = (
-                "the code fixes the batch size",
-                "Take it from x.shape[0], or write -1, not len(x) or a number.",
-            )
+            reason = f"{type(error).__name__}: the code fixes the batch size"
+            mend = "Take it from x.shape[0], or write -1, not len(x) or a number."
+        elif "which is not a known type" in str(error):
+            reason = str(error).partition(",")[0]
+            mend = "Return tensors, in tuples, lists or dictionaries; or call torch.export.register_dataclass(...)."
         else:
             mend = (
                 "Control flow that depends on the values of tensors, .item(), and code outside torch cannot be "
@@ -223,9 +287,13 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
                 "and 3."
             )
         raise CaptureError(
-            f"torch.export could not capture {type(model).__name__}{_place(model, error)}: "
-            f"{type(error).__name__}: {reason}\n{mend}"
+            f"torch.export could not capture {type(model).__name__}{_place(model, error)}: {reason}\n{mend}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {next((line for line in str(error).splitlines() if line.strip()), '')}"
 
 
 def _place(model: nn.Module, error: BaseException) -> str:
@@ -235,7 +303,8 @@ def _place(model: nn.Module, error: BaseException) -> str:
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
         name = names.get(id(frame.f_locals.get(code.co_varnames[0]))) if code.co_argcount else None
-        if name is not None and code.co_name not in ("_call_impl", "_wrapped_call_impl"):
+        machinery = code.co_filename.startswith(_MACHINERY) or code.co_name in ("_call_impl", "_wrapped_call_impl")
+        if name is not None and not machinery:
             text = linecache.getline(code.co_filename, line).strip()
             place = f", at {name or type(model).__name__!r}, {Path(code.co_filename).name}:{line} `{text}`"
     return place
@@ -267,6 +336,12 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
             rewrite.put_tensor(owned, node.target, own)
         if node.op == "output":
             flat = [a for a in tree_leaves(node.args[0]) if isinstance(a, fx.Node)]
+            for a in flat:
+                if isinstance(a.meta.get("val"), py_sym_types):
+                    raise CaptureError(
+                        f"The model returns a number ({network.op_name(a)}) beside its tensors, which depends on its "
+                        "input. Return tensors alone."
+                    )
             outputs = tuple(values[a] for a in flat)
             values[node] = graph.output(outputs[0] if len(outputs) == 1 else outputs)
             continue

@@ -17,7 +17,9 @@ _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_sha
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within, a network and its modules are in evaluation mode; then each in its own again."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    for module in model.modules():
+        with contextlib.suppress(NotImplementedError):  # what torch.export made has one mode, and forbids eval()
+            module.eval()
     try:
         yield
     finally:

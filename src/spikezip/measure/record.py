@@ -28,8 +28,8 @@ from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
 from spikezip.run.exit import Settled, check_exit
-from spikezip.run.step import pieces
-from spikezip.spike.swap import SpikingNetwork
+from spikezip.run.step import images_first, pieces
+from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def measure(
     count = inputs[0].shape[0]
     check_numbers(steps=steps, batch=batch, distances=distances)
     if labels is not None:
-        shape = network.spec(network.outputs(snn.graph)[0]).shape
-        check_labels(labels, count, shape[1] if len(shape) == 2 else None)
+        shape = tracer_shape(network.spec(network.outputs(snn.graph)[0]))
+        check_labels(labels, count, shape[0] if len(shape) == 1 else None)
     if not isinstance(early_exit, Sequence):
         raise InputError(f"early_exit={early_exit!r}: give a sequence of rules, such as [Margin(0.6), Settled()].")
     for rule in early_exit:
@@ -245,7 +245,9 @@ class _Tally:
                 self.qann_right += int((truth == labels).sum())
                 if ann is not None:
                     with evaluating(ann):
-                        logits = tree_leaves(ann(*piece))[0]  # the author's network may return what it likes
+                        leaves = tree_leaves(ann(*piece))  # the author's network may return what it likes
+                    first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+                    logits = images_first(first, network.spec(network.outputs(self.snn.graph)[0]), images)
                     self.ann_right += int((logits.argmax(-1) == labels).sum())
         else:
             self.settle_possible = False

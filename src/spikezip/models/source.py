@@ -90,7 +90,8 @@ def resolve(
 
     Raises:
         UnknownNameError: no such model; near matches are told.
-        CaptureError: the user's file or function is missing or fails, or the model cannot be built as asked.
+        CaptureError: the user's file or function is missing or fails, the model cannot be built as asked, or a
+            library's does not take images of ``example_shape``.
         BundleError: the weights do not fit, hold NaN, or are not safetensors.
         DataError: pretrained weights cannot be found or fetched.
 
@@ -119,10 +120,12 @@ def resolve(
         raise UnknownNameError(f"model (give {_SPECS})", spec, {f"spikezip:{spec}"})
     if weights is not None and not pretrained:
         load_weights(source.module, weights, new_classes=new)
-    if example_shape is not None:
-        example = _example(example_shape)
-        source = ModelSource(spec, source.module, example, source.mean, source.std)
     source.module.eval()
+    if example_shape is not None:
+        usual, example = source.example, _example(example_shape)
+        source = ModelSource(spec, source.module, example, source.mean, source.std)
+        if kind in ("spikezip", "torchvision", "timm") and isinstance(usual, Tensor) and usual.shape != example.shape:
+            _check_size(source, example, usual)
     return source
 
 
@@ -134,6 +137,19 @@ def _check_request(num_classes: int | None, in_channels: int | None, example_sha
         raise CaptureError(
             f"example_shape={example_shape} is not the shape of an image; give (C, H, W), without the batch."
         )
+
+
+@torch.no_grad()
+def _check_size(source: ModelSource, example: Tensor, usual: Tensor) -> None:
+    """Raise CaptureError where a library's model does not take images of another size than its usual one."""
+    try:
+        source.module(example)
+    except Exception as error:  # each library raises what it likes
+        asked, made = ("x".join(map(str, x.shape[1:])) for x in (example, usual))
+        raise CaptureError(
+            f"{source.name} does not take images of {asked}: {str(error).rstrip('.')}. It was made for {made}: leave "
+            "out the size that was asked for."
+        ) from error
 
 
 def _example(shape: tuple[int, ...]) -> Tensor:

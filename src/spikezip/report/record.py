@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def load_record(path: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise BundleError(
-            f"There is no record at {path}. Make one: spikezip run BUNDLE --data DATA --out {path}, or"
-            f" measure(...).save({path.name!r})."
+            f"There is no record at {path}. Make one: spikezip run BUNDLE --data DATA --out {shlex.quote(str(path))},"
+            f" or measure(...).save({path.name!r})."
         ) from None
     except json.JSONDecodeError as error:
         raise BundleError(

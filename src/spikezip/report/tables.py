@@ -30,6 +30,9 @@ _LATEX = {
     ">": r"\textgreater{}",
 }
 
+_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
+_ENERGIES = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
+
 
 def latex_escape(text: str) -> str:
     """``text`` so that LaTeX sets it as it reads.
@@ -73,35 +76,41 @@ def percent(value: Cell) -> str:
 def compact(value: Cell) -> str:
     """A count with an SI prefix from a million on.
 
-    >>> compact(1234), compact(61_600_000), compact(0.5)
-    ('1,234', '61.6 M', '0.5')
+    >>> compact(1234), compact(61_600_000), compact(999_700_000), compact(0.5)
+    ('1,234', '61.6 M', '1 G', '0.5')
     """
     if not isinstance(value, (int, float)):
         return plain(value)
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {prefix}"
+    if abs(value) >= 1e6:
+        return _in_unit(value, *_unit(value, _COUNTS))
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
 
 
 def energy(value: Cell) -> str:
     """Picojoules in the unit that reads best.
 
-    >>> energy(1234.0), energy(5e7), energy(3.0)
-    ('1.23 nJ', '50 µJ', '3 pJ')
+    >>> energy(1234.0), energy(5e7), energy(3.0), energy(2.5e12), energy(999_700)
+    ('1.23 nJ', '50 µJ', '3 pJ', '2.5 J', '1 µJ')
     """
     if not isinstance(value, (int, float)):
         return plain(value)
-    factor, unit = energy_unit(value)
-    return f"{value / factor:.3g} {unit}"
+    return _in_unit(value, *energy_unit(value))
 
 
 def energy_unit(largest_pj: float) -> tuple[float, str]:
     """The unit for energies up to ``largest_pj``, and how many picojoules it holds."""
-    for factor, unit in ((1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ")):
-        if abs(largest_pj) >= factor:
-            return factor, unit
-    return 1.0, "pJ"
+    return _unit(largest_pj, _ENERGIES)
+
+
+def _unit(value: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The largest unit (they come largest first) that a value, rounded as it will be shown, holds once; or the last."""
+    shown = abs(float(f"{value:.3g}"))
+    return next((unit for unit in units if shown >= unit[0]), units[-1])
+
+
+def _in_unit(value: float, factor: float, unit: str) -> str:
+    scaled = value / factor
+    return f"{scaled:,.0f} {unit}" if abs(scaled) >= 999.5 else f"{scaled:.3g} {unit}"
 
 
 @dataclass(frozen=True)
