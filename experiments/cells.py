@@ -140,14 +140,20 @@ def fine_tuned(
     teacher: nn.Module | None = None,
 ) -> Training:
     """The QANN of an ANN, trained by a recipe; the ANN is its teacher too, unless another is given."""
+    qann = untrained(ann, source, data, recipe)
+    plan = recipe.plan((teacher or ann) if recipe.needs_teacher else None)
+    return train(qann, data, plan, out=out, resume=out is not None)
+
+
+def untrained(ann: nn.Module, source: ModelSource, data: ImageData, recipe: Recipe) -> nn.Module:
+    """The QANN of an ANN that a recipe begins with: calibrated, or with the weights that it starts from."""
     torch.manual_seed(recipe.seed)
     morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
     qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
-    plan = recipe.plan((teacher or ann) if recipe.needs_teacher else None)
-    return train(qann, data, plan, out=out, resume=out is not None)
+    return qann
 
 
 def shared_lines(name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@
     python experiments/front.py --only "for T=2" --seed 1 --train-only --data PATH/TO/CIFAR   # one of several at once
     python experiments/front.py --only "for T=2" --soup --data PATH/TO/CIFAR    # and the mean of the seeds' networks
     python experiments/front.py --only "for T=2" --start experiments/networks ...    # on from a network that was kept
+    python experiments/front.py --only "for T=2" --start FOLDER --halfway ...    # and the mean of both ends
 
 Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
 fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation, unless
@@ -15,7 +16,9 @@ made at once, and then one without to measure. What is cut off goes on from its 
 experiments/results/front-DATASET-NETWORK.json are not made again.
 
 ``--keep FOLDER`` writes every product that is measured as an SNN for ``spikezip run``, and its trained weights as they
-were before they became integers; ``--start FOLDER`` goes on from such weights: a soup's, or the first seed's.
+were before they became integers; ``--start FOLDER`` goes on from such weights: a mean's, or the first seed's.
+``--halfway`` measures where such a training starts, and the mean of its two ends, as well (Wortsman et al., "Robust
+fine-tuning of zero-shot models", CVPR 2022, with their even weights).
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines, spiking
+from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines, spiking, untrained
+from torch import nn
 
 from spikezip.cli.sources import open_both, remember
+from spikezip.graph.network import remark
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource, resolve
 from spikezip.models.source import MODELS
@@ -36,6 +41,7 @@ from spikezip.train.checkpoint import write_tensors
 from spikezip.train.recipe import Recipe, check_recipe
 
 RUNS = Path("runs/front")
+ENDS = ("halfway", "soup", 0)  #: what a kept file's name ends with, and --start looks for, in this order
 TEACHER = {"distil": {"weight": 1.0, "temperature": 2.0}}
 
 
@@ -104,6 +110,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write what is measured there, with its weights")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from weights that were kept there")
     parser.add_argument("--soup", action="store_true", help="measure the mean of all seeds' weights too")
+    parser.add_argument("--halfway", action="store_true", help="measure the --start too, and the mean of both")
     parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
     parser.add_argument("--test-images", type=int, help="only the first so many")
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
@@ -111,6 +118,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.soup and (options.train_only or options.seed is not None):
         parser.error("--soup measures the mean of all seeds: leave out --seed and --train-only.")
+    if options.halfway and (options.train_only or not options.start):
+        parser.error("--halfway measures the mean of what was trained and its --start: give one, and no --train-only.")
     if options.keep and options.start and options.keep.resolve() == options.start.resolve():
         parser.error("--keep would replace the weights that --start goes on from: give another folder.")
     subject = f"{options.data_set}-{options.network}"
@@ -165,13 +174,14 @@ def main() -> None:
         """The recipe of a training, and its folder."""
         lines = {**products[product], **how}
         if options.start:
-            weights = [options.start / f"{subject}-{plain(f'{product}, {which}')}.safetensors" for which in ("soup", 0)]
+            weights = [options.start / f"{subject}-{plain(f'{product}, {which}')}.safetensors" for which in ENDS]
             lines["start"] = str(next((path for path in weights if path.exists()), weights[-1]))
         return recipe_of(product, lines, settings, seed), RUNS / name / f"{plain(product)}-{seed}"
 
-    def finish(row: str, product: str, seed: int, recipe: Recipe, trainings: list[Training], file: str) -> None:
-        """Measure the mean of some trainings (of one: itself); keep it, with a word on how it was made, if asked."""
-        network = soup([training.network for training in trainings])
+    def finish(
+        row: str, product: str, seed: int, recipe: Recipe, network: nn.Module, trainings: list[Training], file: str
+    ) -> None:
+        """Measure what some trainings gave; keep it, with a word on how it was made, if asked."""
         remember(network, source.name, data)
         snn = spiking(network, recipe)
         found = {**measured(snn, data, settings), **cost(recipe, trainings)}
@@ -189,12 +199,23 @@ def main() -> None:
         recipe, folder = asked(product, seed)
         done = fine_tuned(source.module, source, data, recipe, folder, teacher)
         if not options.train_only:
-            finish(product, product, seed, recipe, [done], f"{product}, {seed}")
-    soups = {f"{product}, soup of {options.seeds}": product for product in products if options.soup}
-    for row, _, _ in cells.missing({row: products[product] for row, product in soups.items()}, 1, options.only):
-        recipes = [asked(soups[row], seed) for seed in range(options.seeds)]
-        trainings = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
-        finish(row, soups[row], 0, recipes[0][0], trainings, f"{soups[row]}, soup")
+            finish(product, product, seed, recipe, done.network, [done], f"{product}, {seed}")
+    kinds = [f"soup of {options.seeds}"] * options.soup + ["its start", "halfway to its start"] * options.halfway
+    others = {f"{product}, {kind}": (product, kind) for product in products for kind in kinds}
+    seeds = range(options.seeds) if options.seed is None else [options.seed]
+    for row, _, _ in cells.missing({row: products[product] for row, (product, _) in others.items()}, 1, options.only):
+        product, kind = others[row]
+        recipes = [asked(product, seed) for seed in seeds]
+        recipe, trainings = recipes[0][0], []
+        if kind == "its start":
+            network: nn.Module = untrained(source.module, source, data, recipe)
+            remark(network, initial_code=recipe.initial_code)  # as the training does
+        else:
+            trainings = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
+            network = soup([training.network for training in trainings])
+            if kind == "halfway to its start":
+                network = soup([network, untrained(source.module, source, data, recipe)])
+        finish(row, product, 0, recipe, network, trainings, f"{product}, {kind.split()[0]}")
 
 
 def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Path) -> None:

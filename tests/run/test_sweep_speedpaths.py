@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.graph import capture, network
-from spikezip.kernels import events, native
+from spikezip.kernels import events, native, threads
 from spikezip.levels import Levels
 from spikezip.morph import morph
 from spikezip.quantize import Quantizer, quantize, to_integer
@@ -268,8 +268,9 @@ def test_joined_codes_reach_as_far_as_the_furthest():
     assert_same(sweep(snn, (images,), 14), reference(snn, (images,), 14))
 
 
-def test_a_network_made_for_inference_alone_runs():
-    with torch.inference_mode():
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_network_made_for_inference_alone_runs(count):
+    with threads(count), torch.inference_mode():
         images = torch.randn(4, 1, 12, 12)
         snn = spike(to_integer(quantize(morph(capture(Turned(), images[:2])), 6, images)))
         assert_same(sweep(snn, (images,), 30), reference(snn, (images,), 30))

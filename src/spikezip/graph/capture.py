@@ -232,10 +232,10 @@ def _check_weights(model: nn.Module) -> None:
             )
         if tensor.is_meta:
             raise CaptureError(f"The weight {name!r} is on the meta device: it has no values. Load the weights first.")
-        if tensor.is_inference() and tensor.requires_grad:
+        if tensor.is_inference() and tensor.requires_grad and not torch.is_inference_mode_enabled():
             raise CaptureError(
-                f"The weight {name!r} was made under torch.inference_mode(), where torch.export does not take it. "
-                "Build the model outside."
+                f"The weight {name!r} was made under torch.inference_mode(), and torch.export does not take it "
+                "outside. Build the model outside too."
             )
         if not tensor.is_floating_point():
             continue

@@ -40,10 +40,11 @@ def share_out(work: Callable[[T], None], tasks: list[T], at_once: int) -> None:
         for task in tasks:
             work(task)
         return
-    share, grad = max(1, torch.get_num_threads() // at_once), torch.is_grad_enabled()
+    share = max(1, torch.get_num_threads() // at_once)
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def alike(task: T) -> None:
-        with torch.set_grad_enabled(grad):  # new threads begin with gradients
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):  # new threads begin in neither
             work(task)
 
     # Each thread has a number of its own; the libraries below torch's operations would begin with all.
