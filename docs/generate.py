@@ -141,9 +141,11 @@ def fronts() -> str:
         further = " more, from weights that were kept" if said.get("start") else ""
         teacher = f", teacher {said['teacher']}" if said.get("teacher") else ""
         images = " on all training images" if said.get("train_split") == "trainval" else ""
+        decays = {decay for row in result["rows"] if (decay := row["lines"].get("ema"))}
+        averaged = "".join(f", moving average of the weights ({decay:g})" for decay in decays)
         told = (
             f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs{further}{images}, "
-            f"batch {said['batch']}, AdamW {said['rate']:g}{teacher}; {over_seeds(result['variants'])}."
+            f"batch {said['batch']}, AdamW {said['rate']:g}{averaged}{teacher}; {over_seeds(result['variants'])}."
         )
         parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
     return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"
