@@ -121,7 +121,8 @@ def fronts() -> str:
         for name, row in result["variants"].items():
             cells = [spread(row[f"t{t}"]) for t in STEPS[:4]]
             cost = " / ".join(f"{row[f'synops_t{t}']['mean'] / 1e6:.2f}" for t in (1, 2, 4))
-            ended = f" (ended after {sum(early[name].values())})" if name in early else ""
+            cut_short = name in early and not name.endswith("its start")
+            ended = f" (ended after {sum(early[name].values())})" if cut_short else ""
             rows.append(
                 [
                     name + ended,
@@ -412,7 +413,7 @@ def _threads(runs: list[dict[str, Any]]) -> str:
 
 
 def memory(result: dict[str, Any]) -> str:
-    """The most memory of a whole run and of one ANN forward, and what packed weights keep, in MiB."""
+    """The most memory of a whole run and of one ANN forward, and what the first runs leave, in MiB."""
 
     def both(found: dict[str, float]) -> list[str]:
         return [f"{found['snn']:.0f} / {found['ann']:.0f}", f"{found['snn'] / found['ann']:.1f} x"]
@@ -423,7 +424,7 @@ def memory(result: dict[str, Any]) -> str:
         weights = f"{alone['kept']:.0f} / {alone['ann_weights']:.0f}"
         setting = [row["network"], str(row["batch"]), f"{row['width']:g}"]
         rows.append([*setting, *both(alone), *both(row["heap"]), weights])
-    head = ["network", "batch", "width", "in use, SNN / ANN", "", "with the heap's gaps", "", "packed / ANN's weights"]
+    head = ["network", "batch", "width", "in use, SNN / ANN", "", "with the heap's gaps", "", "kept / ANN's weights"]
     return f"{result['processor']}, MiB:\n\n" + table(head, rows) + provenance(result)
 
 
