@@ -109,7 +109,7 @@ def command(
     timed = {row["engine"] for setting in record["settings"] for row in setting["rows"]}
     if left_out := [name for name in names if name not in timed]:
         screen.note(f"Not timed, as they have no rule for an operation of {model}: {', '.join(left_out)}.")
-    screen.say(f"[bold]{out}[/] holds speed.json, and the figure as speed.svg and speed.png.")
+    screen.say(f"[bold]{screen.literal(out)}[/] holds speed.json, and the figure as speed.svg and speed.png.")
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
