@@ -75,7 +75,7 @@ def measured(
     few = case.images[:CHECKED]
     wanted = execute(case.snn, few, steps, engine=Engine.REFERENCE)
     case.snn.graph.to(device)
-    images = case.images.to(device).contiguous(memory_format=torch.channels_last)
+    images = case.images.to(device)
     case = replace(case, ann=case.ann.to(device), images=images)
     found = execute(case.snn, few.to(device), steps)
     equal = torch.equal(found.outputs[0][-1].cpu(), wanted.outputs[0][-1])

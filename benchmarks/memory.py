@@ -12,23 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from cpu import NETWORKS
 
 from spikezip import bench
 from spikezip.bench.contenders import CONTENDERS
-from spikezip.bench.memory import peak_mib
+from spikezip.bench.memory import peak_mib, resident_mib
 from spikezip.bench.speed import processor
 from spikezip.bench.timing import ann_peak
 from spikezip.measure.provenance import provenance
-from spikezip.models import resnet18, resnet20, vgg16
 
-BUILD = {"resnet18": resnet18, "vgg16": vgg16, "resnet20": lambda width: resnet20()}
 #: Network, batch, width.
 SETTINGS = [
     ("resnet18", 32, 1.0),
@@ -69,7 +67,7 @@ def main() -> None:
 def measured(name: str, batch: int, width: float) -> dict[str, float | None]:
     """Most memory over the start, in MiB."""
     torch.manual_seed(0)
-    network = BUILD[name](width=round(64 * width)).eval()
+    network = NETWORKS[name](width=round(64 * width)).eval()
     case = bench.make_case(network, (3, 32, 32), LEVELS, batch=batch)
     before = resident_mib()
     for _ in range(2):
@@ -78,11 +76,6 @@ def measured(name: str, batch: int, width: float) -> dict[str, float | None]:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters()) / 2**20
     snn = peak_mib(lambda: CONTENDERS["sweep"].run(case, STEPS))[1]
     return {"ann": ann_peak(case), "snn": snn, "kept": round(kept, 1), "ann_weights": round(weights, 1)}
-
-
-def resident_mib() -> float:
-    """What the process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

@@ -200,22 +200,23 @@ def main() -> None:
         done = fine_tuned(source.module, source, data, recipe, folder, teacher)
         if not options.train_only:
             finish(product, product, seed, recipe, done.network, [done], f"{product}, {seed}")
-    kinds = [f"soup of {options.seeds}"] * options.soup + ["its start", "halfway to its start"] * options.halfway
-    others = {f"{product}, {kind}": (product, kind) for product in products for kind in kinds}
+    ends = {"soup": f"soup of {options.seeds}"} if options.soup else {}
+    ends |= {"start": "its start", "halfway": "halfway to its start"} if options.halfway else {}
+    others = {f"{product}, {what}": (product, end) for product in products for end, what in ends.items()}
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     for row, _, _ in cells.missing({row: products[product] for row, (product, _) in others.items()}, 1, options.only):
-        product, kind = others[row]
+        product, end = others[row]
         recipes = [asked(product, seed) for seed in seeds]
         recipe, trainings = recipes[0][0], []
-        if kind == "its start":
+        if end == "start":
             network: nn.Module = untrained(source.module, source, data, recipe)
             remark(network, initial_code=recipe.initial_code)  # as the training does
         else:
             trainings = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
             network = soup([training.network for training in trainings])
-            if kind == "halfway to its start":
+            if end == "halfway":
                 network = soup([network, untrained(source.module, source, data, recipe)])
-        finish(row, product, 0, recipe, network, trainings, f"{product}, {kind.split()[0]}")
+        finish(row, product, 0, recipe, network, trainings, f"{product}, {end}")
 
 
 def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Path) -> None:

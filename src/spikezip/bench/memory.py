@@ -20,13 +20,14 @@ def peak_mib(call: Callable[[], Any]) -> tuple[Any, float | None]:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         _RESET.write_text("5")  # the peak counts from here
-        start = _kib("VmRSS")
+        start = resident_mib()
     except (OSError, AttributeError):
         return call(), None
     result = call()
-    return result, round((_kib("VmHWM") - start) / 1024, 1)
+    return result, round(resident_mib("VmHWM") - start, 1)
 
 
-def _kib(field: str) -> int:
+def resident_mib(field: str = "VmRSS") -> float:
+    """What the process holds of memory now, or one of Linux's other counts of it; OSError where there are none."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
+    return int(line.split()[1]) / 1024

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from spikezip.cli import screen
 from spikezip.graph import network
-from spikezip.run.step import images_first
+from spikezip.run.step import first_tensor, images_first
 from spikezip.spike.swap import tracer_shape
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ _BATCH = 64
 def answers(model: nn.Module, *inputs: Tensor) -> Tensor:
     """The first tensor that a network returns, however it returns it."""
     with torch.no_grad():
-        return next(leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor))
+        return first_tensor(model(*inputs))
 
 
 def too_few(answer: Sequence[int], data: ImageData) -> bool:

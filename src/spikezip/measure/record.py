@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import InputError
 from spikezip.graph import network, ops
@@ -28,7 +27,7 @@ from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
 from spikezip.run.exit import Settled, check_exit
-from spikezip.run.step import images_first, pieces
+from spikezip.run.step import first_tensor, images_first, pieces
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 
@@ -245,8 +244,7 @@ class _Tally:
                 self.qann_right += int((truth == labels).sum())
                 if ann is not None:
                     with evaluating(ann):
-                        leaves = tree_leaves(ann(*piece))  # the author's network may return what it likes
-                    first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+                        first = first_tensor(ann(*piece))
                     logits = images_first(first, network.spec(network.outputs(self.snn.graph)[0]), images)
                     self.ann_right += int((logits.argmax(-1) == labels).sum())
         else:

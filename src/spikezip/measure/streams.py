@@ -160,7 +160,7 @@ class Streams:
                 for i, operand in enumerate(factors):
                     yield self._operand(node, role, operand, factors[:i].count(operand))
                 continue
-            for operand in network.outputs(self._gm) if role is Reader.OUTPUT else _operands(node):
+            for operand in network.outputs(self._gm) if role is Reader.OUTPUT else ops.data_operands(node):
                 found = self._operand(node, role, operand)
                 yield self._with_copies(found) if role in _HOLD else found
 
@@ -210,9 +210,9 @@ class Streams:
         for reader in self._gm.graph.nodes:
             if self.role(reader) not in _HOLD:
                 continue
-            for node in network.outputs(self._gm) if reader.op == "output" else _operands(reader):
+            for node in network.outputs(self._gm) if reader.op == "output" else ops.data_operands(reader):
                 while self._rounds(node) or _same_sum(node):
-                    node = _operands(node)[0]
+                    node = ops.data_operands(node)[0]
                 if node.op == "call_function" and ops.is_signal(node) and ops.kind(node) is Kind.SUM:
                     found.setdefault(node, reader)
         return found
@@ -248,7 +248,7 @@ class Streams:
         if kind not in (Kind.MAXIMUM, Kind.PRODUCT, Kind.AVERAGE):
             return Carries.ANALOG
         # A maximum, a product or an average of spikes is a stream; of anything else it is a value like any other.
-        found = [self._operand(node, Reader.MAXIMUM, operand, count=False) for operand in _operands(node)]
+        found = [self._operand(node, Reader.MAXIMUM, operand, count=False) for operand in ops.data_operands(node)]
         kinds = {operand.kind for operand in found}
         if kinds & {"analog", "none"}:
             return Carries.ANALOG
@@ -267,7 +267,7 @@ class Streams:
 
         Only then is the greatest of ternary streams ternary. Where no stream arrives (padding) there is no step.
         """
-        (operand,) = _operands(node)
+        (operand,) = ops.data_operands(node)
         sources, between = self._region(node, operand, Reader.MAXIMUM)
         starts, ends = ({s: self._stair(s)[code] for s in sources} for code in (0, 1))
         start, end = (self._real(between, values, operand) for values in (starts, ends))
@@ -292,7 +292,7 @@ class Streams:
         """What arrives, with the constants that there are."""
         for node in between:
             if network.op_name(node) in _CASTS:
-                values[node] = values[_operands(node)[0]]
+                values[node] = values[ops.data_operands(node)[0]]
                 continue
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, _double(self._values[n])))  # type: ignore[misc]
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -341,7 +341,7 @@ class Streams:
                 sources.add(node)
             elif self._passes(node) or (through and self._rounds(node)):
                 between.add(node)
-                todo.extend(_operands(node))
+                todo.extend(ops.data_operands(node))
             else:
                 sources.add(node)
         return sorted(sources, key=self._place.__getitem__), sorted(between, key=self._place.__getitem__)
@@ -380,7 +380,7 @@ class Streams:
             here = after.get(node, False) or (
                 network.op_name(node) != "getitem" and ops.kind(node) is Kind.AVERAGE and _averages(node)
             )
-            for before in _operands(node):
+            for before in ops.data_operands(node):
                 after[before] = after.get(before, False) or here
         return {s: after.get(s, False) for s in sources}
 
@@ -392,7 +392,7 @@ class Streams:
 
     def _linear(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """A linear node with every weight 1; signs are dropped, so that nothing cancels."""
-        carried = [values[n] for n in _operands(node) if n in values]
+        carried = [values[n] for n in ops.data_operands(node) if n in values]
         if network.op_name(node) in _CASTS or node.op == "call_module":
             return carried[0]
         if network.op_name(node) != "getitem":
@@ -443,7 +443,7 @@ class Streams:
 
 def _same_sum(node: fx.Node) -> bool:
     """Whether a node hands a sum on value for value: scaled, or in another format."""
-    if node.op != "call_function" or not ops.is_signal(node) or len(_operands(node)) != 1:
+    if node.op != "call_function" or not ops.is_signal(node) or len(ops.data_operands(node)) != 1:
         return False
     return network.op_name(node) in _CASTS or ops.kind(node) is Kind.SCALE
 
@@ -453,10 +453,10 @@ def _looks(node: fx.Node) -> bool:
     if ops.kind(node) is not Kind.SHAPE:
         return False
     if network.op_name(node) in _CASTS:
-        return _is_whole(node) and not _is_whole(_operands(node)[0])
+        return _is_whole(node) and not _is_whole(ops.data_operands(node)[0])
     moved: list[fx.Node] = []
     fx.map_arg(node.args[:1], lambda n: moved.append(n) or n)
-    return any(n not in moved and _is_whole(n) for n in _operands(node))
+    return any(n not in moved and _is_whole(n) for n in ops.data_operands(node))
 
 
 def _is_whole(node: fx.Node) -> bool:
@@ -468,11 +468,6 @@ def _averages(node: fx.Node) -> bool:
     """Whether a window of an average holds more than one value."""
     total = summed(node, torch.ones(network.spec(node.all_input_nodes[0]).shape, dtype=torch.float64))
     return total is None or bool((total > 1).any())
-
-
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """The signals a node reads, several that come together (``split``) included."""
-    return [n for n in node.all_input_nodes if not ops.is_constant(n) and ops.is_signal(n)]
 
 
 def _double(value: Any) -> Any:

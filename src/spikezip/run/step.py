@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
@@ -45,6 +46,11 @@ def at_share(node: fx.Node, args: tuple[Any, ...], share: float, kwargs: dict[st
     if index is None or share == 1.0:
         return operation_of(node)(*args, **kwargs)
     return without_bias(node, args, index) + share * shaped_bias(node, args[index])
+
+
+def first_tensor(returned: Any) -> Tensor:
+    """The first tensor that a network returned, however it returns it."""
+    return next(leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor))
 
 
 def images_first(value: Tensor, spec: Spec, images: int) -> Tensor:
