@@ -17,16 +17,18 @@ experiments/results/front-DATASET-NETWORK.json are not made again.
 
 ``--keep FOLDER`` writes every product that is measured as an SNN for ``spikezip run``, and its trained weights as they
 were before they became integers; ``--start FOLDER`` goes on from such weights: a mean's, or the first seed's.
-``--halfway`` measures where such a training starts, and the mean of its two ends, as well (Wortsman et al., "Robust
-fine-tuning of zero-shot models", CVPR 2022, with their even weights).
+``--halfway`` measures where such a training starts, and the mean of the two ends of each seed's (with
+``--soup`` of the seeds' mean too), as well (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, with
+their even weights).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines, spiking, untrained
 from torch import nn
@@ -41,7 +43,7 @@ from spikezip.train.checkpoint import write_tensors
 from spikezip.train.recipe import Recipe, check_recipe
 
 RUNS = Path("runs/front")
-ENDS = ("halfway", "soup", 0)  #: what a kept file's name ends with, and --start looks for, in this order
+ENDS = ("halfway", "halfway, 0", "soup", 0)  #: what a kept file's name ends with, and --start looks for, in this order
 TEACHER = {"distil": {"weight": 1.0, "temperature": 2.0}}
 
 
@@ -110,7 +112,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write what is measured there, with its weights")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from weights that were kept there")
     parser.add_argument("--soup", action="store_true", help="measure the mean of all seeds' weights too")
-    parser.add_argument("--halfway", action="store_true", help="measure the --start too, and the mean of both")
+    parser.add_argument("--halfway", action="store_true", help="measure the --start too, and each seed's mean with it")
     parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
     parser.add_argument("--test-images", type=int, help="only the first so many")
     parser.add_argument("--data", type=Path, help="folder with the CIFAR files and pretrained weights")
@@ -200,23 +202,43 @@ def main() -> None:
         done = fine_tuned(source.module, source, data, recipe, folder, teacher)
         if not options.train_only:
             finish(product, product, seed, recipe, done.network, [done], f"{product}, {seed}")
-    ends = {"soup": f"soup of {options.seeds}"} if options.soup else {}
-    ends |= {"start": "its start", "halfway": "halfway to its start"} if options.halfway else {}
-    others = {f"{product}, {what}": (product, end) for product in products for end, what in ends.items()}
-    seeds = range(options.seeds) if options.seed is None else [options.seed]
-    for row, _, _ in cells.missing({row: products[product] for row, (product, _) in others.items()}, 1, options.only):
-        product, end = others[row]
-        recipes = [asked(product, seed) for seed in seeds]
-        recipe, trainings = recipes[0][0], []
-        if end == "start":
-            network: nn.Module = untrained(source.module, source, data, recipe)
-            remark(network, initial_code=recipe.initial_code)  # as the training does
-        else:
+    for mean in means_of(options):
+        for product in products:
+            row = f"{product}, {mean.row}"
+            wanted = cells.missing({row: products[product]}, options.seeds, options.only)
+            if mean.seed not in [seed for _, _, seed in wanted]:
+                continue
+            recipes = [asked(product, seed) for seed in mean.trained]
             trainings = [fine_tuned(source.module, source, data, recipe, folder, teacher) for recipe, folder in recipes]
-            network = soup([training.network for training in trainings])
-            if end == "halfway":
-                network = soup([network, untrained(source.module, source, data, recipe)])
-        finish(row, product, 0, recipe, network, trainings, f"{product}, {end}")
+            networks = [soup([training.network for training in trainings])] if trainings else []
+            recipe, _ = asked(product, mean.seed)
+            if mean.start:
+                networks.append(untrained(source.module, source, data, recipe))
+                remark(networks[-1], initial_code=recipe.initial_code)  # as the training does
+            finish(row, product, mean.seed, recipe, soup(networks), trainings, f"{product}, {mean.file}")
+
+
+class Mean(NamedTuple):
+    """A network that is measured beside the trained ones: their mean, their start, or between both."""
+
+    row: str
+    seed: int
+    trained: list[int]  #: seeds whose mean it is
+    start: bool  #: with half the weight, or all where nothing was trained
+    file: str  #: how the name of what is kept ends
+
+
+def means_of(options: argparse.Namespace) -> Iterator[Mean]:
+    """What ``--soup`` and ``--halfway`` ask for."""
+    seeds, whole = list(range(options.seeds)), f"soup of {options.seeds}"
+    if options.soup:
+        yield Mean(whole, 0, seeds, False, "soup")
+    if options.halfway:
+        yield Mean("its start", 0, [], True, "start")
+        for seed in seeds if options.seed is None else [options.seed]:
+            yield Mean("halfway to its start", seed, [seed], True, f"halfway, {seed}")
+    if options.soup and options.halfway:
+        yield Mean(f"{whole}, halfway to its start", 0, seeds, True, "halfway")
 
 
 def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Path) -> None:
