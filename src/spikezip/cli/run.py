@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -204,9 +205,13 @@ def show(record: dict[str, Any]) -> None:
     table.add_column("t", justify="right")
     table.add_column("accuracy", justify="right")
     table.add_column("same answer as the QANN", justify="right")
-    for index in range(max(len(by_step), len(agreement))):
-        cells = [values[index] if index < len(values) else None for values in (by_step, agreement)]
-        table.add_row(str(index + 1), *(screen.percent(cell) for cell in cells))
+    rows = list(zip_longest(by_step, agreement))
+    while len(rows) > 1 and rows[-1] == rows[-2]:  # a settled network repeats itself
+        rows.pop()
+    steps = max(len(by_step), len(agreement))
+    for step, row in enumerate(rows, 1):
+        t = str(step) if step < len(rows) or step == steps else f"{step} to {steps}"
+        table.add_row(t, *(screen.percent(cell) for cell in row))
     screen.stdout.print(table)
     screen.say(f"QANN {screen.percent(accuracy.get('qann'))}, ANN {screen.percent(accuracy.get('ann'))}")
     for entry in record.get("early_exit") or ():
