@@ -24,11 +24,11 @@ from spikezip.graph import network
 from spikezip.graph.network import InputSpec, Stage
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.measure.provenance import versions
+from spikezip.measure.saving import replacing
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Encoding, encoding_text, parse_encoding
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
-from spikezip.train.checkpoint import replacing
 
 KEY = "spikezip"  #: of the header; the one key, as safetensors does not keep the order of several
 VERSION = 1

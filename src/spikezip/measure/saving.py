@@ -1,25 +1,53 @@
-"""Results as files."""
+"""Results as files, written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from spikezip.errors import OutputError
 
 
-def save_text(path: str | Path, text: str, *, overwrite: bool) -> Path:
-    """Write a file beside its place and put it there in one step; OutputError if there is one, or it cannot be."""
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists. Choose another name or pass overwrite=True.")
-    draft = path.with_name(path.name + ".part")
+@contextlib.contextmanager
+def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
+    """Give an empty draft beside ``target`` to write to; it takes its place in one step, flushed to disk, at the end.
+
+    Args:
+        target: the file that is wanted; one that is there is replaced.
+        parents: make folders that are missing.
+
+    Invariant:
+        If the block raises, ``target`` is as it was and nothing is left beside it. Modes are those of any new file.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    draft = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
-        draft.write_text(text)
-        os.replace(draft, path)
-    except OSError as error:
+        if parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch(exist_ok=False)
+        yield draft
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    except OSError as reason:
+        raise OutputError(
+            f"'{target}' cannot be written: {reason.strerror}. Give a place that you may write to."
+        ) from reason
+    finally:
         with contextlib.suppress(OSError):
             draft.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def save_text(path: str | Path, text: str, *, overwrite: bool) -> Path:
+    """Write a file in one step; OutputError if there is one, or it cannot be."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputError(f"'{path}' exists. Choose another name or pass overwrite=True.")
+    with replacing(path) as draft:
+        draft.write_text(text)
     return path

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spikezip.errors import OutputError
+from spikezip.measure.saving import replacing
 from spikezip.report import run_tables, summary
 from spikezip.report.figures import ACROSS_RUNS, OF_A_RUN, Absent, Drawing, Run
 from spikezip.report.record import load_record, parse_record
@@ -114,7 +113,8 @@ def write_report(
     for path in files:
         _may_write(path, overwrite)
     for path, content in {**files, out: page.encode("utf-8")}.items():
-        _write(path, content)
+        with replacing(path, parents=True) as draft:
+            draft.write_bytes(content)
     return out
 
 
@@ -270,21 +270,3 @@ def _files(
 def _may_write(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists. Choose another name, or pass overwrite=True (--overwrite) to replace it.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write whole or not at all: first beside it, then into its place."""
-    beside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(beside, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(beside, path)
-    except OSError as error:
-        if beside is not None:
-            Path(beside).unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}. Choose a folder that you may write to."
-        ) from None

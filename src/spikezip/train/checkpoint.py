@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from spikezip.errors import BundleError, OutputError
+from spikezip.errors import BundleError
+from spikezip.measure.saving import replacing
 from spikezip.quantize.quantizer import Quantizer
 
 FORMAT = "spikezip.checkpoint/1"
@@ -154,31 +152,6 @@ def read(source: Path) -> Checkpoint:
     if facts.get("format") != FORMAT:
         raise BundleError(f"'{source}' is not a {FORMAT} file. Give another folder, or start anew with overwrite.")
     return Checkpoint(tensors, facts)
-
-
-@contextlib.contextmanager
-def replacing(target: Path):
-    """Give a draft beside ``target`` to write to; it takes its place in one step, flushed to disk, at the end.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        os.close(handle)
-    except OSError as reason:
-        raise OutputError(f"'{target}' cannot be written: {reason.strerror}. Give another out folder.") from reason
-    draft = Path(name)
-    try:
-        yield draft
-        with open(draft, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(draft, 0o644)
-        os.replace(draft, target)
-    except OSError as reason:
-        raise OutputError(f"'{target}' cannot be written: {reason.strerror}. Give another out folder.") from reason
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_json(value: Any, target: Path) -> None:
