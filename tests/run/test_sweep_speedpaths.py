@@ -274,3 +274,51 @@ def test_a_network_made_for_inference_alone_runs(count):
         images = torch.randn(4, 1, 12, 12)
         snn = spike(to_integer(quantize(morph(capture(Turned(), images[:2])), 6, images)))
         assert_same(sweep(snn, (images,), 30), reference(snn, (images,), 30))
+
+
+class Fronts(nn.Module):
+    """Everything that can come before a first neuron: sums, halves, parts, codes of no image, the input itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(3, 6), nn.Linear(6, 4)
+        self.place = nn.Parameter(torch.randn(1, 6))
+
+    def forward(self, x, y):
+        left, right = (x * y).chunk(2, 1)
+        a = torch.relu(x + y) + torch.relu(0.5 * x) + torch.relu(self.first(x))
+        b = torch.relu(self.second(left)) + torch.relu(self.second(right)) + torch.relu(self.place)
+        return self.head(torch.relu(a - b)) + x[:, :4]
+
+
+@pytest.mark.parametrize(("encoding", "times"), [(Pulse(), 1), (Even(6), 2)], ids=repr)
+@pytest.mark.parametrize("fronts", [False, True])
+def test_what_depends_on_no_neuron_is_computed_once(monkeypatch, encoding, times, fronts):
+    from spikezip.run.block import Block
+
+    if fronts:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, sizes = Fronts(), torch.linspace(0, 3, 7).unsqueeze(1)
+            images = (sizes * torch.randn(7, 6), sizes * torch.randn(7, 6))
+        few = tuple(x[:2] for x in images)
+        qann = to_integer(quantize(morph(capture(model.eval(), few)), 12, images))
+    else:
+        qann, one = convert("net")
+        images = (one,)
+    snn = spike(qann, encoding)
+    computed: dict[str, int] = {}
+    compute = Block._compute
+
+    def counting(self, node):
+        if node not in self.plan.dependent and node.op != "get_attr":
+            computed[node.name] = computed.get(node.name, 0) + 1
+        return compute(self, node)
+
+    monkeypatch.setattr(Block, "_compute", counting)
+    found, wanted = sweep(snn, images, 40, block=4, chunk=8), reference(snn, images, 40)
+    assert_same(found, wanted)
+    assert len(set(wanted.settled_at.tolist())) > 1, "images leave one by one"
+    # In the block in which the input has arrived; parts that are several tensors again whenever an image has left.
+    assert computed and (set(computed.values()) == {times} or fronts)
+    assert_same(sweep(snn, images, 40, block=4, chunk=2, stop=False), reference(snn, images, 40, stop=False))

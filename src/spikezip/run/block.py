@@ -43,7 +43,8 @@ class Block:
         shares: of the input, at each step.
         bias_shares: of the biases.
         tracers: each layer's, before the block; those missing start where their layer's do.
-        kept: what depends on no neuron, computed by a block before (on the same images); filled if empty.
+        kept: what depends on no neuron, computed by a block before (of the same images) in which inputs and biases
+            had arrived in full; filled by the first such block.
         keep_codes: keep every layer's codes to the end, in ``codes``; by default they go when nobody reads them.
     """
 
@@ -78,11 +79,11 @@ class Block:
             if self.skip and node not in self.plan.dependent and node.op != "get_attr":
                 if node in self.kept:
                     kept = self.kept[node]
-                    self.env[node] = Rows(kept.rows, self.still, kept.dtype) if isinstance(kept, Rows) else kept
+                    self.env[node] = replace(kept, map=self.still) if isinstance(kept, Rows) else kept
                 continue
-            self.env[node] = self._compute(node)
+            value = self.env[node] = self._compute(node)
             if self.complete and node in self.plan.frontier:
-                self.kept[node] = self.env[node]
+                self.kept[node] = value.numbers() if isinstance(value, Sum) else value
             for value in self.plan.free.get(node, []):
                 self.env.pop(value, None)
         return [self._unfold(node) for node in network.outputs(self.graph)]

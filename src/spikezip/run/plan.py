@@ -99,7 +99,11 @@ def _plan(gm: fx.GraphModule) -> Plan:
     for node in nodes:
         if node in neurons or any(n in dependent for n in node.all_input_nodes):
             dependent.add(node)
-    frontier = {n for n in nodes if n not in dependent and any(u in dependent or u.op == "output" for u in n.users)}
+    frontier = {
+        n
+        for n in nodes
+        if n.op != "get_attr" and n not in dependent and any(u in dependent or u.op == "output" for u in n.users)
+    }
     # Sizes read nothing: they follow from the number of rows.
     readers = [n for n in gm.graph.nodes if not is_size(n)]
     last = {value: user for user in readers for value in user.all_input_nodes if not is_size(value)}

@@ -106,10 +106,9 @@ class _Results:
 
     def add(self, chunk: Tensor, stop: bool, observe: Observer | None, block: int) -> None:
         """Run some images to their end."""
-        running, kept, done = chunk, {}, 0
+        running, known, done = chunk, {}, 0
         while done < self.steps and running.numel():
             times = range(done + 1, min(done + block, self.steps) + 1)
-            known = kept if done == 0 else self._of(kept, running - chunk[0])
             part = self._block(running, times, known, keep_codes=bool(observe or self.early_exit))
             results = part.run()
             behind = torch.zeros((len(times), running.numel()), dtype=torch.bool)
@@ -139,7 +138,9 @@ class _Results:
             done = times[-1]
             with self.lock:
                 self.done = max(self.done, done)
-            running = running[~(left | ended if stop else left)]
+            stay = ~(left | ended if stop else left)
+            if not stay.all():
+                running, known = running[stay], _of(known, stay.nonzero().flatten())
 
     def _count(self, part: Block, span: slice, running: Tensor, leave: Tensor) -> None:
         """Spikes and tracers, until each image leaves."""
@@ -159,18 +160,6 @@ class _Results:
         start = {name: _some(values, images) for name, values in before.items()}
         inputs = tuple(_some(x, images) for x in self.inputs)
         return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept, keep_codes)
-
-    def _of(self, kept: dict[fx.Node, Any], running: Tensor) -> dict[fx.Node, Any]:
-        """What was kept, for the images that still run."""
-        some: dict[fx.Node, Any] = {}
-        for node, value in kept.items():
-            if not isinstance(value, Rows) or not isinstance(value.rows, Tensor):
-                return {}  # several tensors at once: computed anew
-            spec = network.spec(node)
-            first = images_first(value.value, spec, value.map.shape[1])
-            rows = images_back(gather(first, running), spec)
-            some[node] = Rows(rows, torch.arange(running.numel()).expand(1, -1), value.dtype)
-        return some
 
     def _store(self, name: str, images: Tensor | slice, last: Tensor) -> None:
         if last.shape[0] == self.images:
@@ -218,6 +207,20 @@ class _Results:
             engine="sweep",
             exited_at=exited_at,
         )
+
+
+def _of(known: dict[fx.Node, Any], images: Tensor) -> dict[fx.Node, Any]:
+    """What a block kept, for some of its images."""
+    some: dict[fx.Node, Any] = {}
+    for node, value in known.items():
+        if isinstance(value, Rows):
+            if not isinstance(value.rows, Tensor):
+                return {}  # several tensors at once: computed anew
+            spec, count = network.spec(node), value.map.shape[1]
+            rows = images_back(gather(images_first(value.rows, spec, count), images), spec)
+            value = value.with_rows(rows, torch.arange(images.numel()).expand(1, -1))
+        some[node] = value
+    return some
 
 
 def _some(values: Tensor, images: Tensor | slice) -> Tensor:
