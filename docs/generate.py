@@ -52,9 +52,12 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def provenance(result: dict[str, Any]) -> str:
-    """One line on where numbers come from."""
+    """One line on where numbers come from: the last command, and every commit that rows were made at."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return f"\n*`{result['command']}`, seed {result['seed']}, {versions}, commit {result['commit']}.*\n"
+    rows = [row for value in result.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
+    commits = dict.fromkeys(row.get("commit", result["commit"]).rstrip("+") for row in rows or [result])
+    made = f"rows made at commits {', '.join(commits)}" if len(commits) > 1 else f"commit {next(iter(commits))}"
+    return f"\n*`{result['command']}`, seed {result['seed']}, {versions}, {made}.*\n"
 
 
 def resnet20(result: dict[str, Any]) -> str:

@@ -182,6 +182,8 @@ def draw(networks: list[dict[str, Any]], path: Path) -> None:
             axes.plot([p[1] for p in curve], [100 * p[2] for p in curve], color=colour, linewidth=1.2, label=kind)
             chosen = [row for row in net["chosen"] if row["rule"] == kind]
             axes.plot([r["mean_step"] for r in chosen], [100 * r["accuracy"] for r in chosen], "o", color=colour, ms=4)
+        best = 100 * max(p["accuracy"] for p in fixed)
+        axes.set_ylim(best - 12, best + 1)  # where the rules differ; all lines begin far below
         end = net["settled"]
         axes.plot(end["mean_step"], 100 * end["accuracy"], "k*", ms=9, label="settled")
         axes.set(xlabel="mean exit step", title=net["name"])

@@ -3,9 +3,10 @@
     python experiments/neurons.py --data PATH/TO/CIFAR [--pet runs/cifar10-resnet20-pet-short/snn.spikezip] [--images N]
 
 Same weights, thresholds (the quantizers' scales), start (theta/2), encodings and 64 steps; only the rule of firing
-differs. Networks: the digits network (trained here, on all digits of the test split) and the CIFAR-10 ResNet-20
-(fine-tuned with ``--pet``, else training-free), on the first ``--images`` test images; 8 levels, 8-bit weights. What
-has been run is kept in runs/neurons. Writes experiments/results/neurons.json and the figure beside it.
+differs. Networks: the digits network (trained here on the training digits, measured on all of the test split) and the
+CIFAR-10 ResNet-20 (fine-tuned with ``--pet``, else training-free; on the first ``--images`` test images); 8 levels,
+8-bit weights. What has been run is kept in runs/neurons. Writes
+experiments/results/neurons.json and the figure beside it.
 """
 
 from __future__ import annotations
