@@ -15,7 +15,7 @@ from spikezip.measure.compare import compare
 from spikezip.measure.equivalence import qann_codes
 from spikezip.morph import morph
 from spikezip.quantize import quantize, to_integer
-from spikezip.report.figures.comparison import comparison as drawn
+from spikezip.report import comparison as drawn
 from spikezip.run import Engine, reference
 from spikezip.spike import Even, spike
 

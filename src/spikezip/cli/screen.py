@@ -6,17 +6,15 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
-
-Item = TypeVar("Item")
 
 # A pipe has no width; 80 columns would cut the names of layers.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
@@ -97,18 +95,6 @@ def progress() -> Progress:
         transient=True,
         disable=not stderr.is_terminal,
     )
-
-
-def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
-    """Yield the items while a progress bar counts them.
-
-    Args:
-        items: anything to go through once.
-        total: how many there are, if known.
-        what: shown before the bar.
-    """
-    with progress() as bar:
-        yield from bar.track(items, total=total, description=what)
 
 
 @contextmanager

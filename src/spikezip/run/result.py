@@ -104,13 +104,6 @@ class Run:
         """Spikes of all layers per step and image, ``[T, B]``."""
         return torch.stack(list(self.spikes.values())).sum(0)
 
-    @property
-    def first_output_change(self) -> Tensor:
-        """Per image, the first step whose (first) output differs from that of step 1; 1 if none does. ``[B]``."""
-        flat = self.outputs[0].flatten(2) if self.outputs[0].dim() > 2 else self.outputs[0].unsqueeze(-1)
-        changed = (flat != flat[:1]).any(-1)
-        return torch.where(changed.any(0), changed.to(torch.int8).argmax(0) + 1, 1)
-
 
 def join(parts: list[Run], steps: int | None) -> Run:
     """Runs of parts of a batch as one; those that settled sooner keep their final values."""
