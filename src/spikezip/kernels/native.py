@@ -193,8 +193,8 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     assert found is not None
     made = found.spikezip_scan(
         ctypes.addressof(packed), len(terms), dtype == torch.float64, steps, images, neurons, period, theta,
-        levels.lowest, levels.highest, slew, _address(begin), out.data_ptr(), map.data_ptr(), spikes.data_ptr(),
-        negative.data_ptr(), behind.data_ptr(), last.data_ptr(),
+        levels.lowest, levels.highest, min(slew, levels.range), _address(begin), out.data_ptr(), map.data_ptr(),
+        spikes.data_ptr(), negative.data_ptr(), behind.data_ptr(), last.data_ptr(),
     )  # fmt: skip
     return Found(out[:made], map, spikes, negative, behind, last if levels.storage is torch.int8 else None)
 
