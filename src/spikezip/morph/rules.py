@@ -156,6 +156,8 @@ def only_relu(gm: fx.GraphModule) -> int:
         if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.ACTIVATION:
             if network.op_name(node) in ("sigmoid", "hardsigmoid", "tanh"):
                 continue  # gates, not activations: a ReLU in a squeeze-excitation would not be a gate
+            if ops.only_divides(node) or ops.limits_functions(node):
+                continue  # keeps a divisor or a function's argument within bounds, which a ReLU would not
             with gm.graph.inserting_before(node):
                 new = rewrite.call(gm, _aten.relu.default, (node.args[0],), like=node)
             rewrite.replace(node, new)

@@ -15,7 +15,7 @@ from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.quantize.calibrate import LIMIT, calibrate, gather
 from spikezip.quantize.correct import distance
-from spikezip.quantize.place import Carriers, limits_functions, needs_neuron, never_negative, only_divides
+from spikezip.quantize.place import Carriers, needs_neuron, never_negative
 from spikezip.quantize.quantizer import Quantizer
 
 
@@ -96,7 +96,10 @@ def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, s
             _insert(gm, node.args[0], list(node.users), unsigned, name=network.origin(node), place=node)
             gm.graph.erase_node(node)
         elif node.meta.get("neuron") == "signed" or (
-            kind is Kind.ACTIVATION and node not in returned and not only_divides(node) and not limits_functions(node)
+            kind is Kind.ACTIVATION
+            and node not in returned
+            and not ops.only_divides(node)
+            and not ops.limits_functions(node)
         ):
             levels = unsigned if never_negative(node) else signed
             _insert(gm, node, list(node.users), levels, name=network.origin(node))
