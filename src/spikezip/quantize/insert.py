@@ -132,7 +132,7 @@ def _insert(
             "spikes add up to real numbers. Write that product with real and imaginary parts."
         )
     name = _module_name(gm, name)
-    gm.add_submodule(name, Quantizer(levels).to(dtype))
+    gm.add_submodule(name, Quantizer(levels).to(network.device(gm), dtype))
     with gm.graph.inserting_after(place or source):
         node = gm.graph.call_module(name, (source,))
     node.meta = {"origin": name, "stands_for": (place or source).name}
