@@ -218,6 +218,8 @@ def _rebuild(document: dict[str, Any], tensors: dict[str, Any]) -> SpikingNetwor
     gm.train(document["training"])
     _annotate(gm, modules)
     for node, _ in (*network.modules_of(gm, STBIF), *network.modules_of(gm, Quantizer)):
+    for node, quantizer in network.modules_of(gm, Quantizer):
+        quantizer.batch_dim = network.spec(node).batch_dim or 0
         if network.spec(node).dtype.is_complex:
             raise BundleError(f"the neurons {str(node.target)!r} receive complex numbers")
     for node, neuron in network.modules_of(gm, STBIF):

@@ -132,7 +132,9 @@ def _insert(
             "spikes add up to real numbers. Write that product with real and imaginary parts."
         )
     name = _module_name(gm, name)
-    gm.add_submodule(name, Quantizer(levels).to(network.device(gm), dtype))
+    quantizer = Quantizer(levels).to(network.device(gm), dtype)
+    quantizer.batch_dim = source.meta["spec"].batch_dim or 0
+    gm.add_submodule(name, quantizer)
     with gm.graph.inserting_after(place or source):
         node = gm.graph.call_module(name, (source,))
     node.meta = {"origin": name, "stands_for": (place or source).name}

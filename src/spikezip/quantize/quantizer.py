@@ -133,13 +133,14 @@ class Quantizer(nn.Module):
     calibrated: Tensor
 
     def __init__(self, levels: Levels, scale: float = 1.0):
+    batch_dim: int = 0  #: the dimension that counts samples, by which LSQ scales the step size's gradient
         super().__init__()
         self.levels = levels
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.register_buffer("calibrated", torch.tensor(False))
 
     def forward(self, drive: Tensor) -> Tensor:
-        return lsq(drive, self.scale, self.levels)
+        return lsq(drive, self.scale, self.levels, self.batch_dim)
 
     def codes(self, drive: Tensor) -> Tensor:
         """Whole-number codes of the drive (see :meth:`Levels.codes`)."""

@@ -47,6 +47,7 @@ class SpikingNetwork:
         qann = network.fork(self.graph)
         for node, neuron in list(network.modules_of(qann, STBIF)):
             quantizer = Quantizer(neuron.levels).to(neuron.threshold.dtype)
+            quantizer.batch_dim = network.spec(node).batch_dim or 0
             quantizer.scale.data.copy_(neuron.threshold)
             quantizer.calibrated.fill_(True)
             qann.set_submodule(str(node.target), quantizer)
