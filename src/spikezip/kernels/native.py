@@ -88,9 +88,14 @@ def library(build: bool = True) -> ctypes.CDLL | None:
 
 
 def _open(path: Path) -> ctypes.CDLL | None:
-    problem = None if path.exists() else _compile(path)
-    if problem is None:
-        return _load(path)
+    problem: str | None = None
+    for anew in (False, True) if path.exists() else (True,):  # a file that is damaged, or another system's, is replaced
+        problem = _compile(path) if anew else None
+        if problem is None:
+            try:
+                return _load(path)
+            except (OSError, AttributeError) as reason:
+                problem = f"spikezip's kernels could not be loaded: {reason}."
     warnings.warn(
         f"{problem} Neurons run in torch instead: the same spikes, more slowly.", RuntimeWarning, stacklevel=3
     )
