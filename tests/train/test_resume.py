@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from training_nets import chain, pet_plan, resumable_plan, same, small_data
 
 from spikezip.errors import BundleError, OutputError, RecipeError
 from spikezip.levels import Levels
-from spikezip.train import SGD, Cooldown, Event, StepDone, finetune, train
+from spikezip.train import QAT, SGD, Cooldown, CrossEntropy, Distil, Event, Plan, StepDone, finetune, train
+from spikezip.train import checkpoint as files
 from spikezip.train.checkpoint import Checkpoint, read, write
 
 CHILD = """
@@ -159,3 +162,13 @@ def test_what_an_earlier_run_left_goes_before_a_new_one_begins(tmp_path: Path):
     with pytest.raises(RecipeError, match="training has diverged"):
         train(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OutputError, match=r"checkpoint' cannot be written: .*No space left.*has room"):
+        write(Checkpoint({}, {}), tmp_path / "checkpoint")
+    assert not list(tmp_path.iterdir())
