@@ -177,6 +177,20 @@ def test_a_bundle_refuses_images_of_another_kind(spikezip, model_file, trained, 
     assert not Path("record.json").exists()
 
 
+def test_a_current_that_lasts_as_long_as_the_run_is_verified_over_its_steps(spikezip, model_file, trained):
+    given = ("--weights", trained, "--data", "digits", "--out", "a.spikezip", "--encoding", "constant")
+    assert spikezip("convert", f"{model_file}:build", *given).exit_code == 0
+    few = ("--data", "digits", "--limit", "4", "--steps", "64")
+    assert spikezip("verify", "a.spikezip", *few[:4]).exit_code == 2
+    done = spikezip("verify", "a.spikezip", *few)
+    assert done.exit_code in (0, 1), done.exception
+    found = json.loads(Path("certificate.json").read_text())
+    assert found["bound"] > 64
+    done = spikezip("run", "a.spikezip", "--verify", "--energy-images", "0", *few)
+    assert done.exit_code == 0, done.exception
+    assert json.loads(Path("record.json").read_text())["certificate"]["bound"] == found["bound"]
+
+
 def test_a_damaged_bundle_is_refused(spikezip, model_file, trained):
     spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
     whole = Path("a.spikezip").read_bytes()
