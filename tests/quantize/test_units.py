@@ -61,6 +61,21 @@ def test_the_same_network_is_widened_in_the_same_order():
     assert len(graphs) == 1
 
 
+def test_what_is_rounded_says_to_how_many_digits():
+    class Answers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.softmax(self.two(torch.sigmoid(self.one(x))), -1)
+
+    images = torch.linspace(-1, 1, 64).reshape(16, 4)
+    qann = quantize(morph(capture(Answers(), images)), 8, images)
+    exactness = network.note(to_integer(qann), "exactness")
+    assert [e.bits for e in exactness if e.arithmetic == "rounded"] == [23, 48]
+
+
 #: What makes whole numbers or truth values of spikes, or joins them with real numbers: they are in no unit.
 WHOLE = {
     "compared": lambda h: (h > 0.3).float(),

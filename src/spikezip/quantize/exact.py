@@ -61,7 +61,8 @@ def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> t
                 if operand not in fixed:
                     fixed[operand] = _fix(gm, operand, reaches.get(operand), output=node.op == "output")
                     grids.add(fixed[operand])
-                    report.append(Exactness(network.origin(operand), network.op_name(operand), 24.0, "rounded"))
+                    bits = math.log2(gm.get_submodule(str(fixed[operand].target)).limit)  # type: ignore[arg-type]
+                    report.append(Exactness(network.origin(operand), network.op_name(operand), bits, "rounded"))
                 node.replace_input_with(operand, fixed[operand])
         grid = grids.add(node)
         if not _computes(node):
