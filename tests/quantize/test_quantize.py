@@ -292,6 +292,9 @@ def test_calibration_with_a_mask_of_truth_values():
         def forward(self, x: Tensor, mask: Tensor) -> Tensor:
             return F.relu(x) * mask[:, None]
 
+    for data in ((x, torch.rand(200, 2)), (x[:1], y)):
+        with pytest.raises(InputError, match=r"inputs have different batch sizes: \[[61], (200|6)\]"):
+            quantize(ann, 8, data)
     data = (torch.randn(9, 2), torch.arange(9) > 3)
     qann = quantize(capture(Masked(), tuple(x[:1] for x in data)), 8, data)
     assert dict(info(qann).notes)["input_range"] == [float(data[0].abs().max()), 1.0]
