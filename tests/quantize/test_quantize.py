@@ -237,7 +237,14 @@ def test_stages_out_of_order(chain):
 
 @pytest.mark.parametrize(
     ("levels", "message"),
-    [(1, "at least 2"), (0, "at least 2"), (True, "is a bool"), ("8", "is a str"), (8.0, "is a float")],
+    [
+        (1, "at least 2"),
+        (0, "at least 2"),
+        (True, "is a bool"),
+        ("8", "is a str"),
+        (8.0, "is a float"),
+        (None, "is a NoneType"),
+    ],
 )
 def test_levels_that_are_none(chain, levels, message):
     with pytest.raises(StageError, match=message):
@@ -285,6 +292,9 @@ def test_calibration_of_several_inputs_takes_them_as_they_are_or_batches_of_them
     for data in ((x,), x, [(x,)]):
         with pytest.raises(InputError, match="has 1 inputs; the network takes 2"):
             quantize(ann, 8, data)
+    for data in ((x, torch.rand(200, 2)), (x[:1], y)):
+        with pytest.raises(InputError, match=r"inputs have different batch sizes: \[[61], (200|6)\]"):
+            quantize(ann, 8, data)
 
 
 def test_calibration_with_a_mask_of_truth_values():
@@ -292,9 +302,6 @@ def test_calibration_with_a_mask_of_truth_values():
         def forward(self, x: Tensor, mask: Tensor) -> Tensor:
             return F.relu(x) * mask[:, None]
 
-    for data in ((x, torch.rand(200, 2)), (x[:1], y)):
-        with pytest.raises(InputError, match=r"inputs have different batch sizes: \[[61], (200|6)\]"):
-            quantize(ann, 8, data)
     data = (torch.randn(9, 2), torch.arange(9) > 3)
     qann = quantize(capture(Masked(), tuple(x[:1] for x in data)), 8, data)
     assert dict(info(qann).notes)["input_range"] == [float(data[0].abs().max()), 1.0]

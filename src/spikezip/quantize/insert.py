@@ -74,7 +74,9 @@ def quantize(
 
 def _both_levels(levels: int | Levels, signed_levels: int | Levels | None) -> tuple[Levels, Levels]:
     for given in (levels, signed_levels):
-        if isinstance(given, bool) or not isinstance(given, int | Levels | None):
+        if given is None and levels is not None:
+            continue
+        if isinstance(given, bool) or not isinstance(given, int | Levels):
             raise StageError(f"levels is a {type(given).__name__}; give a number such as 8, or Levels(0, 7).")
         if isinstance(given, int) and given < 2:
             raise StageError(f"levels={given} leaves nothing to represent; give at least 2 (codes 0 and 1).")
