@@ -79,11 +79,11 @@ _INTEGER_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floord
 def kind(node: fx.Node) -> Kind:
     """The kind of a call_function node (quantizers and inputs are not operations)."""
     target = node.target
-    sizes = "spec" not in node.meta and target is not operator.getitem and not _returns_tensors(target)
-    if target in _INTEGER_ARITHMETIC or sizes:
-        name = _name(target)
-        return _KINDS.get(name, Kind.SIZE) if name in _KINDS else Kind.SIZE
     name = _name(target)
+    if target in _INTEGER_ARITHMETIC:
+        return Kind.SIZE
+    if "spec" not in node.meta and target is not operator.getitem and not _returns_tensors(target):
+        return _KINDS.get(name, Kind.SIZE)
     if name == "mul":
         streams = [a for a in node.args[:2] if isinstance(a, fx.Node) and not is_constant(a)]
         return Kind.PRODUCT if len(streams) == 2 else Kind.SCALE
