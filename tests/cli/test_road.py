@@ -12,7 +12,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from spikezip.cli import screen
-from spikezip.cli.run import show_energy
+from spikezip.cli.run import show, show_energy
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +223,18 @@ def test_energies_are_printed_in_readable_units_and_what_is_missing_is_named(cap
     said = capsys.readouterr().out
     assert "4.1 mJ" in said
     assert "69 synaptic operations an image. Not counted: softmax: exp." in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("engine", "exactness", "rounds"),
+    [("sweep", None, True), ("reference", None, False), ("sweep", [{"name": "head"}], False)],
+)
+def test_floats_that_settled_in_another_engine_are_said_to_be_rounded(capsys, engine, exactness, rounds):
+    settled = {"outcome": "SETTLED", "t_eq_max": None}
+    show({"data": {"name": "digits"}, "engine": engine, "exactness": exactness, "settled": settled})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "these are the quantized network's outputs" in said
+    assert ("but for the rounding of floats" in said) is rounds
 
 
 def test_square_brackets_of_paths_are_no_markup(capsys):

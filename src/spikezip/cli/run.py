@@ -224,7 +224,10 @@ def show(record: dict[str, Any]) -> None:
         )
     settled = record.get("settled")
     if settled:
-        screen.say(f"{settled['outcome']}: {_SETTLED[settled['outcome']]}.")
+        said = _SETTLED[settled["outcome"]]
+        if settled["outcome"] == "SETTLED" and not record.get("exactness") and record.get("engine") != "reference":
+            said += " but for the rounding of floats (--engine reference has none)"
+        screen.say(f"{settled['outcome']}: {said}.")
         if settled.get("t_eq_max") is not None:
             bound = settled.get("bound")
             screen.say(f"T_eq: mean {settled['t_eq_mean']:.2f}, max {settled['t_eq_max']}, static bound {bound}.")
