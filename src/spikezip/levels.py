@@ -22,7 +22,7 @@ class Levels:
         highest: greatest code, at least 0.
 
     Raises:
-        StageError: the range is empty or excludes 0.
+        StageError: the range is empty or excludes 0, or its ends are no whole numbers.
 
     >>> Levels.unsigned(8)
     Levels(lowest=0, highest=7)
@@ -38,6 +38,8 @@ class Levels:
     highest: int
 
     def __post_init__(self):
+        if not all(isinstance(end, int) and not isinstance(end, bool) for end in (self.lowest, self.highest)):
+            raise StageError(f"levels {self.lowest!r}..{self.highest!r}: give whole numbers, such as Levels(0, 7).")
         if not self.lowest <= 0 <= self.highest or self.lowest == self.highest:
             raise StageError(
                 f"levels {self.lowest}..{self.highest} are not admissible: a neuron starts at 0, so the range must hold"

@@ -82,6 +82,8 @@ def test_folding_all_steps_into_the_batch_gives_the_same_outputs():
 
     wanted = StepLoop(case.snn).outputs(case.images, 6)
     assert torch.equal(LayerLoop(case.snn, all_steps).outputs(case.images, 6), wanted)
+    with pytest.raises(TypeError, match="'make'"):  # PlainNeurons know one step at a time
+        LayerLoop(case.snn)  # type: ignore[call-arg]
     assert not torch.equal(wanted[-1], wanted[0])
 
 

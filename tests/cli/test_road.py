@@ -12,7 +12,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from spikezip.cli import screen
-from spikezip.cli.run import show_energy
+from spikezip.cli.run import show, show_energy
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,20 @@ def test_a_bundle_refuses_images_of_another_kind(spikezip, model_file, trained, 
     assert not Path("record.json").exists()
 
 
+def test_a_current_that_lasts_as_long_as_the_run_is_verified_over_its_steps(spikezip, model_file, trained):
+    given = ("--weights", trained, "--data", "digits", "--out", "a.spikezip", "--encoding", "constant")
+    assert spikezip("convert", f"{model_file}:build", *given).exit_code == 0
+    few = ("--data", "digits", "--limit", "4", "--steps", "64")
+    assert spikezip("verify", "a.spikezip", *few[:4]).exit_code == 2
+    done = spikezip("verify", "a.spikezip", *few)
+    assert done.exit_code in (0, 1), done.exception
+    found = json.loads(Path("certificate.json").read_text())
+    assert found["bound"] > 64
+    done = spikezip("run", "a.spikezip", "--verify", "--energy-images", "0", *few)
+    assert done.exit_code == 0, done.exception
+    assert json.loads(Path("record.json").read_text())["certificate"]["bound"] == found["bound"]
+
+
 def test_a_damaged_bundle_is_refused(spikezip, model_file, trained):
     spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
     whole = Path("a.spikezip").read_bytes()
@@ -209,6 +223,18 @@ def test_energies_are_printed_in_readable_units_and_what_is_missing_is_named(cap
     said = capsys.readouterr().out
     assert "4.1 mJ" in said
     assert "69 synaptic operations an image. Not counted: softmax: exp." in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("engine", "exactness", "rounds"),
+    [("sweep", None, True), ("reference", None, False), ("sweep", [{"name": "head"}], False)],
+)
+def test_floats_that_settled_in_another_engine_are_said_to_be_rounded(capsys, engine, exactness, rounds):
+    settled = {"outcome": "SETTLED", "t_eq_max": None}
+    show({"data": {"name": "digits"}, "engine": engine, "exactness": exactness, "settled": settled})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "these are the quantized network's outputs" in said
+    assert ("but for the rounding of floats" in said) is rounds
 
 
 def test_square_brackets_of_paths_are_no_markup(capsys):

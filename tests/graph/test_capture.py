@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from random_networks import Drawn, shuffle_statistics
 from spikezip.errors import CaptureError, InputError, StageError
-from spikezip.graph import Stage, capture, info, network, origin
+from spikezip.graph import Stage, capture, info, network, ops, origin, shapes
 from spikezip.graph.quiet import quiet
 from spikezip.morph import morph
 
@@ -358,3 +358,25 @@ def test_whatever_precision_was_chosen_for_cudnn():
     finally:
         for part, old in zip(parts, before, strict=True):
             part.fp32_precision = old
+
+
+def test_where_the_batch_lies_in_a_network_that_is_not_on_the_cpu():
+    """The meta device is as far from the CPU as a GPU is, and everybody has one."""
+    ann = capture(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(2, 3))
+    wanted = [n.meta.get("spec") for n in ann.graph.nodes]
+    assert network.device(ann) == torch.device("cpu")
+    assert network.device(ann.to("meta")) == torch.device("meta")
+    shapes.annotate(ann)
+    assert [n.meta.get("spec") for n in ann.graph.nodes] == wanted
+    assert network.device(nn.ReLU()) == torch.device("cpu")
+
+
+def test_sums_of_sizes_are_sizes():
+    class Tiled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            n = x.shape[0]
+            return x.reshape(-1, 2) + torch.ones(1, 2).expand(n + n, 2)
+
+    ann = capture(Tiled(), torch.randn(2, 4))
+    found = {str(n.target.__name__): ops.kind(n) for n in ann.graph.nodes if "spec" not in n.meta and n.op != "output"}
+    assert len(found) > 1 and set(found.values()) == {ops.Kind.SIZE}

@@ -40,7 +40,7 @@ def test_union_has_a_row_wherever_either_changes(steps, images, seed):
 @settings(deadline=None, max_examples=100)
 @given(
     levels=st.sampled_from([Levels(0, 7), Levels(-4, 3), Levels(0, 255), Levels(-128, 127), Levels(0, 1)]),
-    slew=st.sampled_from([1, 3, 1000]),
+    slew=st.sampled_from([1, 3, 1000, 2**32]),
     shape=st.sampled_from([(3,), (70,), (5, 3, 4), (64, 7, 7), (4, 6), ()]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     theta=st.sampled_from([1.0, 0.37]),
@@ -96,6 +96,13 @@ def test_compiled_scan_is_the_torch_scan(levels, slew, shape, dtype, theta, seco
         assert torch.equal(getattr(found.moves, field), getattr(wanted.moves, field)), field
     assert torch.equal(found.codes.map, wanted.codes.map)
     assert torch.equal(whole(found.codes), whole(wanted.codes))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("slew", [2**32, 2**31, 2**70])
+def test_a_slew_beyond_all_levels_does_not_wrap(slew):
+    rows = Rows(torch.tensor([[9.0, 2.0]]), torch.zeros((1, 1), dtype=torch.int64), torch.float32)
+    assert whole(scan(rows, None, torch.tensor(1.0), Levels(0, 7), slew).codes).flatten().tolist() == [7, 2]
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")

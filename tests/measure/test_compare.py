@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from random_networks import Drawn, shuffle_statistics
 from spikezip.errors import InputError, OutputError, StageError
 from spikezip.graph import capture, network
+from spikezip.levels import Levels
 from spikezip.measure.compare import compare
 from spikezip.measure.equivalence import qann_codes
 from spikezip.morph import morph
@@ -100,6 +101,41 @@ def test_a_settled_snn_is_its_qann(qann):
     assert found.first_bad() is None
     assert all(layer.equal_from is not None and 1 < layer.equal_from <= found.steps for layer in found.layers)
     assert all(output.maximum[-1] == 0.0 and output.agree[-1] == 1.0 for output in found.outputs)
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["second", "merged with windows"])
+def test_wherever_the_batch_lies(merged):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(0, 1) if merged else x
+            x = self.two(torch.relu(self.one(x)))
+            return x.reshape(-1, 15) if merged else x.transpose(0, 1)
+
+    torch.manual_seed(0)
+    images = torch.rand(6, 5, 4)
+    ann = morph(capture(Net(), images[:2]))
+    qann = quantize(ann, 8, images)
+    found = compare(qann, spike(qann), images, batch=4)
+    assert (found.layers[0].l1[-1], found.outputs[0].maximum[-1], found.outputs[0].agree[-1]) == (0, 0, 1)
+    assert compare(ann, qann, images, batch=4).layers[0].differ == (0.0,)
+
+
+def test_more_levels_than_16_bits_hold():
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(8, 4)
+    qann = quantize(morph(capture(model, images[:1])), Levels(0, 60000), images)
+    assert compare(qann, spike(qann, slew=60000), images).layers[0].levels[-1] == 0
+
+
+def test_modules_keep_their_modes(qann):
+    gm = network.fork(qann).eval()
+    module = next(iter(dict(gm.named_children()).values())).train()
+    compare(gm, spike(qann), IMAGES[:2])
+    assert module.training and not gm.training
 
 
 def test_integer_codes_stand_for_real_values(ann, qann):

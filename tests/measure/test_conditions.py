@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from spikezip.measure import Record
 from spikezip.measure.equivalence import conditions
 from spikezip.morph import morph
 from spikezip.pipeline import SNN, convert, spike, verify
-from spikezip.quantize import Quantizer, quantize
+from spikezip.quantize import Quantizer, quantize, to_integer
 from spikezip.run import Engine
 from spikezip.spike import STBIF, Constant, Even, Pulse, Shares, SpikingNetwork
 from spikezip.spike.swap import check_qann
@@ -52,6 +53,23 @@ def test_c1_codes_without_zero_and_thresholds_that_are_not_positive(snn):
     quantizer.scale.data.fill_(0.0)
     with pytest.raises(StageError, match="a threshold must be positive and finite"):
         check_qann(qann)
+
+
+@pytest.mark.parametrize("scale", [-0.1, 0.0, math.nan, math.inf])
+@pytest.mark.parametrize("verb", [to_integer, spike])
+def test_a_scale_that_is_no_threshold_is_named(verb, scale):
+    x = torch.randn(8, 4)
+    qann = quantize(morph(capture(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), x)), 8, x)
+    name, quantizer = next((str(n.target), q) for n, q in network.modules_of(qann, Quantizer))
+    quantizer.scale.data.fill_(scale)
+    with pytest.raises(StageError, match=rf"The scale of '{name}' is .*; a threshold must be positive and finite"):
+        verb(qann)
+
+
+def test_c3_tells_of_the_run_that_was_made(snn):
+    lasting = replace(snn, encoding=Constant(), bias_encoding=Constant())
+    (evidence,) = (c.evidence for c in verify(lasting, torch.randn(2, 4), steps=3).conditions if c.id == "C3")
+    assert evidence.endswith("complete from step 3 on, of 3")
 
 
 def test_c2_what_draws_at_random(snn):

@@ -199,3 +199,14 @@ def test_a_live_one_is_refused_by_name():
         refuse_live(live, "spike")
     fold_batch_norm(live)
     refuse_live(live, "spike")
+
+
+@pytest.mark.parametrize("momentum", [0.0, None, 0.3])
+def test_live_it_follows_the_data_as_it_did(momentum):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, momentum=momentum), nn.ReLU()).eval()
+    x = torch.randn(4, 1, 5, 5)
+    live = morph(capture(model, x), Morph(batch_norm=BatchNorm.LIVE))
+    for network_ in (live, model):
+        network_.train()(x)
+    assert live.get_submodule("1").momentum == momentum
+    torch.testing.assert_close(live.get_submodule("1").running_mean, model[1].running_mean)

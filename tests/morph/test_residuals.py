@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import spikezip
@@ -13,6 +13,7 @@ from spikezip.graph import capture, network
 from spikezip.models import PaddedShortcut
 from spikezip.models.cifar_resnet import resnet20
 from spikezip.morph import Morph, Residual, morph
+from spikezip.morph.residual import _depth_above_fork
 from spikezip.quantize import quantize
 from spikezip.quantize.quantizer import Quantizer
 
@@ -145,3 +146,11 @@ def test_ms_leaves_a_shortcut_through_a_max_pool_alone():
     kept = morph(ann, Morph(residual=Residual.MS))
     assert torch.equal(kept(images), ann(images))
     assert "membrane shortcuts (MS)" not in network.note(kept, "morphed", {})
+
+
+def test_a_branch_may_be_deeper_than_pythons_stack():
+    graph = fx.Graph()
+    fork = node = graph.placeholder("x")
+    for _ in range(600):
+        node = graph.call_function(torch.ops.aten.mm.default, (node, node))
+    assert (_depth_above_fork(node, fork), _depth_above_fork(fork, node)) == (600, 0)

@@ -208,6 +208,20 @@ def test_only_relu_replaces_activations_but_not_gates():
     assert torch.equal(morph(ann)(x), model(x))
 
 
+class Guarded(nn.Module):
+    """Clamps that keep a divisor and a logarithm's argument from 0, and one that is an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) + x.clamp(min=1e-6).log() + x.clamp(0, 6) @ torch.eye(3)
+
+
+def test_only_relu_leaves_what_bounds_a_divisor_or_a_functions_argument():
+    x = torch.tensor([[0.0, 0.0, 0.0], [1.0, -2.0, 9.0]])
+    ann = morph(capture(Guarded(), x), Morph(activation=Activation.RELU))
+    assert torch.allclose(ann(x), Guarded()(x) + (x.clamp(min=0) - x.clamp(0, 6)))
+    assert operations(ann).count("relu") == 1
+
+
 # -- residuals --------------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,12 @@ def test_a_range_that_is_empty_or_without_zero_is_refused(lowest: int, highest: 
         Levels(lowest, highest)
 
 
+@pytest.mark.parametrize(("lowest", "highest"), [(0, 7.5), (0, 7.0), (-1.0, 1), (0, True), (None, 7)])
+def test_ends_are_whole_numbers(lowest, highest):
+    with pytest.raises(StageError, match=rf"levels {lowest}\.\.{highest}: give whole numbers"):
+        Levels(lowest, highest)
+
+
 def test_levels_are_a_value():
     assert Levels(0, 7) == Levels.unsigned(8)
     assert len({Levels(0, 7), Levels.unsigned(8)}) == 1

@@ -237,7 +237,14 @@ def test_stages_out_of_order(chain):
 
 @pytest.mark.parametrize(
     ("levels", "message"),
-    [(1, "at least 2"), (0, "at least 2"), (True, "is a bool"), ("8", "is a str"), (8.0, "is a float")],
+    [
+        (1, "at least 2"),
+        (0, "at least 2"),
+        (True, "is a bool"),
+        ("8", "is a str"),
+        (8.0, "is a float"),
+        (None, "is a NoneType"),
+    ],
 )
 def test_levels_that_are_none(chain, levels, message):
     with pytest.raises(StageError, match=message):
@@ -284,6 +291,9 @@ def test_calibration_of_several_inputs_takes_them_as_they_are_or_batches_of_them
     assert all(each == scales[0] for each in scales)
     for data in ((x,), x, [(x,)]):
         with pytest.raises(InputError, match="has 1 inputs; the network takes 2"):
+            quantize(ann, 8, data)
+    for data in ((x, torch.rand(200, 2)), (x[:1], y)):
+        with pytest.raises(InputError, match=r"inputs have different batch sizes: \[[61], (200|6)\]"):
             quantize(ann, 8, data)
 
 

@@ -45,6 +45,37 @@ def test_a_long_sum_of_streams_stays_on_the_grid():
     assert {e.arithmetic for e in exactness} <= {"float32", "float64"}
 
 
+def test_the_same_network_is_widened_in_the_same_order():
+    """Nodes that are to compute in float64 are taken as they stand in the graph, not as they lie in memory."""
+
+    class Functions(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(x) * torch.tanh(x) + torch.exp(-x) - F.gelu(x) * torch.cos(x).sqrt()
+
+    images = torch.linspace(-1, 1, 64).reshape(8, 8)
+    qann = quantize(morph(capture(nn.Sequential(Functions(), nn.Linear(8, 3)), images)), 8, images)
+    kept, graphs = [], set()
+    for _ in range(4):
+        kept.append(to_integer(qann))  # so that the next one lies elsewhere
+        graphs.add(str(kept[-1].graph))
+    assert len(graphs) == 1
+
+
+def test_what_is_rounded_says_to_how_many_digits():
+    class Answers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.softmax(self.two(torch.sigmoid(self.one(x))), -1)
+
+    images = torch.linspace(-1, 1, 64).reshape(16, 4)
+    qann = quantize(morph(capture(Answers(), images)), 8, images)
+    exactness = network.note(to_integer(qann), "exactness")
+    assert [e.bits for e in exactness if e.arithmetic == "rounded"] == [23, 48]
+
+
 #: What makes whole numbers or truth values of spikes, or joins them with real numbers: they are in no unit.
 WHOLE = {
     "compared": lambda h: (h > 0.3).float(),

@@ -275,6 +275,16 @@ def test_the_line_of_equal_energy_is_in_sight(make_record):
     assert drawing.figure.axes[0].get_ylim()[1] > 1
 
 
+def test_a_run_that_cost_nothing_is_drawn(make_record):
+    record = small(make_record)
+    record["energy"]["models"] = record["energy"]["models"][:1]
+    record["energy"]["models"][0]["snn_pj"] = [0.0] * 8
+    with house_style():
+        (drawing,) = energy_ratio([Run(parse_record(record, "a record"), "a", "a")])
+    assert isinstance(drawing, Drawing)
+    assert drawing.figure.axes[0].get_yscale() == "linear"
+
+
 @pytest.mark.parametrize("shares", [[0.991, 0.989, 0.986], [1.0, 1.0, 1.0], [0.501, 0.5, 0.5], [0.001, 0.0, 0.002]])
 def test_a_hair_of_accuracy_does_not_look_like_a_cliff(shares):
     record = {"format": "spikezip.record/1", "name": "a", "steps": 3, "accuracy": {"snn": shares}}

@@ -10,6 +10,7 @@ from torch import nn
 import spikezip
 from random_networks import Drawn, networks, shuffle_statistics
 from spikezip import Even, Pulse
+from spikezip.measure import choose_threshold
 from spikezip.models import resnet18, resolve
 from spikezip.models.torchvision_ops import import_timm
 from spikezip.run import Engine, Margin, Run, execute
@@ -96,6 +97,8 @@ def test_early_exit():
     assert wanted.exited_at is not None
     assert found.exited_at is not None
     assert torch.equal(found.exited_at, wanted.exited_at)
+    labels = wanted.answer.argmax(-1)
+    assert choose_threshold(execute(snn, images.cuda(), 8), labels, Margin).accuracy == 1
 
 
 def test_training_takes_place_there_and_its_network_comes_home():
@@ -111,3 +114,11 @@ def test_training_takes_place_there_and_its_network_comes_home():
     assert done.history[-1].validation["accuracy"] > 0.7
     trained = spikezip.to_integer(done.network, 8)  # type: ignore[arg-type]
     assert spikezip.verify(spikezip.spike(trained), images[:32]).equal
+
+
+def test_a_model_that_is_there_is_quantized_there():
+    torch.manual_seed(0)
+    model, images = shuffle_statistics(resnet18()).cuda(), torch.randn(8, 3, 32, 32, device="cuda")
+    qann = spikezip.quantize(spikezip.morph(spikezip.capture(model, images[:2])), 8, images)
+    assert all(tensor.is_cuda for tensor in qann.state_dict().values())
+    assert spikezip.verify(spikezip.spike(qann), images).equal

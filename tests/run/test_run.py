@@ -175,6 +175,23 @@ def test_spikes_are_the_moves_of_the_codes(plain):
         assert torch.equal(run.negative[name], (moves < 0).sum(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_whole_numbers_times_a_real_one(dtype):
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.lin(torch.relu(x * 0.3))
+
+    torch.manual_seed(0)
+    x = torch.randint(0, 9, (8, 4)).to(dtype)
+    snn = spike(quantize(morph(capture(Halved(), x[:2])), 8, x))
+    found, wanted = (execute(snn, x, 8, engine=engine) for engine in (Engine.SWEEP, Engine.REFERENCE))
+    assert torch.equal(found.logits, wanted.logits)
+
+
 def test_too_few_steps_say_so(plain):
     full = execute(spike(plain), IMAGES, 25)
     short = execute(spike(plain), IMAGES, 4)

@@ -211,6 +211,21 @@ def test_no_compiler_one_warning_same_result(monkeypatch, tmp_path):
         assert_same(sweep(snn, (images,), 20), wanted)
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_kernels_that_cannot_be_loaded_are_compiled_anew_or_left(monkeypatch, tmp_path, mended):
+    path, compiled = tmp_path / "kernels.so", []
+    path.write_bytes(b"\x7fELF that was cut off")
+    monkeypatch.setattr(native, "_compile", compiled.append)  # says that all went well, and changes nothing
+    if mended:
+        load = native._load
+        monkeypatch.setattr(native, "_load", lambda path: load(path) if not compiled else "loaded")
+        assert native._open(path) == "loaded"
+    else:
+        with pytest.warns(RuntimeWarning, match=r"could not be loaded: .*Neurons run in torch instead"):
+            assert native._open(path) is None
+    assert compiled == [path]
+
+
 def test_without_8_bit_kernels_floats_give_the_same(monkeypatch):
     from spikezip.kernels import synapse
 

@@ -75,6 +75,11 @@ def test_slew_limits_a_step_both_ways():
     assert neuron(torch.tensor([9.0, -9.0, 2.0, 1.0]), torch.tensor([0.0, 7.0, 0.0, 1.0])).tolist() == [3, 4, 2, 1]
 
 
+def test_a_slew_beyond_all_levels_limits_nothing():
+    neuron = STBIF(Levels(-4, 7), torch.tensor(1.0), slew=2**70)
+    assert neuron(torch.tensor([9.0, -9.0]), torch.tensor([-4.0, 7.0])).tolist() == [7, -4]
+
+
 @pytest.mark.parametrize(
     ("levels", "slew", "steps"),
     [(Levels(0, 7), 1, 7), (Levels(0, 7), 2, 4), (Levels(-4, 3), 7, 1), (Levels(0, 7), 99, 1)],

@@ -28,6 +28,7 @@ from spikezip.train import (
     Trajectory,
     train,
 )
+from spikezip.train.features import distance
 from spikezip.train.recipe import check_recipe
 
 CLASSES = 4
@@ -70,7 +71,8 @@ def activations(network, images):
 
 
 def by_hand(held, wanted):
-    return sum(float(((h - w) ** 2).sum() / (w**2).sum()) for h, w in zip(held, wanted, strict=True)) / len(wanted)
+    parts = [(((h - w) ** 2).flatten(1).sum(1), (w**2).flatten(1).sum(1)) for h, w in zip(held, wanted, strict=True)]
+    return sum(float((away / size).mean()) for away, size in parts) / len(parts)
 
 
 def criterion(features: float) -> CrossEntropy:
@@ -87,6 +89,41 @@ def test_qat_adds_the_relative_distance_of_every_layer(nets):
     assert 0.001 < wanted < 0.5
     assert float(numbers["features"]) == pytest.approx(wanted, rel=1e-5)
     assert float((losses[3.0] - losses[0.0]).detach()) == pytest.approx(3 * wanted, rel=1e-4)
+
+
+class Anywhere(nn.Module):
+    """Images in the second dimension, merged with others and alone, as the slower index and as the faster."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(18, CLASSES)
+
+    def forward(self, x):
+        tokens = torch.relu(self.one(x.transpose(0, 1)))
+        slower = torch.relu(self.two(tokens.transpose(0, 1).reshape(-1, 6)))
+        return self.head(torch.relu(self.two(slower.reshape(-1, 3, 6).transpose(0, 1).reshape(-1, 6)))
+                         .reshape(3, -1, 6).transpose(0, 1).flatten(1))  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [Net(), Anywhere()], ids=["images first", "anywhere"])
+def test_features_do_not_depend_on_how_a_batch_is_cut(model):
+    torch.manual_seed(0)
+    images = torch.randn(8, *((1, 4, 4) if isinstance(model, Net) else (3, 4)))
+    images[3] = 0
+    ann = morph(capture(model, images[:2]))
+    objective = QAT(criterion(1.0), teacher=ann)
+    module, labels = objective.module(quantize(ann, Levels(0, 3), images)), torch.arange(8) % CLASSES
+    whole = float(objective.loss(module, images, labels)[1]["features"])
+    parts = [float(objective.loss(module, images[i : i + 2], labels[i : i + 2])[1]["features"]) for i in (0, 2, 4, 6)]
+    assert whole == pytest.approx(sum(parts) / 4, rel=1e-5)
+
+
+def test_a_sample_of_which_nothing_is_wanted_says_nothing():
+    found, wanted = torch.ones(2, 3, requires_grad=True), torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]])
+    apart = distance((found,), (wanted,))
+    assert float(apart.detach()) == 0.125
+    apart.backward()
+    assert found.grad.tolist() == [[0.0] * 3, [pytest.approx(-1 / 12)] * 3]
 
 
 def test_pet_compares_the_main_path(nets):

@@ -14,7 +14,12 @@ from torch import Tensor, fx, nn
 from training_nets import chain, classes_apart, clusters, pet_plan, residual, residual_data, same, small_data
 
 from spikezip.errors import DataError, RecipeError, StageError, UnknownNameError
+from spikezip.export import load_bundle, save_bundle
+from spikezip.graph import capture
 from spikezip.levels import Levels
+from spikezip.morph import morph
+from spikezip.quantize import Quantizer, quantize
+from spikezip.spike import spike
 from spikezip.train import (
     PET,
     QAT,
@@ -30,6 +35,7 @@ from spikezip.train import (
     Lines,
     MainLabels,
     PETLoss,
+    Plan,
     Precision,
     ProgressBar,
     StepDone,
@@ -443,3 +449,27 @@ def test_a_soup_is_the_mean_of_networks():
         soup([one, nn.Sequential(OrderedDict([*one.named_children(), ("more", nn.Linear(3, 3))]))])
     with pytest.raises(StageError, match="one network or more"):
         soup([])
+
+
+class TokensFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.inner(x.transpose(0, 1))).mean(0))
+
+
+def test_accumulation_takes_the_same_steps_where_images_are_no_first_dimension(tmp_path: Path):
+    torch.manual_seed(0)
+    images, labels = torch.rand(16, 5, 4), torch.arange(16) % 3
+    qann = quantize(morph(capture(TokensFirst(), images[:2])), 4, images)
+    again = load_bundle(save_bundle(qann, tmp_path / "qann.spikezip"))
+    settled = spike(qann).qann.requires_grad_(True)
+    found = []
+    for network in (qann, again, settled):
+        for n in (1, 8):
+            plan = Plan(QAT(), batch=16, accumulate=n, optimizer=SGD(0.5, scale_rate=1.0), validation_split=None)
+            done = train(network, TensorBatches(images, labels), plan).network
+            found += [float(m.scale.detach()) for m in done.modules() if isinstance(m, Quantizer)]
+    assert found == pytest.approx([found[0]] * 6, rel=1e-6)

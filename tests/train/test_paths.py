@@ -14,7 +14,7 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Constant, Even, Pulse
-from spikezip.train import random_precision, unroll
+from spikezip.train import PET, random_precision, unroll
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
 from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
 
@@ -316,3 +316,9 @@ def test_bfloat16_drives_keep_their_type():
     out.sum().backward()
     assert quantizer.scale.grad is not None
     assert quantizer.scale.grad.dtype == torch.float32
+
+
+def test_paths_that_differ_in_their_release_alone_are_logged_apart():
+    objective = PET((Rescaled(4), Rescaled(4, 8)))
+    _, numbers = objective.loss(objective.module(chain()), torch.randn(4, 6), torch.arange(4) % 3)
+    assert {"loss/rescaled4", "loss/rescaled4of8"} <= numbers.keys()

@@ -152,6 +152,8 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"train_split": "test", "validation_split": "test"}, r"share images.*validation_split: null"),
         ({"epochs": True}, r"epochs: true and false mean nothing here \(given: True\)"),
         ({"optimizer": {"sgd": {"rate": True}}}, r"optimizer\.sgd\.rate: true and false mean nothing"),
+        ({"stage": "trajectory", "steps": [0, 0]}, r"steps and settled are all 0: nothing would be trained"),
+        ({"stage": "trajectory", "steps": []}, r"stage trajectory needs 'steps'"),
         ({"stage": "trajectory", "steps": [0, True]}, r"steps: true and false mean nothing"),
         ({"paths": [{"capped": 2}, {"capped": 2}]}, r"the same path is there twice"),
         ({"paths": [{"capped": 8}]}, r"capped: 8 is above the greatest code, 7"),

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from training_nets import chain, pet_plan, resumable_plan, same, small_data
 
 from spikezip.errors import BundleError, OutputError, RecipeError
 from spikezip.levels import Levels
-from spikezip.train import SGD, Cooldown, Event, StepDone, finetune, train
+from spikezip.train import QAT, SGD, Cooldown, CrossEntropy, Distil, Event, Plan, StepDone, finetune, train
+from spikezip.train import checkpoint as files
 from spikezip.train.checkpoint import Checkpoint, read, write
+from spikezip.train.plan import describe
 
 CHILD = """
 import os, signal, sys
@@ -103,6 +107,45 @@ def test_what_changes_no_result_may_change_on_the_way(tmp_path: Path):
     train(chain(), small_data(), pet_plan(epochs=1, accumulate=2, log_every=3, compile=True), out=tmp_path, resume=True)
 
 
+class Own:
+    """A user's own objective, which keeps what it trains."""
+
+    def __init__(self, weight: float):
+        self.weight, self.kept = weight, None
+
+    def module(self, network: nn.Module) -> nn.Module:
+        self.kept = network
+        return network
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor):
+        loss, numbers = CrossEntropy()(module(images), labels)
+        return self.weight * loss, numbers
+
+
+def test_an_objective_of_ones_own_is_known_again(tmp_path: Path):
+    plan = pet_plan(epochs=1, objective=Own(2.0))
+    train(chain(), small_data(), plan, out=tmp_path)
+    for same_plan in (plan, pet_plan(epochs=1, objective=Own(2.0))):
+        train(chain(), small_data(), same_plan, out=tmp_path, resume=True)
+    assert describe(plan)["objective"] == {"type": "Own", "weight": 2.0}
+    with pytest.raises(BundleError, match="another plan: objective"):
+        train(chain(), small_data(), pet_plan(epochs=1, objective=Own(3.0)), out=tmp_path, resume=True)
+
+
+def test_teachers_are_told_apart_by_their_weights(tmp_path: Path):
+    def plan(seed: int) -> Plan:
+        return pet_plan(epochs=1, objective=QAT(CrossEntropy(distil=Distil()), chain(seed=seed)))
+
+    train(chain(), small_data(), plan(1), out=tmp_path)
+    train(chain(), small_data(), plan(1), out=tmp_path, resume=True)
+    with pytest.raises(BundleError, match="another plan: objective"):
+        train(chain(), small_data(), plan(2), out=tmp_path, resume=True)
+    before = read(tmp_path / "checkpoint.safetensors")  # as it was written when weights were not told apart
+    before.facts["plan"]["objective"]["teacher"] = type(chain()).__name__
+    write(before, tmp_path / "checkpoint.safetensors")
+    train(chain(), small_data(), plan(2), out=tmp_path, resume=True)
+
+
 def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):
     plan = pet_plan(epochs=1)
     train(chain(), small_data(), plan, out=tmp_path)
@@ -159,3 +202,13 @@ def test_what_an_earlier_run_left_goes_before_a_new_one_begins(tmp_path: Path):
     with pytest.raises(RecipeError, match="training has diverged"):
         train(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OutputError, match=r"checkpoint' cannot be written: .*No space left.*has room"):
+        write(Checkpoint({}, {}), tmp_path / "checkpoint")
+    assert not list(tmp_path.iterdir())

@@ -273,6 +273,9 @@ def test_a_penalty_lowers_spikes_and_what_is_left_to_settle():
 def test_what_is_refused():
     with pytest.raises(RecipeError, match=r"weights=\(\)"):
         Trajectory(())
+    for code in (-2, 0.5, True):
+        with pytest.raises(RecipeError, match=r"initial_code=.*a whole number, 0 or more"):
+            Trajectory((0, 1), initial_code=code)
     with pytest.raises(RecipeError, match="nothing would be trained"):
         Trajectory((0, 0))
     with pytest.raises(StageError, match="whole number of steps"):

@@ -122,7 +122,15 @@ class StepLoop(fx.Interpreter):
 
 
 class LayerLoop(StepLoop):
-    """Layer by layer: every operation once, on the spikes of all steps folded into the batch."""
+    """Layer by layer: every operation once, on the spikes of all steps folded into the batch.
+
+    Args:
+        snn: the network; its input all at the first step.
+        make: from each layer of neurons what computes it, all steps ``[T, B, ...]`` in one call.
+    """
+
+    def __init__(self, snn: SpikingNetwork, make: Callable[[STBIF], Layer]):
+        super().__init__(snn, make)
 
     @torch.no_grad()
     def outputs(self, images: Tensor, steps: int) -> Tensor:

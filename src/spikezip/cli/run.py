@@ -98,6 +98,7 @@ def command(
     import spikezip
     from spikezip.cli.sources import check_answers, open_ann, open_for
     from spikezip.run import Engine
+    from spikezip.spike import Constant
 
     models = [read_model(text) for text in energy_model or ()]
     with output_file(out, overwrite) as draft:
@@ -111,8 +112,9 @@ def command(
         rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
         certificate = None
         if verify:
+            lasts = Constant() in (snn.encoding, snn.bias_encoding)  # as long as the run; others until all has settled
             with screen.counting(len(images), "verifying") as done:
-                certificate = spikezip.verify(snn, images, on_batch=done)
+                certificate = spikezip.verify(snn, images, steps=steps if lasts else None, on_batch=done)
         priced = min(energy_images, len(images))
         tasks = ((len(images), "running"), (priced, "counting operations"))
         with screen.counting_each(*tasks) as (done, counted):
@@ -222,7 +224,10 @@ def show(record: dict[str, Any]) -> None:
         )
     settled = record.get("settled")
     if settled:
-        screen.say(f"{settled['outcome']}: {_SETTLED[settled['outcome']]}.")
+        said = _SETTLED[settled["outcome"]]
+        if settled["outcome"] == "SETTLED" and not record.get("exactness") and record.get("engine") != "reference":
+            said += " but for the rounding of floats (--engine reference has none)"
+        screen.say(f"{settled['outcome']}: {said}.")
         if settled.get("t_eq_max") is not None:
             bound = settled.get("bound")
             screen.say(f"T_eq: mean {settled['t_eq_mean']:.2f}, max {settled['t_eq_max']}, static bound {bound}.")

@@ -17,6 +17,15 @@ EXIT_DIFFERENT = 1
 def command(
     bundle: options.BundleArgument,
     data: options.DataOption,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            min=1,
+            show_default=False,
+            help="Time steps at most; by default as many as the static bound allows. A constant encoding needs them.",
+        ),
+    ] = None,
     limit: options.LimitOption = None,
     split: options.SplitOption = "test",
     out: Annotated[Path, typer.Option("--out", help="The certificate to write.")] = Path("certificate.json"),
@@ -39,7 +48,7 @@ def command(
         snn = spikezip.load(bundle)
         images, _ = open_for(snn, data, data_root).tensors(split, limit)
         with screen.counting(len(images), "verifying") as done:
-            certificate = spikezip.verify(snn, images, on_batch=done)
+            certificate = spikezip.verify(snn, images, steps=steps, on_batch=done)
         certificate.save(draft)
         found = json.loads(draft.read_text())
     show(found)

@@ -82,8 +82,6 @@ def save_bundle(
             _read(draft)
     except BundleError as problem:
         raise StageError(f"This network cannot be saved: {problem}.") from None
-    except SafetensorError as reason:
-        raise OutputError(f"'{target}' cannot be written: {reason}. Give another place.") from reason
     return target
 
 
@@ -220,6 +218,8 @@ def _rebuild(document: dict[str, Any], tensors: dict[str, Any]) -> SpikingNetwor
     for node, _ in (*network.modules_of(gm, STBIF), *network.modules_of(gm, Quantizer)):
         if network.spec(node).dtype.is_complex:
             raise BundleError(f"the neurons {str(node.target)!r} receive complex numbers")
+    for node, quantizer in network.modules_of(gm, Quantizer):
+        quantizer.batch_dim = network.spec(node).batch_dim or 0
     for node, neuron in network.modules_of(gm, STBIF):
         if neuron.initial_codes is not None and neuron.initial_codes.shape != tracer_shape(network.spec(node)):
             raise BundleError(f"the initial codes of {str(node.target)!r} do not have the shape of its tracers")

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.proxy_tensor import py_sym_types
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -110,6 +111,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     with quiet():
         module = program.module(check_guards=False)
     graph_module = _own(module)
+    _mark_cumulative(graph_module, model)
     _normalise(graph_module)
     purity.refuse_impure(graph_module)
     network.mark(graph_module, Stage.ANN, [InputSpec.of(x) for x in examples])
@@ -162,11 +164,11 @@ def _digits(x: Tensor) -> str:
 @torch.no_grad()
 def _check_answers(model: nn.Module, ann: fx.GraphModule) -> None:
     """Raise CaptureError unless the model gives the graph's outputs, the first time and the second."""
-    generator = torch.Generator().manual_seed(1)
+    generator, device = torch.Generator().manual_seed(1), network.device(ann)
     inputs = [
-        torch.randn((2, *s.shape), generator=generator).to(s.dtype)
+        torch.randn((2, *s.shape), generator=generator).to(device, s.dtype)
         if s.dtype.is_floating_point
-        else torch.randint(0, 2, (2, *s.shape), generator=generator).to(s.dtype)
+        else torch.randint(0, 2, (2, *s.shape), generator=generator).to(device, s.dtype)
         for s in network.info(ann).inputs
     ]
     (wanted, beside), (again, beside_again) = (_sorted_out(_leaves(model, inputs)) for _ in range(2))
@@ -350,6 +352,14 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
         values[node] = new
     owned.graph = graph
     return owned
+
+
+def _mark_cumulative(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Mark what a BatchNorm of momentum None made: its average over all batches reads as a momentum of 0 in a graph."""
+    norms = {name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.momentum is None}
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.meta["origin"] in norms:
+            node.meta["cumulative"] = True
 
 
 def _author_name(node: fx.Node) -> str:

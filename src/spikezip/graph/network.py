@@ -178,6 +178,11 @@ def outputs(gm: fx.GraphModule) -> tuple[fx.Node, ...]:
     return (result,) if isinstance(result, fx.Node) else tuple(result)  # type: ignore[arg-type]
 
 
+def device(gm: nn.Module) -> torch.device:
+    """Where a network's tensors are; the CPU if it has none."""
+    return next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
+
+
 def get_tensor(gm: nn.Module, target: Any) -> Tensor:
     """The parameter or buffer under a dotted name."""
     path, _, leaf = str(target).rpartition(".")

@@ -79,11 +79,11 @@ _INTEGER_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floord
 def kind(node: fx.Node) -> Kind:
     """The kind of a call_function node (quantizers and inputs are not operations)."""
     target = node.target
-    sizes = "spec" not in node.meta and target is not operator.getitem and not _returns_tensors(target)
-    if target in _INTEGER_ARITHMETIC or sizes:
-        name = _name(target)
-        return _KINDS.get(name, Kind.SIZE) if name in _KINDS else Kind.SIZE
     name = _name(target)
+    if target in _INTEGER_ARITHMETIC:
+        return Kind.SIZE
+    if "spec" not in node.meta and target is not operator.getitem and not _returns_tensors(target):
+        return _KINDS.get(name, Kind.SIZE)
     if name == "mul":
         streams = [a for a in node.args[:2] if isinstance(a, fx.Node) and not is_constant(a)]
         return Kind.PRODUCT if len(streams) == 2 else Kind.SCALE
@@ -178,3 +178,37 @@ def out_channel_dim(node: fx.Node) -> int:
     """The dimension of the weight that runs over output channels (within a group, for transposed convolutions)."""
     name = _name(node.target)
     return 1 if name.startswith("conv_transpose") else -1 if name in ("addmm", "mm", "matmul", "bmm") else 0
+
+
+def only_divides(node: fx.Node) -> bool:
+    """Whether a value is read as a divisor alone, as the clamped norm in ``x / max(|x|, eps)``: rounded to 0 it would
+    make infinities, so it stays as it is. It may be scaled, or its root taken, on the way."""
+    return bool(node.users) and all(_leads_to_division(user, node) for user in node.users)
+
+
+def _leads_to_division(user: fx.Node, node: fx.Node) -> bool:
+    name = _name(user.target) if user.op == "call_function" else ""
+    if name in ("reciprocal", "rsqrt") or (name == "div" and user.args[1] is node and user.args[0] is not node):
+        return True
+    passes = user.op == "call_function" and (kind(user) in (Kind.SHAPE, Kind.SCALE) or name == "sqrt")
+    return passes and "spec" in user.meta and only_divides(user)
+
+
+def limits_functions(node: fx.Node) -> bool:
+    """Whether a value is limited by a clamp that is no ReLU, and then read by general functions alone, as a mask before
+    a softmax is: no synapse asks for spikes there, and the mask's numbers would coarsen the others'."""
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    if _name(node.target) not in ("clamp", "clamp_min") or low == 0:
+        return False
+    todo, seen = list(node.users), set()
+    while todo:
+        user = todo.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        found = kind(user) if user.op == "call_function" else None
+        if found in (Kind.SHAPE, Kind.SCALE, Kind.SUM):
+            todo.extend(user.users)
+        elif found is not Kind.ANALOG:
+            return False
+    return bool(seen)

@@ -65,12 +65,12 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     slowest index of its dimension, the node is marked (see :class:`Spec`).
     """
     specs = network.info(gm).inputs
-    generator = torch.Generator().manual_seed(0)
+    generator, device = torch.Generator().manual_seed(0), network.device(gm)
 
     def draw(s: InputSpec) -> Tensor:
         if s.dtype.is_floating_point:
-            return torch.randn((1, *s.shape), generator=generator).to(s.dtype)
-        return torch.randint(0, 2, (1, *s.shape), generator=generator).to(s.dtype)
+            return torch.randn((1, *s.shape), generator=generator).to(device, s.dtype)
+        return torch.randint(0, 2, (1, *s.shape), generator=generator).to(device, s.dtype)
 
     shared, first, second = ([draw(s) for s in specs] for _ in range(3))
     first = [-8 * x.abs() if x.is_floating_point() else x for x in first]

@@ -46,12 +46,13 @@ def annotate(gm: fx.GraphModule, *, anew: bool = True) -> None:
 def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[fx.Node, Tensor]:
     """Tensors without values, one per node; ``only`` these, from what is known of the others."""
     found: dict[fx.Node, Tensor] = {}
+    device = network.device(gm)
 
     class Shapes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             known = n.meta.get("spec")
             if only is not None and n not in only and isinstance(known, Spec) and n.op == "call_function":
-                return torch.empty(_for_batch(known, batch), dtype=known.dtype)
+                return torch.empty(_for_batch(known, batch), dtype=known.dtype, device=device)
             try:
                 result = super().run_node(n)
             except Exception as error:
@@ -63,7 +64,7 @@ def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[f
             return result
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        inputs = [torch.empty((batch, *s.shape), dtype=s.dtype) for s in network.info(gm).inputs]
+        inputs = [torch.empty((batch, *s.shape), dtype=s.dtype, device=device) for s in network.info(gm).inputs]
         interpreter = Shapes(gm)
         interpreter.extra_traceback = False
         interpreter.run(*inputs)

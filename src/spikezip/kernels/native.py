@@ -88,9 +88,14 @@ def library(build: bool = True) -> ctypes.CDLL | None:
 
 
 def _open(path: Path) -> ctypes.CDLL | None:
-    problem = None if path.exists() else _compile(path)
-    if problem is None:
-        return _load(path)
+    problem: str | None = None
+    for anew in (False, True) if path.exists() else (True,):  # a file that is damaged, or another system's, is replaced
+        problem = _compile(path) if anew else None
+        if problem is None:
+            try:
+                return _load(path)
+            except (OSError, AttributeError) as reason:
+                problem = f"spikezip's kernels could not be loaded: {reason}."
     warnings.warn(
         f"{problem} Neurons run in torch instead: the same spikes, more slowly.", RuntimeWarning, stacklevel=3
     )
@@ -193,8 +198,8 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     assert found is not None
     made = found.spikezip_scan(
         ctypes.addressof(packed), len(terms), dtype == torch.float64, steps, images, neurons, period, theta,
-        levels.lowest, levels.highest, slew, _address(begin), out.data_ptr(), map.data_ptr(), spikes.data_ptr(),
-        negative.data_ptr(), behind.data_ptr(), last.data_ptr(),
+        levels.lowest, levels.highest, min(slew, levels.range), _address(begin), out.data_ptr(), map.data_ptr(),
+        spikes.data_ptr(), negative.data_ptr(), behind.data_ptr(), last.data_ptr(),
     )  # fmt: skip
     return Found(out[:made], map, spikes, negative, behind, last if levels.storage is torch.int8 else None)
 

@@ -284,9 +284,10 @@ def conditions(snn: SpikingNetwork, engine: Engine | None = None, steps: int | N
     except CaptureError as error:
         c2, pure = False, str(error)
     snn.graph.graph.lint()
-    steps = max(steps or 1, snn.t_off(1) + snn.bound + 1)
+    most = max(steps or 1, snn.t_off(1) + snn.bound + 1)  # looked at beyond the run too
+    c3 = _is_delivered(snn.encoding, most) and _is_delivered(snn.bias_encoding, most)
+    steps = steps or most
     t_off = snn.t_off(steps)
-    c3 = _is_delivered(snn.encoding, steps) and _is_delivered(snn.bias_encoding, steps)
     c5 = all(
         isinstance(n, STBIF) and n.slew >= 1 and q.levels == n.levels
         for (_, n), (_, q) in zip(layers, network.modules_of(snn.qann, Quantizer), strict=True)

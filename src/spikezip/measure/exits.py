@@ -161,7 +161,8 @@ def choose_threshold(
         if not within:
             raise InputError(f"mean_step={mean_step}: no image can leave before step 1. Ask for 1 or more.")
         return max(within, key=lambda point: (point.accuracy, -point.mean_step))
-    wanted = float((run.answer.argmax(-1) == labels).double().mean()) - lost
+    answers = run.answer.argmax(-1)
+    wanted = float((answers == labels.to(answers.device)).double().mean()) - lost
     within = [point for point in curve if point.accuracy >= wanted - 1e-12]
     return min(within or [curve[-1]], key=lambda point: (point.mean_step, -point.accuracy))
 

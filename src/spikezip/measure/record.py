@@ -240,6 +240,7 @@ class _Tally:
             truth = outputs[0].argmax(-1)
             self.agree += (answers == truth).sum(1).cpu()
             if labels is not None:
+                labels = labels.to(answers.device)
                 self.right += (answers == labels).sum(1).cpu()
                 self.qann_right += int((truth == labels).sum())
                 if ann is not None:

@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from spikezip.errors import OutputError
 
 
@@ -23,7 +25,7 @@ def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
         If the block raises, ``target`` is as it was and nothing is left beside it. Modes are those of any new file.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or its disk is full.
     """
     draft = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
@@ -34,9 +36,10 @@ def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(draft, target)
-    except OSError as reason:
+    except (OSError, SafetensorError) as reason:
         raise OutputError(
-            f"'{target}' cannot be written: {reason.strerror}. Give a place that you may write to."
+            f"'{target}' cannot be written: {getattr(reason, 'strerror', None) or reason}. Give a place that you may "
+            "write to and that has room."
         ) from reason
     finally:
         with contextlib.suppress(OSError):

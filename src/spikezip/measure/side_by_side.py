@@ -11,10 +11,12 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
 from spikezip.graph import network
+from spikezip.graph.quiet import evaluating
 from spikezip.levels import Levels
 from spikezip.quantize.insert import insert_quantizers
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, execute
+from spikezip.run.step import images_first, outputs_first
 from spikezip.spike.swap import SpikingNetwork
 
 
@@ -53,6 +55,7 @@ def tap(ann: fx.GraphModule, strict: bool) -> fx.GraphModule:
 def read_network(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Reading:
     """What every quantizer (of a QANN) or tap (of an ANN) held."""
     found: dict[str, Layer] = {}
+    images = inputs[0].shape[0]
     integer = bool(network.note(gm, "weight_bits"))
 
     class Read(fx.Interpreter):
@@ -61,16 +64,17 @@ def read_network(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Reading:
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n.op == "call_module":
-                module, dim = self.fetch_attr(str(n.target)), network.spec(n).batch_dim or 0
+                module, spec = self.fetch_attr(str(n.target)), network.spec(n)
                 if isinstance(module, Quantizer):
-                    codes = module.codes(self.fetch_args_kwargs_from_env(n)[0][0]).movedim(dim, 0).unsqueeze(0)
-                    found[str(n.target)] = Layer(codes, module.levels, float(module.scale.detach()), integer)
+                    drive, scale = self.fetch_args_kwargs_from_env(n)[0][0], float(module.scale.detach())
+                    codes = images_first(module.codes(drive), spec, images).unsqueeze(0)
+                    found[str(n.target)] = Layer(codes, module.levels, scale, integer)
                 elif isinstance(module, nn.ReLU | nn.Identity):
-                    found[str(n.target)] = Layer(value.movedim(dim, 0).unsqueeze(0))
+                    found[str(n.target)] = Layer(images_first(value, spec, images).unsqueeze(0))
             return value
 
-    result = Read(gm.eval() if not gm.training else network.fork(gm).eval()).run(*inputs)
-    outputs = result if isinstance(result, tuple) else (result,)
+    with evaluating(gm):
+        outputs = outputs_first(gm, Read(gm).run(*inputs), images)
     return Reading(found, tuple(o.unsqueeze(0) for o in outputs))
 
 
@@ -78,11 +82,12 @@ def read_snn(snn: SpikingNetwork, inputs: tuple[Tensor, ...], steps: int, engine
     """Every layer's tracers at every step."""
     seen: dict[str, Tensor] = {}
     images = inputs[0].shape[0]
+    kinds = {name: neuron.levels.storage for name, neuron in snn.layers}
 
     def observe(name: str, t: int, which: Tensor, codes: Tensor) -> None:
         if name not in seen:
-            seen[name] = codes.new_zeros((steps, images, *codes.shape[2:]), dtype=torch.int16)
-        seen[name][t - 1 : t - 1 + codes.shape[0], which.to(codes.device)] = codes.to(torch.int16)
+            seen[name] = codes.new_zeros((steps, images, *codes.shape[2:]), dtype=kinds[name])
+        seen[name][t - 1 : t - 1 + codes.shape[0], which.to(codes.device)] = codes.to(kinds[name])
 
     run = execute(snn, inputs, steps, engine=engine, batch=images, stop=False, observe=observe)
     integer = bool(network.note(snn.graph, "weight_bits"))

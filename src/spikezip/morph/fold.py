@@ -73,7 +73,8 @@ def keep_batch_norm(gm: fx.GraphModule) -> int:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         kind = _MODULES[len(network.spec(source).shape)]
-        module = kind(len(mean), float(eps), float(momentum) or None).to(mean.dtype).eval()  # type: ignore[arg-type]
+        rate = None if node.meta.get("cumulative") else float(momentum)  # type: ignore[arg-type]
+        module = kind(len(mean), float(eps), rate).to(mean.dtype).eval()  # type: ignore[arg-type]
         values = {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": var}
         for name, value in values.items():
             if value is not None:

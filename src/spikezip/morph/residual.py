@@ -176,17 +176,17 @@ def _depth_above_fork(node: fx.Node, other: fx.Node) -> int:
     """Synaptic operations on the way from ``node`` up to the first value that ``other`` also comes from."""
     common = _ancestors(other)
     depth: dict[fx.Node, int] = {}
-
-    def visit(n: fx.Node) -> int:
-        if n in common or ops.is_constant(n):
-            return 0
-        if n not in depth:
-            depth[n] = 0
-            here = int(n.op == "call_function" and ops.kind(n) is Kind.SYNAPTIC)
-            depth[n] = here + max((visit(i) for i in n.all_input_nodes), default=0)
-        return depth[n]
-
-    return visit(node)
+    todo = [node]  # iterative: graphs may be deeper than Python's stack
+    while todo:
+        n = todo[-1]
+        ends = n in common or ops.is_constant(n)
+        missing = [] if ends else [i for i in n.all_input_nodes if i not in depth]
+        if not missing:
+            here = int(not ends and n.op == "call_function" and ops.kind(n) is Kind.SYNAPTIC)
+            depth[n] = here + (0 if ends else max((depth[i] for i in n.all_input_nodes), default=0))
+            todo.pop()
+        todo.extend(missing)
+    return depth[node]
 
 
 def _synaptic_depth(node: fx.Node) -> bool:

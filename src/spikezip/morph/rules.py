@@ -67,7 +67,8 @@ def spell_attention(gm: fx.GraphModule) -> int:
             scores = make(_aten.mul.Tensor, make(_aten.matmul.default, q, make(_aten.transpose.int, k, -2, -1)), scale)
             mask, visible = given.get("attn_mask"), None
             if given.get("is_causal"):
-                hidden = torch.full((tokens, sources), float("-inf")).triu(1).to(q.meta["spec"].dtype)
+                hidden = torch.full((tokens, sources), float("-inf"), device=network.device(gm)).triu(1)
+                hidden = hidden.to(q.meta["spec"].dtype)
                 mask = rewrite.new_constant(gm, f"{network.origin(node)}.causal_mask", hidden, like=node)
             elif isinstance(mask, fx.Node):
                 visible = _hiding_rows(mask, make)
@@ -77,7 +78,7 @@ def spell_attention(gm: fx.GraphModule) -> int:
                         scores = make(_aten.where.ScalarOther, mask, scores, float("-inf"))
                         mask = None
                     else:
-                        hidden = torch.zeros(stored.shape, dtype=q.meta["spec"].dtype)
+                        hidden = torch.zeros_like(stored, dtype=q.meta["spec"].dtype)
                         hidden = hidden.masked_fill(~stored, float("-inf"))
                         mask = rewrite.new_constant(gm, f"{network.origin(node)}.mask", hidden, like=node)
             if mask is not None:
@@ -156,6 +157,8 @@ def only_relu(gm: fx.GraphModule) -> int:
         if node.op == "call_function" and "spec" in node.meta and ops.kind(node) is Kind.ACTIVATION:
             if network.op_name(node) in ("sigmoid", "hardsigmoid", "tanh"):
                 continue  # gates, not activations: a ReLU in a squeeze-excitation would not be a gate
+            if ops.only_divides(node) or ops.limits_functions(node):
+                continue  # keeps a divisor or a function's argument within bounds, which a ReLU would not
             with gm.graph.inserting_before(node):
                 new = rewrite.call(gm, _aten.relu.default, (node.args[0],), like=node)
             rewrite.replace(node, new)

@@ -73,7 +73,7 @@ def _sum_and_sizes(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int | Te
         rest = [*node.args[2:], *[[], 0, False, True, None][len(node.args) - 2 :]]
         kernel = _each(node.args[1], dims)  # type: ignore[misc]
         stride, padding = _each(rest[0], dims) or kernel, _each(rest[1], dims)
-        ones = torch.ones(1, *before.shape[1:], dtype=torch.float64)
+        ones = torch.ones(1, *before.shape[1:], dtype=torch.float64, device=network.device(gm))
         target: Any = node.target
         share = target(ones, *node.args[1:])
         whole = _total(ones, kernel, stride, padding, bool(rest[2]))

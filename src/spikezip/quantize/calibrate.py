@@ -87,6 +87,8 @@ def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list
             continue
         for spec, x in zip(specs, inputs, strict=True):
             spec.check(x, "calibration data")
+        if len({x.shape[0] for x in inputs}) > 1:
+            raise InputError(f"Calibration inputs have different batch sizes: {[x.shape[0] for x in inputs]}.")
         inputs = tuple(x[: limit - count] for x in inputs)
         count += inputs[0].shape[0]
         chunks.extend(zip(*(x.split(_CHUNK) for x in inputs), strict=True))

@@ -53,7 +53,7 @@ def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> t
     """
     grids = Grids(gm, all_nodes=False)
     report: list[Exactness] = []
-    wide: set[fx.Node] = set()
+    wide: dict[fx.Node, None] = {}  # in the graph's order, which a set has not
     fixed: dict[fx.Node, fx.Node] = {}
     for node in list(gm.graph.nodes):
         for operand in _exits(gm, node):
@@ -61,21 +61,22 @@ def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> t
                 if operand not in fixed:
                     fixed[operand] = _fix(gm, operand, reaches.get(operand), output=node.op == "output")
                     grids.add(fixed[operand])
-                    report.append(Exactness(network.origin(operand), network.op_name(operand), 24.0, "rounded"))
+                    bits = math.log2(gm.get_submodule(str(fixed[operand].target)).limit)  # type: ignore[arg-type]
+                    report.append(Exactness(network.origin(operand), network.op_name(operand), bits, "rounded"))
                 node.replace_input_with(operand, fixed[operand])
         grid = grids.add(node)
         if not _computes(node):
             continue
         kind = ops.kind(node)
         if grid is None:
-            wide.add(node)
+            wide[node] = None
             if kind is Kind.SYNAPTIC:
                 report.append(Exactness(network.origin(node), network.op_name(node), math.inf, "inexact"))
         elif kind in _ARITHMETIC or network.op_name(node) in ("leaky_relu", "prelu"):
             arithmetic = "float32" if grid.bits < FLOAT32_BITS else "float64"
             report.append(Exactness(network.origin(node), network.op_name(node), round(grid.bits, 2), arithmetic))
             if arithmetic == "float64":
-                wide.add(node)
+                wide[node] = None
     for node in wide:
         _widen(gm, node)
     if wide:
@@ -151,7 +152,7 @@ def _widen(gm: fx.GraphModule, node: fx.Node) -> None:
         node.replace_input_with(operand, new)
 
 
-def _narrow(gm: fx.GraphModule, wide: set[fx.Node]) -> None:
+def _narrow(gm: fx.GraphModule, wide: Collection[fx.Node]) -> None:
     """Behind each neuron, before an operation that stays in float32, and at the outputs, values lose their width."""
     dtype = next((s.dtype for s in network.info(gm).inputs if s.dtype.is_floating_point), torch.float32)
     double = set(wide)

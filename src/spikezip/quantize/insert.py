@@ -15,7 +15,7 @@ from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.quantize.calibrate import LIMIT, calibrate, gather
 from spikezip.quantize.correct import distance
-from spikezip.quantize.place import Carriers, limits_functions, needs_neuron, never_negative, only_divides
+from spikezip.quantize.place import Carriers, needs_neuron, never_negative
 from spikezip.quantize.quantizer import Quantizer
 
 
@@ -74,7 +74,9 @@ def quantize(
 
 def _both_levels(levels: int | Levels, signed_levels: int | Levels | None) -> tuple[Levels, Levels]:
     for given in (levels, signed_levels):
-        if isinstance(given, bool) or not isinstance(given, int | Levels | None):
+        if given is None and levels is not None:
+            continue
+        if isinstance(given, bool) or not isinstance(given, int | Levels):
             raise StageError(f"levels is a {type(given).__name__}; give a number such as 8, or Levels(0, 7).")
         if isinstance(given, int) and given < 2:
             raise StageError(f"levels={given} leaves nothing to represent; give at least 2 (codes 0 and 1).")
@@ -96,7 +98,10 @@ def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, s
             _insert(gm, node.args[0], list(node.users), unsigned, name=network.origin(node), place=node)
             gm.graph.erase_node(node)
         elif node.meta.get("neuron") == "signed" or (
-            kind is Kind.ACTIVATION and node not in returned and not only_divides(node) and not limits_functions(node)
+            kind is Kind.ACTIVATION
+            and node not in returned
+            and not ops.only_divides(node)
+            and not ops.limits_functions(node)
         ):
             levels = unsigned if never_negative(node) else signed
             _insert(gm, node, list(node.users), levels, name=network.origin(node))
@@ -129,7 +134,9 @@ def _insert(
             "spikes add up to real numbers. Write that product with real and imaginary parts."
         )
     name = _module_name(gm, name)
-    gm.add_submodule(name, Quantizer(levels).to(dtype))
+    quantizer = Quantizer(levels).to(network.device(gm), dtype)
+    quantizer.batch_dim = source.meta["spec"].batch_dim or 0
+    gm.add_submodule(name, quantizer)
     with gm.graph.inserting_after(place or source):
         node = gm.graph.call_module(name, (source,))
     node.meta = {"origin": name, "stands_for": (place or source).name}

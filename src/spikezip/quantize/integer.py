@@ -18,7 +18,7 @@ from spikezip.morph.fold import refuse_live
 from spikezip.quantize.averages import spell_averages
 from spikezip.quantize.exact import Exactness, choose_arithmetic
 from spikezip.quantize.grid import FLOAT32_BITS, InputGrid
-from spikezip.quantize.quantizer import Quantizer
+from spikezip.quantize.quantizer import Quantizer, check_scales
 from spikezip.quantize.units import Units
 
 _DETAIL_BITS = 6  #: with sign, of how much the channel of the input varies that varies least
@@ -41,7 +41,7 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
         does (weights are rounded): measure its accuracy.
 
     Raises:
-        StageError: not a QANN, already integer, uncalibrated, or the bits are out of range.
+        StageError: not a QANN, already integer, a scale that is not set or not positive, or bits out of range.
 
     Source: the integer bound is derived in docs/floating-point.md; integer inference as in Jacob et al., CVPR 2018.
     Departs: powers of two instead of a fixed-point multiplier, so that no sum is ever rounded.
@@ -54,11 +54,7 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
             f"weight_bits={weight_bits}, input_bits={input_bits}: each is a whole number in 2..16; 8 and 11 are usual."
         )
     refuse_live(qann, "to_integer")
-    for node, quantizer in network.modules_of(qann, Quantizer):
-        if not bool(quantizer.calibrated):
-            raise StageError(
-                f"The quantizer {network.origin(node)!r} has no scale yet. Call calibrate(qann, data) first."
-            )
+    check_scales(qann)
     new = network.fork(qann).eval().requires_grad_(False)
     thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))
     _round_inputs(new, input_bits)

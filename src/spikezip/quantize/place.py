@@ -145,37 +145,3 @@ def _signs_from(node: fx.Node) -> list[fx.Node] | None:
     values: list[fx.Node] = []
     fx.map_arg([a for i, a in enumerate(node.args) if i != _PLACES.get(name)], values.append)
     return [n for n in values if ops.is_signal(n)]
-
-
-def only_divides(node: fx.Node) -> bool:
-    """Whether a value is read as a divisor alone, as the clamped norm in ``x / max(|x|, eps)``: rounded to 0 it would
-    make infinities, so it stays as it is. It may be scaled, or its root taken, on the way."""
-    return bool(node.users) and all(_leads_to_division(user, node) for user in node.users)
-
-
-def _leads_to_division(user: fx.Node, node: fx.Node) -> bool:
-    name = network.op_name(user)
-    if name in ("reciprocal", "rsqrt") or (name == "div" and user.args[1] is node and user.args[0] is not node):
-        return True
-    passes = user.op == "call_function" and (ops.kind(user) in (Kind.SHAPE, Kind.SCALE) or name == "sqrt")
-    return passes and "spec" in user.meta and only_divides(user)
-
-
-def limits_functions(node: fx.Node) -> bool:
-    """Whether a value is limited by a clamp that is no ReLU, and then read by general functions alone, as a mask before
-    a softmax is: no synapse asks for spikes there, and the mask's numbers would coarsen the others'."""
-    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
-    if network.op_name(node) not in ("clamp", "clamp_min") or low == 0:
-        return False
-    todo, seen = list(node.users), set()
-    while todo:
-        user = todo.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        kind = ops.kind(user) if user.op == "call_function" else None
-        if kind in (Kind.SHAPE, Kind.SCALE, Kind.SUM):
-            todo.extend(user.users)
-        elif kind is not Kind.ANALOG:
-            return False
-    return bool(seen)

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from spikezip.errors import StageError
+from spikezip.graph import network
 from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
 
@@ -131,6 +133,7 @@ class Quantizer(nn.Module):
 
     scale: nn.Parameter
     calibrated: Tensor
+    batch_dim: int = 0  #: the dimension that counts samples, by which LSQ scales the step size's gradient
 
     def __init__(self, levels: Levels, scale: float = 1.0):
         super().__init__()
@@ -139,7 +142,7 @@ class Quantizer(nn.Module):
         self.register_buffer("calibrated", torch.tensor(False))
 
     def forward(self, drive: Tensor) -> Tensor:
-        return lsq(drive, self.scale, self.levels)
+        return lsq(drive, self.scale, self.levels, self.batch_dim)
 
     def codes(self, drive: Tensor) -> Tensor:
         """Whole-number codes of the drive (see :meth:`Levels.codes`)."""
@@ -147,3 +150,18 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.levels.lowest}..{self.levels.highest}, scale={float(self.scale.detach()):.4g}"
+
+
+def check_scales(qann: fx.GraphModule) -> None:
+    """Raise StageError naming the first quantizer whose scale has not been set, or is not positive and finite."""
+    for node, quantizer in network.modules_of(qann, Quantizer):
+        name, scale = network.origin(node), float(quantizer.scale.detach())
+        if not bool(quantizer.calibrated):
+            raise StageError(
+                f"The quantizer {name!r} has no scale yet. Call calibrate(qann, data), or quantize with calibration=."
+            )
+        if not 0 < scale < math.inf:
+            raise StageError(
+                f"The scale of {name!r} is {scale}; a threshold must be positive and finite. Lower the learning rate "
+                "of the scales, or calibrate() again."
+            )

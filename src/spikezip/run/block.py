@@ -163,7 +163,9 @@ class Block:
         if node.target is not _aten.mul.Tensor or node.kwargs or not isinstance(node.args[1], float):
             return None
         found = self.env[node.args[0]]  # type: ignore[index]
-        if isinstance(found, Rows) and (found.is_code or found.is_plain) and isinstance(found.rows, Tensor):
+        if not isinstance(found, Rows) or found.dtype is not network.spec(node).dtype:  # whole numbers times a real one
+            return None
+        if (found.is_code or found.is_plain) and isinstance(found.rows, Tensor):
             return replace(found, scale=node.args[1])
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -130,9 +131,9 @@ def parse_encoding(text: str) -> Pulse | Even | Constant | Shares:
         return Pulse()
     if head == "constant" and not tail:
         return Constant()
-    if head == "even" and tail.isdigit() and int(tail) >= 1:
+    if head == "even" and re.fullmatch("[0-9]{1,9}", tail) and int(tail) >= 1:
         return Even(int(tail))
-    if head == "shares" and all(part.isdigit() and len(part) < 6 for part in tail.split("/")):
+    if head == "shares" and all(re.fullmatch("[0-9]{1,5}", part) for part in tail.split("/")):
         return Shares(tuple(int(part) for part in tail.split("/")))
     raise StageError(
         f"There is no encoding {text!r}. Use 'pulse', 'even:N' (N steps, for example even:8), 'constant', or "

@@ -97,7 +97,8 @@ class STBIF(nn.Module):
 
     def forward(self, drive: Tensor, tracer: Tensor) -> Tensor:
         """The tracer after one step with accumulated input ``drive`` (same shape)."""
-        return tracer + torch.clamp(self.target(drive) - tracer, -self.slew, self.slew)
+        most = min(self.slew, self.levels.range)  # a slew that no type of numbers holds is none that limits
+        return tracer + torch.clamp(self.target(drive) - tracer, -most, most)
 
     def start(self, like: Tensor) -> Tensor:
         """The tracers before any step, in shape and type of ``like``."""

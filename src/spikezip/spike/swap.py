@@ -17,7 +17,7 @@ from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.place import Carriers, needs_neuron
-from spikezip.quantize.quantizer import Quantizer
+from spikezip.quantize.quantizer import Quantizer, check_scales
 from spikezip.spike.encoding import Encoding, Pulse, parse_encoding
 from spikezip.spike.neuron import STBIF, starting_code
 
@@ -47,6 +47,7 @@ class SpikingNetwork:
         qann = network.fork(self.graph)
         for node, neuron in list(network.modules_of(qann, STBIF)):
             quantizer = Quantizer(neuron.levels).to(neuron.threshold.dtype)
+            quantizer.batch_dim = network.spec(node).batch_dim or 0
             quantizer.scale.data.copy_(neuron.threshold)
             quantizer.calibrated.fill_(True)
             qann.set_submodule(str(node.target), quantizer)
@@ -189,20 +190,8 @@ def _returned(qann: fx.GraphModule) -> set[fx.Node]:
 def check_qann(qann: fx.GraphModule) -> None:
     """The contract of a QANN: raise StageError naming the node that breaks it and the call that mends it."""
     refuse_live(qann, "spike")
-    found = False
-    for node, quantizer in network.modules_of(qann, Quantizer):
-        found = True
-        name = network.origin(node)
-        if not bool(quantizer.calibrated):
-            raise StageError(
-                f"The quantizer {name!r} has no scale yet. Call calibrate(qann, data), or quantize with calibration=."
-            )
-        if not float(quantizer.scale.detach()) > 0 or float(quantizer.scale.detach()) == float("inf"):
-            raise StageError(
-                f"The scale of {name!r} is {float(quantizer.scale.detach())}; a threshold must be positive and finite. "
-                "Lower the learning rate of the scales, or calibrate() again."
-            )
-    if not found:
+    check_scales(qann)
+    if not any(network.modules_of(qann, Quantizer)):
         raise StageError(
             "This network has no quantizer, so it would have no neuron. Call quantize() before spike(); if that "
             "found no place for one, this is a single linear map, and there is nothing to convert."

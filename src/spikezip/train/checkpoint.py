@@ -47,7 +47,9 @@ class Checkpoint:
         free = {"accumulate", "compile", "log_every", "checkpoint_every"}
         if all(self._not_yet(p.get("cooldown")) for p in (plan, before)):
             free.add("cooldown")
-        changed = sorted(key for key in (plan.keys() | before.keys()) - free if plan.get(key) != before.get(key))
+        changed = sorted(
+            key for key in (plan.keys() | before.keys()) - free if not _is_same(plan.get(key), before.get(key))
+        )
         if changed:
             raise BundleError(
                 f"The checkpoint is of another plan: {', '.join(changed)} differ. Resume with the plan "
@@ -89,6 +91,15 @@ def outline(network: nn.Module, data: str, images: int) -> dict[str, Any]:
         "operations": hashlib.sha256(graph.encode()).hexdigest()[:16],
         "data": f"{images} images of {data}",
     }
+
+
+def _is_same(here: Any, there: Any) -> bool:
+    """Whether two descriptions agree; of a network, a checkpoint once kept the name of its type alone."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        return here.keys() == there.keys() and all(_is_same(here[key], there[key]) for key in here)
+    if isinstance(here, dict) and here.keys() == {"type", "weights"} and isinstance(there, str):
+        return here["type"] == there
+    return here == there
 
 
 def _shown(there: Any, here: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
+from spikezip.graph.network import Spec
 from spikezip.train.folding import batch_dim_of, copy_of, parted
 
 
@@ -46,11 +47,12 @@ def features_of(student: fx.GraphModule, teacher: Any, readings: int, index: int
 
 
 def distance(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
-    """``mean over layers of ||found - wanted||^2 / ||wanted||^2``, norms over the batch."""
-    parts = [
-        (f - w).square().sum() / w.square().sum().clamp_min(torch.finfo(w.dtype).tiny)
-        for f, w in zip(found, wanted, strict=True)
-    ]
+    """``mean over layers and samples of ||found - wanted||^2 / ||wanted||^2``; 0 for a sample where nothing is wanted,
+    as nothing is relative to that. A mean over samples is the same however a batch is cut."""
+    parts = []
+    for f, w in zip(found, wanted, strict=True):
+        away, size = ((x * x).flatten(1).sum(1) for x in (f - w, w))
+        parts.append((away / size.masked_fill(size == 0, float("inf"))).mean())
     return torch.stack(parts).mean()
 
 
@@ -59,10 +61,20 @@ def _tapped(gm: fx.GraphModule, names: list[str], readings: int = 1, index: int 
     nodes = {n.name: n for n in graph.nodes}
     output = graph.output_node()
     with graph.inserting_before(output):
-        taps = [graph.call_function(_reading, (nodes[n], readings, index, batch_dim_of(nodes[n]))) for n in names]
+        taps = [graph.call_function(_reading, (nodes[n], readings, index, *_places(nodes[n]))) for n in names]
     output.args = ((output.args[0], tuple(taps)),)
     return fx.GraphModule(kept, graph)
 
 
-def _reading(value: Tensor, readings: int, index: int, dim: int) -> Tensor:
-    return parted(value, readings, dim)[index]
+def _places(node: fx.Node) -> tuple[int, int, bool]:
+    """The dimension of the samples, how many values of one it holds, and whether the samples are its fastest index."""
+    spec, dim = node.meta.get("spec"), batch_dim_of(node)
+    return (dim, spec.shape[dim], spec.inner) if isinstance(spec, Spec) else (dim, 1, False)
+
+
+def _reading(value: Tensor, readings: int, index: int, dim: int, merged: int, inner: bool) -> Tensor:
+    """One reading's values as ``[B, ...]``."""
+    rows = parted(value, readings, dim)[index].movedim(dim, 0)
+    if merged == 1:
+        return rows
+    return rows.unflatten(0, (merged, -1)).movedim(1, 0) if inner else rows.unflatten(0, (-1, merged))

@@ -141,6 +141,7 @@ class _Run:
 
     def __init__(self, network: nn.Module, data: Data, plan: Plan, accelerator: Accelerator, tell: Listener):
         self.plan, self.data, self.accelerator, self.tell = plan, data, accelerator, tell
+        self.described = describe(plan)  # before an objective may keep something of this training
         self.epoch = self.step = 0
         # Convolutions are faster channels last. A captured graph reshapes; a user's own module may insist on views.
         self.layout = torch.channels_last
@@ -208,7 +209,7 @@ class _Run:
             "sums": self.sums.as_json(),
             "history": [record.as_json() for record in self.history],
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "plan": describe(self.plan),
+            "plan": self.described,
             "outline": self._outline(),
         }
         return Checkpoint(tensors, facts)
@@ -225,7 +226,7 @@ class _Run:
 
     @torch.no_grad()
     def restore(self, start: Checkpoint) -> None:
-        start.check(describe(self.plan), self.student, self._outline())
+        start.check(self.described, self.student, self._outline())
         self.student.load_state_dict(start.part("network"))
         beside = self._beside()
         for name, tensor in start.part("objective").items():

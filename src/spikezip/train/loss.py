@@ -61,9 +61,9 @@ class Distil:
     Args:
         weight: of the logits' divergence.
         temperature: ``T``.
-        features: weight of ``mean over layers of ||y - y_ANN||^2 / ||y_ANN||^2``, with ``y`` what a layer of neurons
-            holds (at the last step trained for, in a trajectory) and ``y_ANN`` the ANN's activation there; the teacher
-            is then to be the morphed ANN that was quantized.
+        features: weight of ``mean over layers and images of ||y - y_ANN||^2 / ||y_ANN||^2``, with ``y`` what a layer
+            of neurons holds (at the last step trained for, in a trajectory) and ``y_ANN`` the ANN's activation there;
+            the teacher is then to be the morphed ANN that was quantized.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2; features as in Romero et
     al., "FitNets", ICLR 2015, without their regressor, as both have the same shape here.

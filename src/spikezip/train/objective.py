@@ -13,7 +13,7 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.train.ensemble import Folded, InTurn, ensemble
 from spikezip.train.features import distance, features_of
 from spikezip.train.loss import CrossEntropy, Numbers, PETLoss
-from spikezip.train.paths import Main, Path, PathScale
+from spikezip.train.paths import Main, Path, PathScale, names_of
 
 
 class Objective(Protocol):
@@ -83,7 +83,7 @@ class PET:
         """``criterion(ensemble(images), labels)``."""
         logits, teacher, features = answers(module(images), self.criterion)
         check_logits(logits, 3, labels)
-        found = self.criterion(logits, labels, [str(path) for path in (Main(), *self.paths)], teacher)
+        found = self.criterion(logits, labels, names_of((Main(), *self.paths)), teacher)
         return with_features(found, self.criterion, features)
 
 

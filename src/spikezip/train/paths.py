@@ -136,6 +136,19 @@ def paths_for(encoding: Encoding, levels: Levels) -> tuple[Path, ...]:
     )
 
 
+def names_of(paths: tuple[Path, ...]) -> list[str]:
+    """Each path's name in a log; the release is told where two would be called the same without.
+
+    >>> names_of((Main(), Rescaled(2, 8), Rescaled(4), Rescaled(4, 8)))
+    ['main', 'rescaled2', 'rescaled4', 'rescaled4of8']
+    """
+    short = [str(path) for path in paths]
+    return [
+        f"{name}of{path.release}" if isinstance(path, Rescaled) and path.release and short.count(name) > 1 else name
+        for name, path in zip(short, paths, strict=True)
+    ]
+
+
 def magnitude(levels: Levels) -> int:
     """The greatest magnitude of a code: ``n``."""
     return max(levels.highest, -levels.lowest)

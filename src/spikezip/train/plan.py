@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
+import inspect
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from torch import nn
 
 from spikezip.errors import RecipeError
+from spikezip.graph.weights_hash import weights_sha256
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.train.objective import QAT, Objective
 
@@ -238,13 +242,15 @@ def scales_of(*networks: nn.Module) -> list[nn.Parameter]:
 
 
 def describe(choice: Any) -> Any:
-    """A choice as JSON data, with the name of each type: what a checkpoint keeps to know its plan again.
+    """A choice as JSON data, with the name of each type: what a checkpoint keeps to know its plan again. A network is
+    its type and a fingerprint of its weights; an object of a class of one's own, what it was made with, as far as it
+    keeps that under the same names.
 
     >>> describe(SGD(rate=0.5))["rate"], describe(Precision.BF16)
     (0.5, 'bf16')
     """
     if isinstance(choice, nn.Module):
-        return type(choice).__name__
+        return {"type": type(choice).__name__, "weights": weights_sha256(choice)[:16]}
     if isinstance(choice, enum.Enum):
         return choice.value
     if dataclasses.is_dataclass(choice):
@@ -255,4 +261,8 @@ def describe(choice: Any) -> Any:
         return [describe(c) for c in choice]
     if choice is None or isinstance(choice, bool | int | float | str):
         return choice
-    return repr(choice)
+    if type(choice).__repr__ is object.__repr__:
+        with contextlib.suppress(ValueError):  # a class that Python cannot see into
+            made_with = [name for name in inspect.signature(type(choice)).parameters if hasattr(choice, name)]
+            return {"type": type(choice).__name__} | {name: describe(getattr(choice, name)) for name in made_with}
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(choice))  # the same in every process

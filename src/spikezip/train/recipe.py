@@ -291,8 +291,10 @@ class Recipe(_Part):
         given = sorted(unused & self.model_fields_set)
         if given:
             raise ValueError(f"stage {self.stage.value} has no use for {', '.join(given)}; remove them or change stage")
-        if self.stage is Stage.TRAJECTORY and self.steps is None:
+        if self.stage is Stage.TRAJECTORY and not self.steps:
             raise ValueError("stage trajectory needs 'steps': the loss's weight at each time step, such as [0, 1]")
+        if self.stage is Stage.TRAJECTORY and not any((*(self.steps or ()), self.settled)):
+            raise ValueError("steps and settled are all 0: nothing would be trained. Give the last step a weight")
         if self.morph.batch_norm is BatchNorm.LIVE and self.stage in (Stage.TRAJECTORY, Stage.SPEQ):
             raise ValueError(f"stage {self.stage.value} cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":

@@ -304,6 +304,8 @@ class Trajectory:
     def __post_init__(self):
         if not self.weights or any(not 0 <= w < float("inf") for w in (*self.weights, self.settled)):
             raise RecipeError(f"weights={self.weights}: give the loss's weight at each step, each 0 or more.")
+        if isinstance(self.initial_code, bool) or not isinstance(self.initial_code, int) or self.initial_code < 0:
+            raise RecipeError(f"initial_code={self.initial_code!r}: tracers start at a whole number, 0 or more.")
         if sum(self.weights) + self.settled == 0:
             raise RecipeError("All weights are 0: nothing would be trained. Give the last step a weight, as in (0, 1).")
 

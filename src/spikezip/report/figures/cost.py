@@ -226,7 +226,7 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
         rows += [(run.title, model.name, t, r) for t, r in zip(steps_of(ratio), ratio, strict=True)]
     step_axis(axes, steps_shown([run for _, run, _, _ in lines]))
     most = [max(m.snn_pj) / (m.qann_pj or 1.0) for _, _, m, _ in lines]
-    if max(most) / min(most) > 10:
+    if min(most) > 0 and max(most) / min(most) > 10:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
