@@ -7,14 +7,18 @@ import json
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from training_nets import chain, classes_apart, clusters, pet_plan, residual, residual_data, same, small_data
 
+from spikezip import capture, morph, quantize, spike, to_integer
 from spikezip.errors import DataError, RecipeError, StageError, UnknownNameError
+from spikezip.graph.network import fork, remark
 from spikezip.levels import Levels
+from spikezip.spike import Pulse, Shares
 from spikezip.train import (
     PET,
     QAT,
@@ -443,3 +447,29 @@ def test_a_soup_is_the_mean_of_networks():
         soup([one, nn.Sequential(OrderedDict([*one.named_children(), ("more", nn.Linear(3, 3))]))])
     with pytest.raises(StageError, match="one network or more"):
         soup([])
+
+
+def test_a_soup_is_of_one_network():
+    torch.manual_seed(0)
+    images, _ = clusters(48)
+    ann = morph(capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), images[:1]))
+    start = quantize(ann, 8, images)
+
+    def trained(**notes: Any) -> fx.GraphModule:
+        network = fork(start)
+        remark(network, **notes)
+        return network
+
+    one, two = trained(bias_shares="shares:74/113/256"), trained(bias_shares="shares:90/101/256")
+    assert spike(soup([one, two])).bias_encoding == Shares((82, 107, 256))
+    assert spike(soup([one, one])).bias_encoding == Shares((74, 113, 256))
+    assert spike(soup([trained(initial_code=0, bias_shares=None), start])).bias_encoding == Pulse()
+    for others, said in (
+        ([one, start], "bias shares were learned for other steps, or not"),
+        ([one, trained(bias_shares="shares:100/256")], "bias shares were learned for other steps, or not"),
+        ([start, trained(initial_code=1)], "differ in initial_code"),
+        ([start, quantize(ann, 4, images)], "differ in levels"),
+        ([to_integer(start)], r"call soup\(\) before to_integer\(\)"),
+    ):
+        with pytest.raises(StageError, match=said):
+            soup(others)

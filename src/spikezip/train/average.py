@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
+from spikezip.graph.network import note, remark
+from spikezip.spike.encoding import Shares, encoding_text, parse_encoding
+from spikezip.train.checkpoint import operations_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -23,16 +26,21 @@ def soup(networks: Sequence[Network]) -> Network:
         networks: the same network trained several times, with other seeds for example.
 
     Returns:
-        A copy of the first with averaged floating-point tensors. It costs what one of them costs. What it is worth only
-        validation images can tell: of networks that were not trained from the same weights it is worth nothing.
+        A copy of the first with averaged floating-point tensors, and averaged bias shares if they were learned. It
+        costs what one of them costs. What it is worth only validation images can tell: of networks that were not
+        trained from the same weights it is worth nothing.
 
     Raises:
-        StageError: there is none, or they are not one network: names, shapes or whole-number tensors differ.
+        StageError: there is none, their weights are integers already, or they are not one network: names, shapes or
+            whole-number tensors differ, or levels, operations or where tracers start.
 
     Source: Wortsman et al., "Model soups", ICML 2022 (the uniform soup).
     """
     if not networks:
         raise StageError("A soup is made of one network or more.")
+    about = [_about(network) for network in networks]
+    if any(facts.pop("weight_bits", None) for facts in about):
+        raise StageError("The mean of integer weights needs more bits than they have: call soup() before to_integer().")
     result = copy.deepcopy(networks[0])
     states, mean = [network.state_dict() for network in networks], result.state_dict()
     for name in dict.fromkeys(name for state in states for name in state):
@@ -43,7 +51,29 @@ def soup(networks: Sequence[Network]) -> Network:
             raise StageError(f"These are not trainings of one network: {name!r} differs between them.")
         if first.is_floating_point():
             mean[name].copy_(torch.stack(found).to(torch.float64).mean(0))
+    shares = [facts.pop("bias_shares", None) for facts in about]
+    for what in dict.fromkeys(what for facts in about for what in facts):
+        if len({repr(facts.get(what)) for facts in about}) > 1:
+            raise StageError(f"These are not trainings of one network: they differ in {what}.")
+    if len(set(shares)) > 1:
+        remark(result, bias_shares=_mean_shares(shares))  # type: ignore[arg-type]  # only a graph has notes
     return result
+
+
+def _about(network: nn.Module) -> dict[str, Any]:
+    """What the tensors of a network do not say of it."""
+    facts = operations_of(network)
+    if isinstance(network, fx.GraphModule) and "spikezip" in network.meta:
+        facts |= {"initial_code": note(network, "initial_code", 0), "strict": note(network, "strict", True)}
+        facts |= {key: note(network, key) for key in ("weight_bits", "bias_shares")}
+    return facts
+
+
+def _mean_shares(texts: Sequence[str | None]) -> str:
+    learned = [schedule.reached for text in texts if text and isinstance(schedule := parse_encoding(text), Shares)]
+    if len(learned) < len(texts) or len({(len(reached), reached[-1]) for reached in learned}) > 1:
+        raise StageError("These are not trainings of one network: bias shares were learned for other steps, or not.")
+    return encoding_text(Shares(tuple(round(sum(parts) / len(parts)) for parts in zip(*learned, strict=True))))
 
 
 class Average:
