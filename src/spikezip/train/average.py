@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -77,46 +77,46 @@ def _mean_shares(texts: Sequence[str | None]) -> str:
 
 
 class Average:
-    """Exponential moving average of a network's weights.
+    """Exponential moving average of weights.
 
     ``a <- d a + (1 - d) w`` after each step, with ``d = min(decay, (1 + k) / (10 + k))``.
 
     Args:
-        network: whose floating-point tensors are followed.
+        tensors: by name; those of floating point are followed.
         decay: share of the average that a step keeps; less during the first steps ``k``.
 
     Source: Polyak & Juditsky, SIAM J. Control Optim. 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float):
         self.decay = decay
         self.steps = 0
-        self._live = {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
+        self._live = {n: t for n, t in tensors.items() if t.is_floating_point()}
         self.tensors = {name: tensor.clone() for name, tensor in self._live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the network after a step."""
+        """Follow the tensors after a step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         for name, tensor in self._live.items():
             self.tensors[name].lerp_(tensor, 1 - decay)
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Go on from a checkpoint."""
-        for name, tensor in tensors.items():
-            self.tensors[name].copy_(tensor)
+        """Go on from a checkpoint; what it has no average of begins with its value now."""
+        for name, tensor in self._live.items():
+            self.tensors[name].copy_(tensors.get(name, tensor))
         self.steps = steps
 
     @torch.no_grad()
     def put(self) -> None:
-        """Give the network its averaged weights."""
+        """Give the tensors their averages."""
         for name, tensor in self._live.items():
             tensor.copy_(self.tensors[name])
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """The network has its averaged weights inside the block, and its own again after it."""
+        """The tensors hold their averages inside the block, and their own values again after it."""
         own = {name: tensor.clone() for name, tensor in self._live.items()}
         self.put()
         try:

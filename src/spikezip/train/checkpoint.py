@@ -26,8 +26,8 @@ class Checkpoint:
     """Everything training needs to go on as if it had not stopped.
 
     Attributes:
-        tensors: ``network/NAME``, ``average/NAME``, ``objective/NAME`` (what training has beside the network) and
-            ``optimizer/KEY/PARAMETER``, on the CPU.
+        tensors: ``network/NAME``, ``objective/NAME`` (what training has beside the network), averages of both as
+            ``average/NAME`` and ``average/objective/NAME``, and ``optimizer/KEY/PARAMETER``, on the CPU.
         facts: JSON data: where training is, sums of the epoch, history, the plan, and what :func:`outline` says of the
             network and the data. A checkpoint from before it was written has none.
     """

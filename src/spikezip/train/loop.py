@@ -154,7 +154,9 @@ class _Run:
         self.module: nn.Module = accelerator.prepare_model(_Box(whole))
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
-        self.average = Average(self.student, plan.ema) if plan.ema is not None else None
+        # What the objective trains beside the network (bias shares, free scales) is averaged with it.
+        followed = self.student.state_dict() | {f"objective/{n}": t for n, t in self._beside().items()}
+        self.average = Average(followed, plan.ema) if plan.ema is not None else None
         self.scales = scales_of(self.student, self.plain)
         own = {id(p) for p in self.student.parameters()}
         self.parameters = dict(self.student.named_parameters()) | {
