@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError
+from spikezip.graph.network import get_tensor
+from spikezip.graph.ops import Kind, is_constant, kind
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.train.objective import QAT, Objective
 
@@ -31,7 +33,8 @@ class SGD:
     Args:
         rate: learning rate at its height.
         momentum: share of the last step that is kept.
-        weight_decay: pull of weights (tensors of 2 or more dimensions) towards 0; biases and scales have none.
+        weight_decay: pull of weights (tensors of 2 or more dimensions) towards 0; biases and scales have none, nor has
+            what a graph only adds to signals or multiplies them by (a BatchNorm that could not be folded into a layer).
         scale_rate: learning rate of quantizer scales, as a multiple of ``rate``.
         nesterov: look ahead; needs momentum.
 
@@ -204,9 +207,10 @@ class Plan:
         """Parameter groups: weights (decayed), biases and norms (not), quantizer scales (own rate, not decayed)."""
         scales = {id(scale) for scale in scales_of(*networks)}
         trained = [p for p in dict.fromkeys(p for n in networks for p in n.parameters()) if p.requires_grad]
+        undecayed = {id(p) for p in trained if p.dim() < 2} | {id(p) for n in networks for p in _elementwise(n)}
         rows = [
-            ([p for p in trained if id(p) not in scales and p.dim() >= 2], 1.0, self.optimizer.weight_decay),
-            ([p for p in trained if id(p) not in scales and p.dim() < 2], 1.0, 0.0),
+            ([p for p in trained if id(p) not in scales | undecayed], 1.0, self.optimizer.weight_decay),
+            ([p for p in trained if id(p) in undecayed - scales], 1.0, 0.0),
             ([p for p in trained if id(p) in scales], self.optimizer.scale_rate, 0.0),
         ]
         return [
@@ -235,6 +239,19 @@ def scales_of(*networks: nn.Module) -> list[nn.Parameter]:
     """The trained quantizer scales of networks, each once."""
     found = (m.scale for n in networks for m in n.modules() if isinstance(m, Quantizer))
     return [scale for scale in dict.fromkeys(found) if scale.requires_grad]
+
+
+def _elementwise(network: nn.Module) -> list[Tensor]:
+    """What a graph only adds to signals, or multiplies them by."""
+    only: dict[Tensor, bool] = {}
+    for node in network.graph.nodes if isinstance(network, fx.GraphModule) else ():
+        if node.op == "get_attr":
+            tensor = get_tensor(network, node.target)
+            only[tensor] = only.get(tensor, True) and all(
+                user.op == "call_function" and kind(user) in (Kind.SUM, Kind.SCALE) and not is_constant(user)
+                for user in node.users
+            )
+    return [tensor for tensor, so in only.items() if so]
 
 
 def describe(choice: Any) -> Any:
