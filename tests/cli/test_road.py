@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.table import Table
 from safetensors.torch import load_file
 
 from spikezip.cli import screen
-from spikezip.cli.run import show, show_energy
+from spikezip.cli.run import exit_rule, show, show_energy
+from spikezip.measure import exit_point
+from spikezip.run import Outcome, Run
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,16 @@ def test_early_exit_by_rules_given_and_chosen(spikezip, model_file, trained):
         assert done.exit_code == 2 and "cannot be judged on them" in done.stderr
     done = spikezip("run", "a.spikezip", "--data", "digits", "--early-exit", "sure:1", "--overwrite")
     assert done.exit_code == 2 and "no exit rule 'sure:1'" in done.stderr
+
+
+def test_a_chosen_threshold_that_keeps_no_accuracy_says_what_it_loses(monkeypatch, capsys):
+    """The softmax of 2,000 against 0 is 1 exactly, while the first image's answer is still wrong."""
+    logits = torch.tensor([[[2000.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 1.0]]])
+    run = Run((logits,), torch.tensor([2, 2]), Outcome.SETTLED, {"all": torch.ones(2, 2)}, {}, {}, 1, "sweep")
+    monkeypatch.setattr(sys.modules["spikezip.measure"], "exit_run", lambda *_, **__: run)
+    data = SimpleNamespace(tensors=lambda *_: (torch.zeros(2, 1), torch.tensor([1, 1])))
+    exit_point(run, torch.tensor([1, 1]), exit_rule("margin", None, data, 2, "test"))  # type: ignore[arg-type]
+    assert "Every threshold of margin loses 50.00 points or more on the val images" in capsys.readouterr().err
 
 
 def test_too_few_steps_say_so(spikezip, model_file, trained):

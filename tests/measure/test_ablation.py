@@ -71,6 +71,14 @@ def test_radix_after_its_windows_is_the_qann(network):
     torch.testing.assert_close(found.logits[-1], qann(images), rtol=1e-5, atol=1e-5)
 
 
+def test_radix_waits_for_layers_of_more_bits_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    images = torch.randn(16, 16)
+    qann = quantize(morph(capture(model, images[:1])), Levels(0, 1), images, signed_levels=Levels(0, 7))
+    assert ablate(spike(qann), Radix(waits=True), images, 6).differ[-1] == 0
+
+
 def test_the_others_do_not_end_at_the_qann():
     """Else the comparison would show nothing: only what takes back, within the levels, or waits, ends at the codes."""
     torch.manual_seed(1)

@@ -63,6 +63,16 @@ def test_the_threshold_with_the_least_steps_that_loses_nothing():
     assert (cheaper.accuracy, cheaper.mean_step) == (0.75, 2.0)
 
 
+def test_a_softmax_of_1_may_be_wrong_and_no_threshold_keeps_the_accuracy():
+    run = by_hand([[0.9, 0.5], [0.9, 0.5]], [[0, 1], [1, 1]], [2, 2])
+    run.logits[0, 0] *= 1000
+    assert exit_point(run, LABELS[:2], Settled()).accuracy == 1.0
+    for kind in (Margin, Probability, Entropy):
+        with pytest.raises(InputError, match=r"every threshold of \w+ loses 0\.5 of the accuracy.*Settled\(\)"):
+            choose_threshold(run, LABELS[:2], kind, lost=0.1)
+        assert choose_threshold(run, LABELS[:2], kind, lost=0.5).accuracy == 0.5
+
+
 def test_the_most_accurate_threshold_within_a_mean_step():
     assert choose_threshold(RUN, LABELS, Margin, mean_step=2.5).accuracy == 1.0
     assert choose_threshold(RUN, LABELS, Margin, mean_step=2.0).accuracy == 0.75

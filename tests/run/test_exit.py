@@ -129,6 +129,9 @@ def test_confidences_by_hand():
     entropy = -(0.7 * math.log(0.7) + 0.2 * math.log(0.2) + 0.1 * math.log(0.1))
     assert float(Entropy.confidence(p.log())) == pytest.approx(1 - entropy / math.log(3))
     certain, ignorant = torch.tensor([200.0, 0.0, 0.0]), torch.zeros(3)
+    masked = torch.tensor([50.0, 0.0, -math.inf])  # a class that cannot be
+    for kind in (Margin, Probability, Entropy):
+        assert float(kind.confidence(masked)) == pytest.approx(1)
     for kind in (Margin, Entropy):
         assert float(kind.confidence(certain)) == pytest.approx(1)
         assert float(kind.confidence(ignorant)) == pytest.approx(0, abs=1e-12)

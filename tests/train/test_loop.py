@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from training_nets import chain, classes_apart, clusters, pet_plan, residual, residual_data, same, small_data
 
-from spikezip.errors import DataError, RecipeError, StageError, UnknownNameError
+from spikezip import capture, morph, quantize, spike, to_integer
+from spikezip.errors import DataError, InputError, RecipeError, StageError, UnknownNameError
 from spikezip.export import load_bundle, save_bundle
-from spikezip.graph import capture
+from spikezip.graph.network import fork, remark
 from spikezip.levels import Levels
-from spikezip.morph import morph
-from spikezip.quantize import Quantizer, quantize
-from spikezip.spike import spike
+from spikezip.quantize import Quantizer
+from spikezip.spike import Pulse, Shares
 from spikezip.train import (
     PET,
     QAT,
@@ -289,12 +291,33 @@ def test_data_errors():
         TensorBatches(torch.zeros(3, 6), torch.zeros(2))
     with pytest.raises(DataError, match="Hold out fewer"):
         TensorBatches(torch.zeros(3, 6), torch.zeros(3), held_out=3)
+    for labels, said in (
+        (torch.zeros(3), r"labels are torch\.float32 of shape \(3,\)"),
+        (torch.zeros(3, 1).long(), r"3 images need 3 whole numbers"),
+        ([0, 1, 2], "labels are a list"),
+    ):
+        with pytest.raises(InputError, match=said):
+            TensorBatches(torch.zeros(3, 6), labels)
+    with pytest.raises(InputError, match="images are a list"):
+        TensorBatches([0.0, 1.0], torch.zeros(2).long())  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="There is a label -100; classes are counted from 0"):
+        TensorBatches(torch.zeros(3, 6), torch.tensor([0, -100, 1]))
+    assert TensorBatches(torch.zeros(3, 6), torch.zeros(3, dtype=torch.uint8)).labels.dtype == torch.int64
 
 
 def test_labels_beyond_the_network_s_outputs():
     for objective in (QAT(), PET(PET_PATHS)):
         with pytest.raises(StageError, match=r"has the label 2, and the network 2 outputs, for labels 0 to 1"):
             finetune(chain(classes=2), small_data(), pet_plan(objective=objective))
+
+
+def test_labels_below_0_and_a_teacher_of_other_classes():
+    logits = torch.zeros(2, 3)
+    with pytest.raises(StageError, match="has the label -1, and the network 3 outputs"):
+        QAT().loss(lambda images: logits, logits, torch.tensor([-1, 2]))  # type: ignore[arg-type]
+    taught = QAT(CrossEntropy(distil=Distil()), teacher=nn.Linear(6, 7))
+    with pytest.raises(StageError, match=r"The teacher gave \(16, 7\) where the network gives \(16, 3\)"):
+        finetune(chain(), small_data(), pet_plan(objective=taught))
 
 
 def test_a_batch_normalisation_without_a_batch():
@@ -326,6 +349,15 @@ def test_half_precision_is_refused_on_a_cpu():
 def test_network_errors():
     with pytest.raises(StageError, match=r"no parameter to train.*requires_grad_"):
         finetune(chain().requires_grad_(False), small_data(), pet_plan())
+    ann = capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), small_data().images[:1])
+    qann = quantize(morph(ann), 8, small_data().images)
+    with pytest.raises(StageError, match=r"Integer weights are not trained.*to_integer\(\) after"):
+        finetune(to_integer(qann), small_data(), pet_plan())
+    for network in (spike(qann), spike(qann).graph):
+        with pytest.raises(StageError, match=r"Only an ANN or a QANN is trained.*before spike\(\)"):
+            finetune(network, small_data(), pet_plan())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"The images are torch\.float64; this network takes torch\.float32"):
+        finetune(qann, TensorBatches(clusters(48)[0].double(), clusters(48)[1]), pet_plan())
     uncalibrated = chain()
     uncalibrated.get_submodule("1").calibrated.fill_(False)  # type: ignore[union-attr]
     with pytest.raises(StageError, match="'1' is not calibrated"):
@@ -348,11 +380,32 @@ def test_network_errors():
         ({"clip": 0.0}, "above 0"),
         ({"warmup": 9.0}, "warmup <= epochs"),
         ({"optimizer": AdamW(rate=0.0)}, "above 0"),
+        ({"epochs": 1.5}, r"epochs=1\.5: give 1 or more, a whole number"),
+        ({"batch": "64"}, "batch='64': give 1 or more"),
+        ({"seed": -1}, "seed=-1: give a whole number, 0 or more"),
+        ({"precision": "bf16"}, r"precision='bf16': give Precision\.NO"),
+        ({"clip": math.nan}, "clip=nan: give a finite number"),
+        ({"optimizer": SGD(math.nan)}, "rate=nan: give a finite number"),
+        ({"optimizer": torch.optim.SGD}, r"give SGD\(0\.01\) or AdamW"),
+        ({"cooldown": Cooldown(1, 0.5)}, "both are whole numbers"),  # type: ignore[arg-type]
+        ({"objective": PET}, r"give a value such as QAT\(\)"),
     ],
 )
 def test_plans_out_of_range(change: dict, message: str):
     with pytest.raises(RecipeError, match=message):
         pet_plan(**change)
+
+
+def test_shares_and_paths_out_of_range():
+    for momentum in (-0.1, 1.5, "0.9"):
+        with pytest.raises(RecipeError, match="give a share from 0 to below 1"):
+            SGD(momentum=momentum)
+    for betas in ((1.0, 0.9), (0.9,), 0.9):
+        with pytest.raises(RecipeError, match="give two shares from 0 to below 1"):
+            AdamW(betas=betas)
+    for paths in (Capped(2), ("capped2",), (Capped,), None):
+        with pytest.raises(RecipeError, match=r"give a tuple of paths, such as \(Capped"):
+            PET(paths)
 
 
 def test_nesterov_needs_momentum():
@@ -473,3 +526,29 @@ def test_accumulation_takes_the_same_steps_where_images_are_no_first_dimension(t
             done = train(network, TensorBatches(images, labels), plan).network
             found += [float(m.scale.detach()) for m in done.modules() if isinstance(m, Quantizer)]
     assert found == pytest.approx([found[0]] * 6, rel=1e-6)
+
+
+def test_a_soup_is_of_one_network():
+    torch.manual_seed(0)
+    images, _ = clusters(48)
+    ann = morph(capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), images[:1]))
+    start = quantize(ann, 8, images)
+
+    def trained(**notes: Any) -> fx.GraphModule:
+        network = fork(start)
+        remark(network, **notes)
+        return network
+
+    one, two = trained(bias_shares="shares:74/113/256"), trained(bias_shares="shares:90/101/256")
+    assert spike(soup([one, two])).bias_encoding == Shares((82, 107, 256))
+    assert spike(soup([one, one])).bias_encoding == Shares((74, 113, 256))
+    assert spike(soup([trained(initial_code=0, bias_shares=None), start])).bias_encoding == Pulse()
+    for others, said in (
+        ([one, start], "bias shares were learned for other steps, or not"),
+        ([one, trained(bias_shares="shares:100/256")], "bias shares were learned for other steps, or not"),
+        ([start, trained(initial_code=1)], "differ in initial_code"),
+        ([start, quantize(ann, 4, images)], "differ in levels"),
+        ([to_integer(start)], r"call soup\(\) before to_integer\(\)"),
+    ):
+        with pytest.raises(StageError, match=said):
+            soup(others)

@@ -15,9 +15,24 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from training_nets import chain, pet_plan, resumable_plan, same, small_data
 
+from spikezip import capture, morph, quantize
 from spikezip.errors import BundleError, OutputError, RecipeError
 from spikezip.levels import Levels
-from spikezip.train import QAT, SGD, Cooldown, CrossEntropy, Distil, Event, Plan, StepDone, finetune, train
+from spikezip.spike import Even
+from spikezip.train import (
+    QAT,
+    SGD,
+    AdamW,
+    Cooldown,
+    CrossEntropy,
+    Distil,
+    Event,
+    Plan,
+    StepDone,
+    Trajectory,
+    finetune,
+    train,
+)
 from spikezip.train import checkpoint as files
 from spikezip.train.checkpoint import Checkpoint, read, write
 from spikezip.train.plan import describe
@@ -182,6 +197,23 @@ def test_a_checkpoint_from_before_it_had_an_outline_is_resumed(tmp_path: Path):
     del old.facts["outline"]
     write(old, tmp_path / "checkpoint.safetensors")
     train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, resume=True)
+
+
+def test_what_is_trained_beside_the_network_is_averaged_with_it(tmp_path: Path):
+    """And a checkpoint from before it was is resumed."""
+    plan = pet_plan(
+        epochs=1, objective=Trajectory((1, 1), Even(2), learn_bias_shares=True), optimizer=AdamW(0.05), ema=0.9
+    )
+    torch.manual_seed(0)
+    ann = capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), small_data().images[:1])
+    qann = quantize(morph(ann), 4, small_data().images)
+    train(qann, small_data(), plan, out=tmp_path)
+    found = _checkpoint(tmp_path)
+    last, average = (found.tensors[f"{part}objective/bias_shares.reached"] for part in ("", "average/"))
+    assert not torch.equal(average, last)
+    del found.tensors["average/objective/bias_shares.reached"]
+    write(found, tmp_path / "checkpoint.safetensors")
+    train(qann, small_data(), plan, out=tmp_path, resume=True)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(tmp_path: Path):

@@ -22,6 +22,7 @@ from spikezip.spike import Even, spike
 from spikezip.train import (
     PET,
     QAT,
+    SGD,
     AdamW,
     Capped,
     EpochDone,
@@ -176,6 +177,27 @@ def test_free_scales_are_trained_and_dropped():
     module = PET((Rescaled(2),), scale=PathScale.FREE).module(network)
     groups = Plan(optimizer=AdamW(0.005, scale_rate=0.5)).groups(network, module)
     assert [(len(g["params"]), g["lr"]) for g in groups][-1] == (4, 0.0025), "all scales have the scales' rate"
+
+
+def test_weights_decay_and_a_batch_norm_that_stands_alone_does_not():
+    class PreActivated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1)
+            self.wide, self.head = nn.Linear(16, 1), nn.Linear(1, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv1(x)
+            h = self.conv2(torch.relu(self.bn(h)) + h)
+            return self.head(torch.relu(self.wide(h.flatten(1))))
+
+    network = qann(PreActivated)
+    names = {id(p): name for name, p in network.named_parameters()}
+    for optimizer in (SGD(), AdamW()):
+        groups = Plan(optimizer=optimizer).groups(network)
+        decayed, kept, _ = ([names[id(p)] for p in group["params"]] for group in groups)
+        assert set(decayed) == {"conv1.weight", "conv2.weight", "wide.weight", "head.weight"}
+        assert len([name for name in kept if name.startswith("bn.")]) == 2
 
 
 def test_rerouted_with_live_batch_norm_the_neurons_sit_where_they_do_without():

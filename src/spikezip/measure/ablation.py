@@ -98,6 +98,7 @@ class _Machine:
     def __init__(self, snn: SpikingNetwork, neuron: Neuron, steps: int):
         self.snn, self.neuron, self.steps = snn, neuron, steps
         self.plan = plan_of(snn)
+        self.bits = max(layer.levels.highest.bit_length() for _, layer in snn.layers)
         self.depth: dict[fx.Node, int] = {}
         behind: dict[fx.Node, int] = {}
         for node in snn.graph.graph.nodes:
@@ -167,7 +168,7 @@ class _Block(Block):
             elif quiet >= rule.rest(neuron.levels):
                 tracers[k] = sent
                 continue
-            when = When(k + 1, self.t_off, self.machine.depth[node])
+            when = When(k + 1, self.t_off, self.machine.depth[node], self.machine.bits)
             fired = rule.fire(membrane, sent, theta, neuron.levels, when)
             membrane, sent = membrane - theta * fired, torch.add(sent, fired, out=tracers[k])
             spikes = rule.spikes(fired).sum(0).double().reshape(-1)

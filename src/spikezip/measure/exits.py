@@ -12,7 +12,7 @@ from torch import Tensor
 from spikezip.errors import InputError
 from spikezip.run import Engine, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers
-from spikezip.run.exit import CONFIDENCES, Confidence, EarlyExit, check_exit, check_logits, first_confident
+from spikezip.run.exit import CONFIDENCES, Confidence, EarlyExit, Settled, check_exit, check_logits, first_confident
 from spikezip.run.result import join
 from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
@@ -148,8 +148,8 @@ def choose_threshold(
         The :class:`ExitPoint`; its ``rule`` is what ``snn.run(..., early_exit=)`` takes.
 
     Raises:
-        InputError: no threshold has so small a mean exit step, both wishes are given, ``lost`` is no share, the labels
-            do not fit the run, ``kind`` has no threshold, or logits are NaN.
+        InputError: no threshold has so small a mean exit step or loses so little, both wishes are given, ``lost`` is
+            no share, the labels do not fit the run, ``kind`` has no threshold, or logits are NaN.
     """
     if isinstance(lost, bool) or not isinstance(lost, int | float) or not 0 <= lost <= 1:
         raise InputError(f"lost={lost!r}: the accuracy that may be lost lies from 0 to 1.")
@@ -161,10 +161,15 @@ def choose_threshold(
         if not within:
             raise InputError(f"mean_step={mean_step}: no image can leave before step 1. Ask for 1 or more.")
         return max(within, key=lambda point: (point.accuracy, -point.mean_step))
-    answers = run.answer.argmax(-1)
-    wanted = float((answers == labels.to(answers.device)).double().mean()) - lost
-    within = [point for point in curve if point.accuracy >= wanted - 1e-12]
-    return min(within or [curve[-1]], key=lambda point: (point.mean_step, -point.accuracy))
+    end = exit_point(run, labels, Settled()).accuracy
+    within = [point for point in curve if point.accuracy >= end - lost - 1e-12]
+    if not within:  # a softmax may come to 1 exactly while the answer is wrong
+        least = end - max(point.accuracy for point in curve)
+        raise InputError(
+            f"lost={lost}: every threshold of {kind.__name__} loses {math.ceil(least * 1e4) / 1e4} of the accuracy or "
+            "more. Allow so much, or use Settled(), which loses nothing."
+        )
+    return min(within, key=lambda point: (point.mean_step, -point.accuracy))
 
 
 def _point(run: Run, labels: Tensor, rule: EarlyExit, steps: Tensor) -> ExitPoint:

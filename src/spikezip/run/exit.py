@@ -97,8 +97,8 @@ class Entropy:
     @staticmethod
     def confidence(logits: Tensor) -> Tensor:
         """``[..., C]`` to ``[...]``, 0 to 1."""
-        log = logits.double().log_softmax(-1)
-        return 1 + (log.exp() * log).sum(-1) / math.log(logits.shape[-1])
+        entropy = torch.special.entr(logits.double().softmax(-1)).sum(-1)
+        return 1 - entropy / math.log(logits.shape[-1])
 
     def confident(self, logits: Tensor) -> Tensor:
         """Which of ``[..., C]`` are clear enough, ``[...]`` bool."""

@@ -32,11 +32,13 @@ class When:
         t: the step, from 1.
         t_off: the step at which the input is complete.
         depth: neuron layers before this one, on the longest path.
+        bits: of the greatest code of any layer.
     """
 
     t: int
     t_off: int = 1
     depth: int = 0
+    bits: int = 0
 
 
 @runtime_checkable
@@ -203,9 +205,9 @@ class Radix:
     ``w_k = 2^(B-1-k)``.
 
     Args:
-        waits: each layer fires in one window of ``B`` steps, after the window of the layers before it: exact where
-            ``highest = 2^B - 1``, at a latency of ``B`` steps a layer. Otherwise all layers fire from step 1, window
-            after window.
+        waits: each layer fires in one window, after the window of the layers before it: exact where
+            ``lowest = 0`` and ``highest = 2^B - 1``, at a latency of the network's greatest ``B`` steps a layer.
+            Otherwise all layers fire from step 1, window after window.
     """
 
     waits: bool = False
@@ -224,7 +226,7 @@ class Radix:
         bits = max(levels.highest.bit_length(), 1)
         begun = when.t - 1
         if self.waits:
-            begun -= when.t_off - 1 + when.depth * bits
+            begun -= when.t_off - 1 + when.depth * max(when.bits, bits)
             if not 0 <= begun < bits:
                 return torch.zeros_like(sent)
         weight = 2 ** (bits - 1 - begun % bits)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spikezip.errors import DataError, UnknownNameError
+from spikezip.errors import DataError, InputError, UnknownNameError
+from spikezip.measure.exits import check_labels
 
 
 class Data(Protocol):
@@ -48,11 +49,13 @@ class TensorBatches:
 
     Args:
         images: ``[N, ...]``.
-        labels: ``[N]`` class numbers.
+        labels: ``[N]`` class numbers, whole and 0 or more.
         held_out: how many images are kept from training as the split ``val``; drawn at random, the same every time.
 
     Raises:
-        DataError: there are no images, their number is not the labels', or nothing is left to train on.
+        DataError: there are no images, their number is not the labels', or nothing is left to train on; or a label is
+            below 0.
+        InputError: images or labels are no tensor, or labels no whole numbers ``[N]``.
 
     >>> data = TensorBatches(torch.arange(10.0)[:, None], torch.arange(10), held_out=4)
     >>> data.count("train"), data.count("val")
@@ -66,6 +69,8 @@ class TensorBatches:
     held_out: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.images, Tensor):
+            raise InputError(f"images are a {type(self.images).__name__}; give a tensor [N, ...].")
         count = len(self.labels)
         if count == 0 or len(self.images) != count:
             raise DataError(
@@ -73,6 +78,10 @@ class TensorBatches:
             )
         if not 0 <= self.held_out < count:
             raise DataError(f"held_out={self.held_out} of {count} images leaves none to train on. Hold out fewer.")
+        check_labels(self.labels, count, None)
+        object.__setattr__(self, "labels", self.labels.long())
+        if int(self.labels.min()) < 0:
+            raise DataError(f"There is a label {int(self.labels.min())}; classes are counted from 0. Leave it out.")
 
     def count(self, split: str) -> int:
         """How many images ``train`` or ``val`` has."""

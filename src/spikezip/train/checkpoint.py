@@ -26,8 +26,8 @@ class Checkpoint:
     """Everything training needs to go on as if it had not stopped.
 
     Attributes:
-        tensors: ``network/NAME``, ``average/NAME``, ``objective/NAME`` (what training has beside the network) and
-            ``optimizer/KEY/PARAMETER``, on the CPU.
+        tensors: ``network/NAME``, ``objective/NAME`` (what training has beside the network), averages of both as
+            ``average/NAME`` and ``average/objective/NAME``, and ``optimizer/KEY/PARAMETER``, on the CPU.
         facts: JSON data: where training is, sums of the epoch, history, the plan, and what :func:`outline` says of the
             network and the data. A checkpoint from before it was written has none.
     """
@@ -80,16 +80,20 @@ def outline(network: nn.Module, data: str, images: int) -> dict[str, Any]:
     """What neither a plan nor the shapes of tensors say of a training, as JSON data.
 
     Args:
-        network: to be trained; its quantizers' levels, and a fingerprint of the operations if it is a graph.
+        network: to be trained.
         data: name of the data set.
         images: how many of them are trained on.
     """
+    return {**operations_of(network), "data": f"{images} images of {data}"}
+
+
+def operations_of(network: nn.Module) -> dict[str, Any]:
+    """A network's levels by quantizer, and a fingerprint of its operations if it is a graph."""
     quantizers = {name: m.levels for name, m in network.named_modules() if isinstance(m, Quantizer)}
     graph = str(network.graph) if isinstance(network, fx.GraphModule) else ""
     return {
         "levels": {name: f"{levels.lowest}..{levels.highest}" for name, levels in quantizers.items()},
         "operations": hashlib.sha256(graph.encode()).hexdigest()[:16],
-        "data": f"{images} images of {data}",
     }
 
 

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from spikezip.errors import DataError, RecipeError, StageError
+from spikezip.errors import DataError, InputError, RecipeError, StageError
 from spikezip.graph import network as graph_network
 from spikezip.morph.fold import fold_batch_norm
 from spikezip.quantize.quantizer import Quantizer
@@ -95,6 +95,7 @@ def train(
         RecipeError: the plan does not fit, or the loss or a weight is no longer finite.
         StageError: the network cannot be trained with this objective.
         DataError: there is nothing to train on.
+        InputError: images are of another type than a captured network takes.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
         BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
 
@@ -145,6 +146,7 @@ class _Run:
         self.epoch = self.step = 0
         # Convolutions are faster channels last. A captured graph reshapes; a user's own module may insist on views.
         self.layout = torch.channels_last
+        self.takes = graph_network.info(network).inputs[0].dtype if _is_captured(network) else None
         self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         if not _is_captured(network) and not self._can_step():
@@ -155,7 +157,9 @@ class _Run:
         self.module: nn.Module = accelerator.prepare_model(_Box(whole))
         self.bare_optimizer = plan.optimizer.build(plan.groups(self.student, self.plain))
         self.optimizer = accelerator.prepare_optimizer(self.bare_optimizer)
-        self.average = Average(self.student, plan.ema) if plan.ema is not None else None
+        # What the objective trains beside the network (bias shares, free scales) is averaged with it.
+        followed = self.student.state_dict() | {f"objective/{n}": t for n, t in self._beside().items()}
+        self.average = Average(followed, plan.ema) if plan.ema is not None else None
         self.scales = scales_of(self.student, self.plain)
         own = {id(p) for p in self.student.parameters()}
         self.parameters = dict(self.student.named_parameters()) | {
@@ -359,6 +363,10 @@ class _Run:
             raise RecipeError(f"torch.compile failed ({said[:200]}). Leave compile out.") from reason
 
     def _plain_loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
+        if self.takes is not None and isinstance(images, Tensor) and images.dtype != self.takes:
+            raise InputError(
+                f"The images are {images.dtype}; this network takes {self.takes}. Convert them with images.to(...)."
+            )
         try:
             return self.plan.objective.loss(module, images, labels)
         except ValueError as reason:
@@ -443,7 +451,7 @@ class _Run:
         self.tell(Saved(folder.checkpoint))
 
 
-def _is_captured(network: nn.Module) -> bool:
+def _is_captured(network: nn.Module) -> TypeGuard[fx.GraphModule]:
     return isinstance(network, fx.GraphModule) and isinstance(network.meta.get("spikezip"), graph_network.Info)
 
 
@@ -456,6 +464,14 @@ def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 
 def _check_network(network: nn.Module) -> None:
+    if not isinstance(network, nn.Module) or (
+        _is_captured(network) and graph_network.info(network).stage is graph_network.Stage.SNN
+    ):
+        raise StageError(
+            f"Only an ANN or a QANN is trained; this is {type(network).__name__}. Fine-tune before spike()."
+        )
+    if _is_captured(network) and graph_network.note(network, "weight_bits"):
+        raise StageError("Integer weights are not trained. Fine-tune the QANN, and call to_integer() after.")
     if not any(p.requires_grad for p in network.parameters()):
         raise StageError(f"This {type(network).__name__} has no parameter to train. Call network.requires_grad_(True).")
     with contextlib.suppress(ValueError):  # a forward that Python cannot see into

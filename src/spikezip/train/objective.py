@@ -50,7 +50,7 @@ class QAT:
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(network(images), labels)``."""
         logits, teacher, features = answers(module(images), self.criterion)
-        check_logits(logits, 2, labels)
+        check_logits(logits, 2, labels, teacher)
         return with_features(self.criterion(logits, labels, teacher), self.criterion, features)
 
 
@@ -65,6 +65,9 @@ class PET:
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
         scale: whether sub-paths share the main path's scales, or have their own while training lasts.
 
+    Raises:
+        RecipeError: ``paths`` are none.
+
     Source: SpikeZIP (ICLR 2025 submission). See :func:`ensemble` and :class:`PETLoss` for where it departs.
     """
 
@@ -74,6 +77,12 @@ class PET:
     teacher: nn.Module | None = None
     scale: PathScale = PathScale.SHARED
 
+    def __post_init__(self):
+        if not isinstance(self.paths, tuple | list) or not all(isinstance(p, Path) for p in self.paths):
+            raise RecipeError(
+                f"paths={self.paths!r}: give a tuple of paths, such as (Capped(1), Capped(2)); paths_for() finds them."
+            )
+
     def module(self, network: nn.Module) -> nn.Module:
         """The ensemble of all paths, beside the teacher if there is one."""
         joint = ensemble(network, self.paths, self.execution, self.scale)  # type: ignore[arg-type]  # it refuses what is no graph
@@ -82,7 +91,7 @@ class PET:
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(ensemble(images), labels)``."""
         logits, teacher, features = answers(module(images), self.criterion)
-        check_logits(logits, 3, labels)
+        check_logits(logits, 3, labels, teacher)
         found = self.criterion(logits, labels, names_of((Main(), *self.paths)), teacher)
         return with_features(found, self.criterion, features)
 
@@ -160,17 +169,25 @@ def _features(criterion: CrossEntropy | PETLoss) -> float:
     return criterion.distil.features if criterion.distil is not None else 0.0
 
 
-def check_logits(logits: Any, dims: int, labels: Tensor) -> None:
-    """Refuse what is not one tensor of logits ``[..., B, classes]`` of ``dims`` dimensions, with a class per label."""
+def check_logits(logits: Any, dims: int, labels: Tensor, teacher: Any = None) -> None:
+    """Refuse what is not one tensor of logits ``[..., B, classes]`` of ``dims`` dimensions, with a class per label; and
+    a teacher that answers otherwise."""
     if not isinstance(logits, Tensor) or logits.dim() != dims or logits.shape[-2] != labels.shape[0]:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise StageError(
             f"Training with labels needs one output of logits [B, classes] for {labels.shape[0]} images; the "
             f"network gave {shape}. Write an objective of your own for other outputs (see spikezip.train.Objective)."
         )
-    # On a GPU to look would be to wait, every step.
-    if labels.device.type == "cpu" and len(labels) and labels.max() >= logits.shape[-1]:
+    if teacher is not None and not (isinstance(teacher, Tensor) and teacher.shape == logits.shape[-2:]):
+        shape = tuple(teacher.shape) if isinstance(teacher, Tensor) else type(teacher).__name__
         raise StageError(
-            f"The data has the label {int(labels.max())}, and the network {logits.shape[-1]} outputs, for labels 0 to "
+            f"The teacher gave {shape} where the network gives {tuple(logits.shape[-2:])}. Take a teacher of the same "
+            "classes."
+        )
+    # On a GPU to look would be to wait, every step.
+    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[-1]:
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise StageError(
+            f"The data has the label {wrong}, and the network {logits.shape[-1]} outputs, for labels 0 to "
             f"{logits.shape[-1] - 1}. Give the network as many outputs as the data has classes."
         )

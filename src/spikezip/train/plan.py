@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError
+from spikezip.graph.network import get_tensor
+from spikezip.graph.ops import Kind, is_constant, kind
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.train.objective import QAT, Objective
@@ -35,12 +37,13 @@ class SGD:
     Args:
         rate: learning rate at its height.
         momentum: share of the last step that is kept.
-        weight_decay: pull of weights (tensors of 2 or more dimensions) towards 0; biases and scales have none.
+        weight_decay: pull of weights (tensors of 2 or more dimensions) towards 0; biases and scales have none, nor has
+            what a graph only adds to signals or multiplies them by (a BatchNorm that could not be folded into a layer).
         scale_rate: learning rate of quantizer scales, as a multiple of ``rate``.
         nesterov: look ahead; needs momentum.
 
     Raises:
-        RecipeError: ``nesterov`` without momentum.
+        RecipeError: ``momentum`` is no share, or ``nesterov`` without momentum.
     """
 
     rate: float = 0.01
@@ -50,6 +53,8 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self):
+        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+            raise RecipeError(f"momentum={self.momentum!r}: give a share from 0 to below 1, for example 0.9.")
         if self.nesterov and self.momentum <= 0:
             raise RecipeError("nesterov looks ahead along the momentum, which is 0. Use momentum=0.9, or no nesterov.")
 
@@ -66,6 +71,14 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     scale_rate: float = 1.0
+
+    def __post_init__(self):
+        if (
+            not isinstance(self.betas, tuple | list)
+            or len(self.betas) != 2
+            or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas)
+        ):
+            raise RecipeError(f"betas={self.betas!r}: give two shares from 0 to below 1, for example (0.9, 0.999).")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch's optimizer for parameter groups."""
@@ -119,7 +132,7 @@ class Plan:
         log_every: optimizer steps between reports.
 
     Raises:
-        RecipeError: a number is out of range, or images trained on would be validated on.
+        RecipeError: a value is of another type or out of range, or images trained on would be validated on.
     """
 
     objective: Objective = field(default_factory=QAT)
@@ -144,6 +157,23 @@ class Plan:
     log_every: int = 10
 
     def __post_init__(self):
+        for name, wanted, example in (
+            ("optimizer", SGD | AdamW, "SGD(0.01) or AdamW(0.001)"),
+            ("cooldown", Cooldown | None, "Cooldown(after=2), or None"),
+            ("precision", Precision, "Precision.NO, BF16 or FP16"),
+        ):
+            if not isinstance(value := getattr(self, name), wanted):
+                raise RecipeError(f"{name}={value!r}: give {example}.")
+        if isinstance(self.objective, type) or not hasattr(self.objective, "loss"):
+            raise RecipeError(
+                f"objective={self.objective!r}: give a value such as QAT() or PET((Capped(1), Capped(2)))."
+            )
+        for owner, names in ((self, "warmup final_rate clip ema"), (self.optimizer, "rate scale_rate weight_decay")):
+            for name in names.split():
+                if (value := getattr(owner, name)) is not None and not _is_number(value):
+                    raise RecipeError(f"{name}={value!r}: give a finite number.")
+        if not _is_whole(self.seed) or self.seed < 0:
+            raise RecipeError(f"seed={self.seed!r}: give a whole number, 0 or more.")
         for name in (
             "epochs",
             "batch",
@@ -154,8 +184,8 @@ class Plan:
             "checkpoint_every",
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"{name}={value}: give 1 or more.")
+            if value is not None and not (_is_whole(value) and value >= 1):
+                raise RecipeError(f"{name}={value!r}: give 1 or more, a whole number.")
         check_splits(self.train_split, self.validation_split)
         if self.batch % self.accumulate:
             raise RecipeError(
@@ -173,11 +203,15 @@ class Plan:
                 f"warmup={self.warmup}, final_rate={self.final_rate}: give 0 <= warmup <= epochs ({self.epochs}) and "
                 "0 <= final_rate <= 1."
             )
-        if self.cooldown is not None and not (
-            self.cooldown.after >= 1 and self.cooldown.epochs >= 1 and self.last_epoch <= self.epochs
+        if (c := self.cooldown) is not None and not (
+            _is_whole(c.after)
+            and _is_whole(c.epochs)
+            and min(c.after, c.epochs) >= 1
+            and self.last_epoch <= self.epochs
         ):
             raise RecipeError(
-                f"cooldown={self.cooldown}: both are 1 or more, and together no more than epochs={self.epochs}."
+                f"cooldown={self.cooldown}: both are whole numbers, 1 or more, and together no more than "
+                f"epochs={self.epochs}."
             )
 
     @property
@@ -208,9 +242,10 @@ class Plan:
         """Parameter groups: weights (decayed), biases and norms (not), quantizer scales (own rate, not decayed)."""
         scales = {id(scale) for scale in scales_of(*networks)}
         trained = [p for p in dict.fromkeys(p for n in networks for p in n.parameters()) if p.requires_grad]
+        undecayed = {id(p) for p in trained if p.dim() < 2} | {id(p) for n in networks for p in _elementwise(n)}
         rows = [
-            ([p for p in trained if id(p) not in scales and p.dim() >= 2], 1.0, self.optimizer.weight_decay),
-            ([p for p in trained if id(p) not in scales and p.dim() < 2], 1.0, 0.0),
+            ([p for p in trained if id(p) not in scales | undecayed], 1.0, self.optimizer.weight_decay),
+            ([p for p in trained if id(p) in undecayed - scales], 1.0, 0.0),
             ([p for p in trained if id(p) in scales], self.optimizer.scale_rate, 0.0),
         ]
         return [
@@ -223,6 +258,14 @@ class Plan:
             for params, rate, decay in rows
             if params
         ]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_splits(train: str, validation: str | None) -> None:
@@ -239,6 +282,19 @@ def scales_of(*networks: nn.Module) -> list[nn.Parameter]:
     """The trained quantizer scales of networks, each once."""
     found = (m.scale for n in networks for m in n.modules() if isinstance(m, Quantizer))
     return [scale for scale in dict.fromkeys(found) if scale.requires_grad]
+
+
+def _elementwise(network: nn.Module) -> list[Tensor]:
+    """What a graph only adds to signals, or multiplies them by."""
+    only: dict[Tensor, bool] = {}
+    for node in network.graph.nodes if isinstance(network, fx.GraphModule) else ():
+        if node.op == "get_attr":
+            tensor = get_tensor(network, node.target)
+            only[tensor] = only.get(tensor, True) and all(
+                user.op == "call_function" and kind(user) in (Kind.SUM, Kind.SCALE) and not is_constant(user)
+                for user in node.users
+            )
+    return [tensor for tensor, so in only.items() if so]
 
 
 def describe(choice: Any) -> Any:

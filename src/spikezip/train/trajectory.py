@@ -336,7 +336,7 @@ class Trajectory:
         """``L``, and the accuracy at every step; ``accuracy`` is that of the last step with a weight."""
         logits, teacher, features = answers(module(images), self.criterion)
         logits, activity = logits if self.penalty else (logits, None)
-        check_logits(logits, 3, labels)
+        check_logits(logits, 3, labels, teacher)
         weights = (*self.weights, self.settled) if self._settles else self.weights
         loss = logits.new_zeros(())
         numbers: Numbers = {}
