@@ -64,6 +64,19 @@ def test_spelling_does_not_matter(function):
     assert operations(gm) == ["conv2d", "relu"]
 
 
+@pytest.mark.parametrize(
+    "squeeze",
+    [Tensor.squeeze, Tensor.squeeze_, lambda h: h.squeeze((-1, 0)), lambda h: h.squeeze(0).squeeze(-1)],
+    ids=["squeeze()", "squeeze_()", "squeeze((-1, 0))", "squeeze(0)"],
+)
+def test_a_batch_of_one_stays_a_batch(squeeze):
+    model, images = Model(lambda m, x: squeeze(m.lin(x)), lin=nn.Linear(3, 1)), torch.randn(3, 3)
+    ann = capture(model, images[:1])
+    for batch in (1, 2, 3):
+        torch.testing.assert_close(ann(images[:batch]), model.lin(images[:batch])[:, 0])
+    assert [network.spec(n).batch_dim for n in network.outputs(ann)] == [0]
+
+
 def test_outputs_and_names_are_the_models():
     model = shuffle_statistics(Drawn(["residual", "attention"], outputs=2)).eval()
     ann = capture(model, torch.zeros(1, 2, 5, 5))

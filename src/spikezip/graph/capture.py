@@ -43,8 +43,25 @@ _DROPOUTS = {
     _aten.alpha_dropout.default,
     _aten.feature_alpha_dropout.default,
 }
-#: Operations that hide matrix products: spelled out, so that these receive spikes.
-_SPELLED = {op: function for op, function in core_aten_decompositions().items() if op is _aten.einsum.default}
+
+
+def _squeeze(x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
+    """A squeeze that keeps the batch: of the dimensions of one, those that are one for every batch.
+
+    Departs: a model that squeezes a batch of one away answers without it; the network keeps it, as for any other.
+    """
+    named = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    kept = [i for i in named if isinstance(x.shape[i], int)]
+    return _aten.squeeze.dims(x, kept) if len(kept) < len(named) else NotImplemented
+
+
+_SPELLED = {
+    # It hides matrix products: spelled out, these receive spikes.
+    _aten.einsum.default: core_aten_decompositions()[_aten.einsum.default],
+    _aten.squeeze.default: _squeeze,
+    _aten.squeeze.dim: _squeeze,
+    _aten.squeeze.dims: _squeeze,
+}
 _MAKERS = {
     _aten.new_zeros.default: _aten.zeros.default,
     _aten.new_ones.default: _aten.ones.default,
