@@ -77,6 +77,28 @@ def test_a_batch_of_one_stays_a_batch(squeeze):
     assert [network.spec(n).batch_dim for n in network.outputs(ann)] == [0]
 
 
+@pytest.mark.parametrize(
+    ("function", "spelled"),
+    [
+        (lambda m, h: m.pair(h, m.lin(h)), ["linear", "mul", "unsqueeze"]),
+        (lambda m, h: torch.lerp(h, m.lin(h), h), ["add", "linear", "mul", "sub"]),
+        (lambda m, h: torch.lerp(h, m.lin(h), 0.3), ["add", "linear", "mul"]),
+        (lambda m, h: torch.addcmul(m.lin(h), h, h, value=0.5), ["add", "linear", "mul"]),
+        (lambda m, h: m.lin(h) ** 2, ["linear", "mul"]),
+        (lambda m, h: m.lin(h).square_(), ["linear", "mul"]),
+        (lambda m, h: torch.multiply(h, m.lin(h)), ["linear", "mul"]),
+        (lambda m, h: F.glu(m.lin(h)), ["linear", "mul", "sigmoid", "slice"]),
+        (lambda m, h: torch.inner(h, m.lin.weight), ["mm", "permute"]),
+    ],
+)
+def test_products_are_spelled_out(function, spelled):
+    model = Model(function, lin=nn.Linear(4, 4), pair=nn.Bilinear(4, 4, 3)).double()
+    images = torch.randn(2, 4, dtype=torch.float64)
+    ann = capture(model, images)
+    assert sorted({*operations(ann)} - {"sym_size", "reshape"}) == spelled
+    torch.testing.assert_close(ann(images), model(images), rtol=1e-12, atol=1e-12)
+
+
 def test_outputs_and_names_are_the_models():
     model = shuffle_statistics(Drawn(["residual", "attention"], outputs=2)).eval()
     ann = capture(model, torch.zeros(1, 2, 5, 5))

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import linecache
+import operator
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.proxy_tensor import py_sym_types
+from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -55,13 +57,43 @@ def _squeeze(x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
     return _aten.squeeze.dims(x, kept) if len(kept) < len(named) else NotImplemented
 
 
+def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``sum_ij x_i W_oij y_j``: a linear layer that reads the products ``x_i y_j``."""
+    return F.linear((x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2), weight.flatten(1), bias)
+
+
+def _lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    if isinstance(weight, Tensor):
+        return start + weight * (end - start)
+    return (1 - weight) * start + weight * end
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a * b if value == 1 else value * (a * b))
+
+
+def _power(x: Tensor, exponent: float = 2) -> Tensor:
+    # Of whole numbers, ** 2.0 is a float.
+    return x * x if exponent == 2 and (isinstance(exponent, int) or x.is_floating_point()) else NotImplemented
+
+
+_decompositions = core_aten_decompositions()
+#: Operations that hide products: spelled out, so that these receive spikes and are counted.
 _SPELLED = {
-    # It hides matrix products: spelled out, these receive spikes.
-    _aten.einsum.default: core_aten_decompositions()[_aten.einsum.default],
-    _aten.squeeze.default: _squeeze,
-    _aten.squeeze.dim: _squeeze,
-    _aten.squeeze.dims: _squeeze,
+    **{
+        op: _decompositions[op]
+        for op in (_aten.einsum.default, _aten.inner.default, _aten.tensordot.default, _aten.glu.default)
+    },
+    _aten.bilinear.default: _bilinear,
+    _aten.lerp.Tensor: _lerp,
+    _aten.lerp.Scalar: _lerp,
+    _aten.addcmul.default: _addcmul,
+    _aten.multiply.Tensor: operator.mul,
+    _aten.square.default: _power,
+    _aten.pow.Tensor_Scalar: _power,
 }
+#: Operations whose result for a batch of one has another shape.
+_SQUEEZES = dict.fromkeys((_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims), _squeeze)
 _MAKERS = {
     _aten.new_zeros.default: _aten.zeros.default,
     _aten.new_ones.default: _aten.ones.default,
@@ -288,7 +320,7 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             named = inspect.signature(model.forward).bind(*examples).arguments
             dynamic = tree_map(lambda _: {0: Dim.DYNAMIC}, tuple(named.values()))
             program = export(model, examples, dynamic_shapes=dynamic)
-            return program.run_decompositions({**RECURRENT, **_SPELLED})
+            return program.run_decompositions({**RECURRENT, **_SPELLED, **_SQUEEZES})
     except Exception as error:
         reason = _reason(error)
         if "specialized it to be a constant" in str(error):
