@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 from torch.nn import functional as F
 
 from random_networks import Drawn, shuffle_statistics
@@ -271,6 +272,10 @@ REFUSED = {
     "code outside torch": (Model(lambda m, x: torch.from_numpy(x.numpy())), "code outside torch"),
     "TorchScript": (SCRIPT, "The model is TorchScript.*that it was made from"),
     "TorchScript within": (nn.Sequential(SCRIPT), "'0' is TorchScript"),
+    "fake quantization": (
+        nn.Sequential(nn.Linear(3, 2), FakeQuantize()),
+        "'1' rounds.*convert the float model that prepare_qat was given",
+    ),
     "control flow on values": (
         Model(lambda m, x: x if x.sum() > 0 else -x),
         "Rewrite that part with tensor operations",

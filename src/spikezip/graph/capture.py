@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
+from torch.ao.quantization import FakeQuantizeBase
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.proxy_tensor import py_sym_types
 from torch.nn import functional as F
@@ -143,6 +144,11 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
             raise CaptureError(
                 f"{repr(name) if name else 'The model'} is TorchScript, which torch.export does not take. Pass the "
                 "module that it was made from, with its weights."
+            )
+        if isinstance(module, FakeQuantizeBase):
+            raise CaptureError(
+                f"{repr(name) if name else 'The model'} rounds as torch.ao.quantization has prepared it to. Remove "
+                "fake-quantization: convert the float model that prepare_qat was given, with these weights."
             )
     examples = tuple(example) if isinstance(example, Sequence) else (example,)
     _check_examples(examples)
