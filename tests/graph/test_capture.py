@@ -100,6 +100,21 @@ def test_products_are_spelled_out(function, spelled):
     torch.testing.assert_close(ann(images), model(images), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x: x.max(1)[0], ["amax"]),
+        (lambda x: x.min(-1, keepdim=True)[0], ["amin"]),
+        (lambda x: x.max(1), ["max", "getitem", "getitem"]),
+    ],
+)
+def test_a_maximum_whose_place_nobody_reads(function, names):
+    ann, x = capture(Model(lambda m, x: function(x)), torch.zeros(1, 4, 5)), torch.randn(3, 4, 5)
+    assert operations(ann) == names
+    for found, wanted in zip(ann(x), function(x), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_outputs_and_names_are_the_models():
     model = shuffle_statistics(Drawn(["residual", "attention"], outputs=2)).eval()
     ann = capture(model, torch.zeros(1, 2, 5, 5))

@@ -110,6 +110,8 @@ _KEEPS = (
     "it keeps something from call to call outside its buffers, or draws at random. A network to be converted must be "
     "stateless: pass the state in and out instead."
 )
+#: What gives the greatest (or least) values alone, where nobody reads their places.
+_EXTREMES = {_aten.max.dim: _aten.amax.default, _aten.min.dim: _aten.amin.default}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
@@ -431,6 +433,13 @@ def _normalise(gm: fx.GraphModule) -> None:
             _as_leaky_relu(node)  # what it is at inference
         elif node.target is _aten.slice.Tensor and _is_whole_slice(node):
             rewrite.replace(node, node.args[0])
+        elif node.target in _EXTREMES and all(user.args[1] == 0 for user in node.users if user.users):
+            x, dim, keep = [*node.args, *node.kwargs.values(), False][:3]
+            node.target, node.args, node.kwargs = _EXTREMES[node.target], (x, [dim], keep), {}
+            for values in list(node.users):
+                if values.args[1] == 0:
+                    node.meta["dtype"] = values.meta["dtype"]
+                rewrite.replace(values, node)
         elif node.target in _VIEWS:
             node.target = _aten.reshape.default
             sizes = list(node.args[1])
