@@ -94,6 +94,26 @@ def test_distances_and_places(tmp_path: Path):
     _same_run(spike(qann), spike(_round_trip(qann, tmp_path)), images)
 
 
+class Spectrogram(nn.Module):
+    """A layer of power by frequency and time."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(9, 4), nn.Linear(4, 2)
+        self.register_buffer("window", torch.hann_window(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        power = torch.stft(x, 16, 8, window=self.window, return_complex=True).abs().square()
+        return self.b(torch.relu(self.a(power.transpose(1, 2)))).mean(1)
+
+
+def test_a_spectrogram(tmp_path: Path):
+    torch.manual_seed(0)
+    sounds = torch.randn(8, 64)
+    snn = convert(Spectrogram().eval(), sounds)
+    _same_run(snn, _round_trip(snn, tmp_path), sounds)
+
+
 def test_attention_with_a_mask(images: Tensor, tmp_path: Path):
     torch.manual_seed(3)
     snn = convert(Attention(), images)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 from torch.nn import functional as F
 
 from random_networks import Drawn, shuffle_statistics
@@ -62,6 +63,56 @@ def operations(gm) -> list[str]:
 def test_spelling_does_not_matter(function):
     gm = capture(Model(function, conv=nn.Conv2d(2, 3, 3), act=nn.ReLU(inplace=True)), torch.zeros(1, 2, 5, 5))
     assert operations(gm) == ["conv2d", "relu"]
+
+
+@pytest.mark.parametrize(
+    "squeeze",
+    [Tensor.squeeze, Tensor.squeeze_, lambda h: h.squeeze((-1, 0)), lambda h: h.squeeze(0).squeeze(-1)],
+    ids=["squeeze()", "squeeze_()", "squeeze((-1, 0))", "squeeze(0)"],
+)
+def test_a_batch_of_one_stays_a_batch(squeeze):
+    model, images = Model(lambda m, x: squeeze(m.lin(x)), lin=nn.Linear(3, 1)), torch.randn(3, 3)
+    ann = capture(model, images[:1])
+    for batch in (1, 2, 3):
+        torch.testing.assert_close(ann(images[:batch]), model.lin(images[:batch])[:, 0])
+    assert [network.spec(n).batch_dim for n in network.outputs(ann)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("function", "spelled"),
+    [
+        (lambda m, h: m.pair(h, m.lin(h)), ["linear", "mul", "unsqueeze"]),
+        (lambda m, h: torch.lerp(h, m.lin(h), h), ["add", "linear", "mul", "sub"]),
+        (lambda m, h: torch.lerp(h, m.lin(h), 0.3), ["add", "linear", "mul"]),
+        (lambda m, h: torch.addcmul(m.lin(h), h, h, value=0.5), ["add", "linear", "mul"]),
+        (lambda m, h: m.lin(h) ** 2, ["linear", "mul"]),
+        (lambda m, h: m.lin(h).square_(), ["linear", "mul"]),
+        (lambda m, h: torch.multiply(h, m.lin(h)), ["linear", "mul"]),
+        (lambda m, h: F.glu(m.lin(h)), ["linear", "mul", "sigmoid", "slice"]),
+        (lambda m, h: torch.inner(h, m.lin.weight), ["mm", "permute"]),
+    ],
+)
+def test_products_are_spelled_out(function, spelled):
+    model = Model(function, lin=nn.Linear(4, 4), pair=nn.Bilinear(4, 4, 3)).double()
+    images = torch.randn(2, 4, dtype=torch.float64)
+    ann = capture(model, images)
+    assert sorted({*operations(ann)} - {"sym_size", "reshape"}) == spelled
+    torch.testing.assert_close(ann(images), model(images), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x: x.max(1)[0], ["amax"]),
+        (lambda x: x.min(-1, keepdim=True)[0], ["amin"]),
+        (lambda x: x.max(1), ["max", "getitem", "getitem"]),
+    ],
+)
+def test_a_maximum_whose_place_nobody_reads(function, names):
+    ann, x = capture(Model(lambda m, x: function(x)), torch.zeros(1, 4, 5)), torch.randn(3, 4, 5)
+    assert operations(ann) == names
+    for found, wanted in zip(ann(x), function(x), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_outputs_and_names_are_the_models():
@@ -236,6 +287,10 @@ REFUSED = {
     "code outside torch": (Model(lambda m, x: torch.from_numpy(x.numpy())), "code outside torch"),
     "TorchScript": (SCRIPT, "The model is TorchScript.*that it was made from"),
     "TorchScript within": (nn.Sequential(SCRIPT), "'0' is TorchScript"),
+    "fake quantization": (
+        nn.Sequential(nn.Linear(3, 2), FakeQuantize()),
+        "'1' rounds.*convert the float model that prepare_qat was given",
+    ),
     "control flow on values": (
         Model(lambda m, x: x if x.sum() > 0 else -x),
         "Rewrite that part with tensor operations",

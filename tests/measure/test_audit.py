@@ -150,6 +150,36 @@ def test_values_moved_by_a_mask_or_by_places_that_are_found_on_the_way(how):
     assert audit(bare).rows[-1].input == "analog"
 
 
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        (lambda p, q: torch.fft.fft(p).real + q, ["fft_fft (fft_fft)"]),
+        (lambda p, q: F.normalize(p) - q.softmax(1), []),  # functions that are named, and counted but for roots
+    ],
+)
+def test_what_no_rule_counts_is_not_spike_driven(how, names):
+    snn, images = met(how)
+    for found in (audit(snn), audit(snn, images[:2])):
+        assert [f"{row.name} ({row.op})" for row in found.rows if row.input == "uncounted"] == names
+        assert found.spike_driven is not bool(names)
+        assert all(name.split()[0] in str(found).splitlines()[-1] for name in names)
+        assert {row.input for row in found.rows} <= set(MEANING)
+
+
+def test_what_no_rule_counts_before_there_are_spikes_is_analog_input():
+    images = torch.randn(8, 1, 4, 4)
+    model = nn.Sequential(Spectrum(), nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
+    found = audit(spikezip.convert(model, images[:1], images))
+    assert [row.name for row in found.rows] == ["1", "3"]
+
+
+class Spectrum(nn.Module):
+    """Real parts of the input's spectrum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x).real
+
+
 def test_analog_operands_are_named_where_strictness_was_given_up():
     class Bare(nn.Module):
         def __init__(self):

@@ -67,7 +67,7 @@ _MORE_BY_KIND = {
     "complex numbers and spectra": (
         "complex polar view_as_complex view_as_real real imag angle conj _conj conj_physical resolve_conj"
         " fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn"
-        " fft_irfftn fft_fftshift fft_ifftshift"
+        " fft_irfftn fft_fftshift fft_ifftshift stft"
     ),
     "other names of the same": (
         "subtract multiply divide floor_divide greater greater_equal less less_equal not_equal isclose"

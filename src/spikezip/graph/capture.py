@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import linecache
+import operator
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
+from torch.ao.quantization import FakeQuantizeBase
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.proxy_tensor import py_sym_types
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
@@ -44,8 +47,55 @@ _DROPOUTS = {
     _aten.alpha_dropout.default,
     _aten.feature_alpha_dropout.default,
 }
-#: Operations that hide matrix products: spelled out, so that these receive spikes.
-_SPELLED = {op: function for op, function in core_aten_decompositions().items() if op is _aten.einsum.default}
+
+
+def _squeeze(x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
+    """A squeeze that keeps the batch: of the dimensions of one, those that are one for every batch.
+
+    Departs: a model that squeezes a batch of one away answers without it; the network keeps it, as for any other.
+    """
+    named = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    kept = [i for i in named if isinstance(x.shape[i], int)]
+    return _aten.squeeze.dims(x, kept) if len(kept) < len(named) else NotImplemented
+
+
+def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``sum_ij x_i W_oij y_j``: a linear layer that reads the products ``x_i y_j``."""
+    return F.linear((x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2), weight.flatten(1), bias)
+
+
+def _lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    if isinstance(weight, Tensor):
+        return start + weight * (end - start)
+    return (1 - weight) * start + weight * end
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a * b if value == 1 else value * (a * b))
+
+
+def _power(x: Tensor, exponent: float = 2) -> Tensor:
+    # Of whole numbers, ** 2.0 is a float.
+    return x * x if exponent == 2 and (isinstance(exponent, int) or x.is_floating_point()) else NotImplemented
+
+
+_decompositions = core_aten_decompositions()
+#: Operations that hide products: spelled out, so that these receive spikes and are counted.
+_SPELLED = {
+    **{
+        op: _decompositions[op]
+        for op in (_aten.einsum.default, _aten.inner.default, _aten.tensordot.default, _aten.glu.default)
+    },
+    _aten.bilinear.default: _bilinear,
+    _aten.lerp.Tensor: _lerp,
+    _aten.lerp.Scalar: _lerp,
+    _aten.addcmul.default: _addcmul,
+    _aten.multiply.Tensor: operator.mul,
+    _aten.square.default: _power,
+    _aten.pow.Tensor_Scalar: _power,
+}
+#: Operations whose result for a batch of one has another shape.
+_SQUEEZES = dict.fromkeys((_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims), _squeeze)
 _MAKERS = {
     _aten.new_zeros.default: _aten.zeros.default,
     _aten.new_ones.default: _aten.ones.default,
@@ -61,6 +111,8 @@ _KEEPS = (
     "it keeps something from call to call outside its buffers, or draws at random. A network to be converted must be "
     "stateless: pass the state in and out instead."
 )
+#: What gives the greatest (or least) values alone, where nobody reads their places.
+_EXTREMES = {_aten.max.dim: _aten.amax.default, _aten.min.dim: _aten.amin.default}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
@@ -95,6 +147,11 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
             raise CaptureError(
                 f"{repr(name) if name else 'The model'} is TorchScript, which torch.export does not take. Pass the "
                 "module that it was made from, with its weights."
+            )
+        if isinstance(module, FakeQuantizeBase):
+            raise CaptureError(
+                f"{repr(name) if name else 'The model'} rounds as torch.ao.quantization has prepared it to. Remove "
+                "fake-quantization: convert the float model that prepare_qat was given, with these weights."
             )
     examples = tuple(example) if isinstance(example, Sequence) else (example,)
     _check_examples(examples)
@@ -273,7 +330,7 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             named = inspect.signature(model.forward).bind(*examples).arguments
             dynamic = tree_map(lambda _: {0: Dim.DYNAMIC}, tuple(named.values()))
             program = export(model, examples, dynamic_shapes=dynamic)
-            return program.run_decompositions({**RECURRENT, **_SPELLED})
+            return program.run_decompositions({**RECURRENT, **_SPELLED, **_SQUEEZES})
     except Exception as error:
         reason = _reason(error)
         if "specialized it to be a constant" in str(error):
@@ -386,6 +443,13 @@ def _normalise(gm: fx.GraphModule) -> None:
             _as_leaky_relu(node)  # what it is at inference
         elif node.target is _aten.slice.Tensor and _is_whole_slice(node):
             rewrite.replace(node, node.args[0])
+        elif node.target in _EXTREMES and all(user.args[1] == 0 for user in node.users if user.users):
+            x, dim, keep = [*node.args, *node.kwargs.values(), False][:3]
+            node.target, node.args, node.kwargs = _EXTREMES[node.target], (x, [dim], keep), {}
+            for values in list(node.users):
+                if values.args[1] == 0:
+                    node.meta["dtype"] = values.meta["dtype"]
+                rewrite.replace(values, node)
         elif node.target in _VIEWS:
             node.target = _aten.reshape.default
             sizes = list(node.args[1])

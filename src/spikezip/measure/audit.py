@@ -25,13 +25,14 @@ MEANING = {
     "product": "the product of two streams: multiply-accumulates where it changes",
     "analog": "a general function of spikes that no neuron has turned into spikes (LayerNorm, softmax, ...)",
     "a x b": "two streams to be multiplied (attention, squeeze-excitation): multiply-accumulates by the product rule",
+    "uncounted": "spikes, or sums of them, of which it makes what no rule counts (FFT, sorting, ...)",
     "none": "nothing that depends on the input",
 }
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One synaptic operation, or product.
+    """One synaptic operation, or product, or function that no rule counts.
 
     Attributes:
         name: the author's name of the operation.
@@ -134,6 +135,8 @@ def audit(
 ) -> Audit:
     """List each synaptic operation (convolution, linear layer, product) with what it receives.
 
+    A function of spikes that no rule counts may be any of these: it is listed too, and is not spike-driven.
+
     Args:
         snn: the network.
         images: if given, inputs ``[N, ...]`` on which operations are counted: accumulates as the streams are, and the
@@ -158,7 +161,7 @@ def audit(
     Every synaptic operation but those on the analog input receives spikes alone.
     """
     if images is None:
-        return Audit(tuple(_row(layer) for layer in layers_of(snn)[0] if layer.role in _MULTIPLY))
+        return Audit(tuple(_row(layer) for layer in layers_of(snn)[0] if _is_audited(layer)))
     return audit_of(snn, count(snn, images, steps, limit=limit))
 
 
@@ -167,17 +170,20 @@ def audit_of(snn: SpikingNetwork, counts: Counts) -> Audit:
     rows = []
     # The rows of a count are the layers, in their order.
     for layer, counted in zip(layers_of(snn)[0], counts.rows, strict=True):
-        if layer.role in _MULTIPLY:
+        if _is_audited(layer):
             done = {"acs": counted.snn.total("ac"), "macs": counted.snn.total("mac")}
             rows.append(replace(_row(layer), **done, as_macs=float(counted.as_macs.sum())))
     return Audit(tuple(rows), counts.images, counts.steps, counts.uncounted)
 
 
-_MULTIPLY = (Reader.SYNAPSES, Reader.PRODUCT)
+def _is_audited(layer: Layer) -> bool:
+    return layer.role in (Reader.SYNAPSES, Reader.PRODUCT) or layer.unknown
 
 
 def _row(layer: Layer) -> AuditRow:
     names = dict.fromkeys(stream.name for operand in layer.operands for stream in operand.streams)
+    if layer.unknown:
+        return AuditRow(layer.name, layer.kind, "uncounted", tuple(names), 0)
     kinds = " x ".join(operand.kind for operand in layer.operands) or "none"
     synapses = int(layer.operands[0].fanout.sum()) if layer.operands else 0
     return AuditRow(layer.name, layer.kind, kinds, tuple(names), synapses)

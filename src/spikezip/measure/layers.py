@@ -11,7 +11,7 @@ from torch import fx
 
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
-from spikezip.measure.functions import cost_of
+from spikezip.measure.functions import NO_RULE, cost_of
 from spikezip.measure.streams import Carries, Operand, Reader, Streams
 from spikezip.measure.windows import result_of, summed
 from spikezip.measure.work import EVENTS_QUEUED, MEMBRANE_BITS, Work
@@ -35,6 +35,7 @@ class Layer:
         bias: values of its result that a bias is added to.
         constant: values a constant is added to, once.
         function: counts of one evaluation, for a general function.
+        unknown: whether it is a function of spikes (or of what is computed from them) that no rule counts.
         scaled: the node, if it multiplies by a constant that cannot be folded.
     """
 
@@ -48,6 +49,7 @@ class Layer:
     bias: int = 0
     constant: int = 0
     function: dict[str, float] | None = None
+    unknown: bool = False
     scaled: fx.Node | None = None
     snn: Work = field(default_factory=Work)
     qann: Work = field(default_factory=Work)
@@ -66,7 +68,11 @@ def layers_of(snn: SpikingNetwork) -> tuple[list[Layer], tuple[str, ...]]:
     streams = Streams(snn)
     layers: dict[fx.Node, Layer] = {}
     uncounted: list[str] = []
+    neurons = {name for name, _ in snn.layers}
+    behind: set[fx.Node] = set()  # neurons, and what is computed from their spikes
     for node in snn.graph.graph.nodes:
+        if str(node.target) in neurons or not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
         role = streams.role(node)
         if role is not None:
             layers[node] = _layer(node, role)
@@ -88,6 +94,7 @@ def layers_of(snn: SpikingNetwork) -> tuple[list[Layer], tuple[str, ...]]:
         elif layer.role is Reader.FUNCTION:
             if missing := _evaluates(layer):
                 uncounted.append(f"{layer.name} ({layer.kind}): {missing}")
+                layer.unknown = missing.endswith(NO_RULE) and layer.node in behind
         if layer.role in (Reader.FUNCTION, Reader.OUTPUT):
             layer.snn.store("membrane", sum(network.spec(o.node).numel for o in layer.operands), MEMBRANE_BITS)
         _stores_what_it_reads(layer, snn)

@@ -132,6 +132,8 @@ def _signs_from(node: fx.Node) -> list[fx.Node] | None:
     if node.op != "call_function":
         return None
     name, spec = network.op_name(node), node.meta.get("spec")
+    if name == "mul" and node.args[0] is node.args[1]:
+        return None if spec and spec.dtype.is_complex else []
     if name in _NEVER_NEGATIVE or (spec and spec.dtype in (torch.bool, torch.uint8)):
         return []
     if name in ("hardtanh", "clamp", "clamp_min"):
