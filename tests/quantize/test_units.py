@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikezip.errors import StageError
 from spikezip.graph import capture, network
 from spikezip.measure import verify
 from spikezip.morph import morph
@@ -114,6 +115,22 @@ class Product(nn.Module):
         return self.head(self.first(x).sigmoid() * self.second(x).sigmoid())
 
 
+class Chain(nn.Module):
+    """A state that a gate multiplies at every step: a product of products, and so on."""
+
+    shape = (5, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.new, self.head = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.new(x[:, 0]).sigmoid()
+        for gate in (self.gate(x) + 1).sigmoid().unbind(1):
+            state = gate * state + state
+        return self.head(state)
+
+
 class Sound(nn.Module):
     """Whole numbers of 16 bits."""
 
@@ -174,7 +191,7 @@ class Vector(nn.Module):
         return F.relu(self.first(x)) @ self.weight
 
 
-@pytest.mark.parametrize("net", [Mean, Product, Sound, Large, Tiny, Uneven, Vector])
+@pytest.mark.parametrize("net", [Mean, Product, Chain, Sound, Large, Tiny, Uneven, Vector])
 def test_integer_weights_hardly_change_the_answers(net: Any):
     """In whatever unit values are, and however far they go."""
     torch.manual_seed(0)
@@ -194,6 +211,20 @@ def test_integer_weights_hardly_change_the_answers(net: Any):
         assert verify(few, images[:4], engine=engine).equal
 
 
+def test_a_layer_does_not_vanish():
+    """Weights too small for what they multiply are refused by name, not set to 0; those that hardly matter may be 0."""
+    torch.manual_seed(0)
+    images = torch.rand(32, 4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[2].weight *= 1e-9
+        qann = quantize(morph(capture(model, images[:1])), 8, images)
+        assert float((qann(images) - to_integer(qann, 8)(images)).abs().max()) < 0.02
+        model[4].weight *= 1e-9
+    with pytest.raises(StageError, match=r"round all weights of '4' \(linear\) to 0: they are at most .e-10."):
+        to_integer(quantize(morph(capture(model, images[:1])), 8, images))
+
+
 def test_columns_that_hardly_vary_are_told_apart():
     torch.manual_seed(0)
     rows = torch.randn(64, 4) * torch.tensor([1, 1e4, 0.1, 15]) + torch.tensor([0, 1e4, 3, 100])
@@ -203,5 +234,5 @@ def test_columns_that_hardly_vary_are_told_apart():
     qann = quantize(morph(capture(model, rows[:1])), 256, rows)
     wanted, found = qann(rows).detach(), to_integer(qann, 16)(rows)
     assert float((found - wanted).square().mean().sqrt() / wanted.std()) < 0.05
-    with pytest.warns(UserWarning, match="Give more weight_bits, normalise the input's channels"):
+    with pytest.warns(UserWarning, match="Try more weight_bits, normalise the input's channels"):
         convert(model, rows[:1], rows, weight_bits=4)
