@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from spikezip.errors import StageError
 from spikezip.graph import capture, network
-from spikezip.measure import verify
+from spikezip.measure import default_engine, verify
 from spikezip.morph import morph
 from spikezip.pipeline import convert
 from spikezip.quantize import Quantizer, quantize, to_integer
@@ -209,6 +209,46 @@ def test_integer_weights_hardly_change_the_answers(net: Any):
     few = spike(to_integer(quantize(morph(capture(model, images[:1])), 8, images)))
     for engine in Engine:
         assert verify(few, images[:4], engine=engine).equal
+
+
+class Latents(nn.Module):
+    """Queries from stored latents, the same for every image."""
+
+    shape = (5, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.latents, self.q, self.k = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q(self.latents.unsqueeze(0).expand(x.shape[0], -1, -1)) @ self.k(x).transpose(1, 2)
+
+
+class Start(nn.Module):
+    """A recurrence that starts at zeros."""
+
+    shape = (1, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("net", [Latents, Start])
+def test_what_every_image_shares_is_on_the_grid(net: Any):
+    torch.manual_seed(0)
+    model, images = net().eval(), torch.randn(16, *net.shape)
+    ann = morph(capture(model, images[:1]))
+    torch.testing.assert_close(ann(images), model(images))
+    qann = quantize(ann, 8, images)
+    integer = to_integer(qann)
+    assert "inexact" not in {e.arithmetic for e in network.note(integer, "exactness")}
+    assert default_engine(spike(integer)) is Engine.SWEEP
+    wanted, found = qann(images).detach(), integer(images)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.05
 
 
 def test_a_layer_does_not_vanish():

@@ -155,6 +155,10 @@ class Units:
                 return self._product(node)
         if self._keeps_unit(node) and streams:
             return self._kept(node, streams)
+        if kind is Kind.SYNAPTIC and ops.bias_index(node) is None:  # what is repeated for every image, times a stream
+            for constant in node.all_input_nodes:
+                if constant.op == "call_function" and ops.is_constant(constant) and has_width(constant):
+                    node.replace_input_with(constant, self._shifted(node, constant, 1.0))
         # A general function takes real values; it is computed in float64, so the factor need be on no grid.
         for stream in streams:
             self._convert(node, stream, 1.0, exactly=kind not in (Kind.SYNAPTIC, Kind.SUM))
