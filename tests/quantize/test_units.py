@@ -237,6 +237,30 @@ class Start(nn.Module):
         return self.head(self.gru(x)[0][:, -1])
 
 
+class Long(nn.Module):
+    """A product of two products, each of which float64 holds: not so what sums them up."""
+
+    shape = (4, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x).sigmoid()
+        return (h * h * h * h) @ (h * h * h).transpose(1, 2)
+
+
+def test_sums_too_long_for_float64_are_rounded_before():
+    torch.manual_seed(0)
+    model, images = Long(), torch.randn(16, *Long.shape)
+    qann = quantize(morph(capture(model, images[:1])), 256, images)
+    integer = to_integer(qann, 16)
+    assert "inexact" not in {e.arithmetic for e in network.note(integer, "exactness")}
+    wanted, found = qann(images).detach(), integer(images)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
 @pytest.mark.parametrize("net", [Latents, Start])
 def test_what_every_image_shares_is_on_the_grid(net: Any):
     torch.manual_seed(0)
