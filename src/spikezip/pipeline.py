@@ -94,9 +94,10 @@ def _warn_if_far(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[Tens
         spread = wanted.double().std() if wanted.is_floating_point() and wanted.numel() > 1 else torch.zeros(())
         far = float((found - wanted).double().square().mean().sqrt() / spread) if spread > 0 else 0.0
         if not far <= _FAR:
+            more = "Try more weight_bits, normalise" if bits < 16 else "Normalise"
             warnings.warn(
-                f"Weights of {bits} bits change the answers on the calibration data by {far:.0%} of their spread. Give "
-                "more weight_bits, normalise the input's channels, or use weight_bits=None.",
+                f"Weights of {bits} bits change the answers on the calibration data by {far:.0%} of their spread. "
+                f"{more} the input's channels, or use weight_bits=None.",
                 stacklevel=3,
             )
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikezip.errors import StageError
 from spikezip.graph import capture, network
-from spikezip.measure import verify
+from spikezip.measure import default_engine, verify
 from spikezip.morph import morph
 from spikezip.pipeline import convert
 from spikezip.quantize import Quantizer, quantize, to_integer
@@ -145,6 +146,22 @@ class Product(nn.Module):
         return self.head(self.first(x).sigmoid() * self.second(x).sigmoid())
 
 
+class Chain(nn.Module):
+    """A state that a gate multiplies at every step: a product of products, and so on."""
+
+    shape = (5, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.new, self.head = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.new(x[:, 0]).sigmoid()
+        for gate in (self.gate(x) + 1).sigmoid().unbind(1):
+            state = gate * state + state
+        return self.head(state)
+
+
 class Sound(nn.Module):
     """Whole numbers of 16 bits."""
 
@@ -205,7 +222,7 @@ class Vector(nn.Module):
         return F.relu(self.first(x)) @ self.weight
 
 
-@pytest.mark.parametrize("net", [Mean, Product, Sound, Large, Tiny, Uneven, Vector])
+@pytest.mark.parametrize("net", [Mean, Product, Chain, Sound, Large, Tiny, Uneven, Vector])
 def test_integer_weights_hardly_change_the_answers(net: Any):
     """In whatever unit values are, and however far they go."""
     torch.manual_seed(0)
@@ -225,6 +242,84 @@ def test_integer_weights_hardly_change_the_answers(net: Any):
         assert verify(few, images[:4], engine=engine).equal
 
 
+class Latents(nn.Module):
+    """Queries from stored latents, the same for every image."""
+
+    shape = (5, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.latents, self.q, self.k = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q(self.latents.unsqueeze(0).expand(x.shape[0], -1, -1)) @ self.k(x).transpose(1, 2)
+
+
+class Start(nn.Module):
+    """A recurrence that starts at zeros."""
+
+    shape = (1, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x)[0][:, -1])
+
+
+class Long(nn.Module):
+    """A product of two products, each of which float64 holds: not so what sums them up."""
+
+    shape = (4, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x).sigmoid()
+        return (h * h * h * h) @ (h * h * h).transpose(1, 2)
+
+
+def test_sums_too_long_for_float64_are_rounded_before():
+    torch.manual_seed(0)
+    model, images = Long(), torch.randn(16, *Long.shape)
+    qann = quantize(morph(capture(model, images[:1])), 256, images)
+    integer = to_integer(qann, 16)
+    assert "inexact" not in {e.arithmetic for e in network.note(integer, "exactness")}
+    wanted, found = qann(images).detach(), integer(images)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("net", [Latents, Start])
+def test_what_every_image_shares_is_on_the_grid(net: Any):
+    torch.manual_seed(0)
+    model, images = net().eval(), torch.randn(16, *net.shape)
+    ann = morph(capture(model, images[:1]))
+    torch.testing.assert_close(ann(images), model(images))
+    qann = quantize(ann, 8, images)
+    integer = to_integer(qann)
+    assert "inexact" not in {e.arithmetic for e in network.note(integer, "exactness")}
+    assert default_engine(spike(integer)) is Engine.SWEEP
+    wanted, found = qann(images).detach(), integer(images)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_a_layer_does_not_vanish():
+    """Weights too small for what they multiply are refused by name, not set to 0; those that hardly matter may be 0."""
+    torch.manual_seed(0)
+    images = torch.rand(32, 4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[2].weight *= 1e-9
+        qann = quantize(morph(capture(model, images[:1])), 8, images)
+        assert float((qann(images) - to_integer(qann, 8)(images)).abs().max()) < 0.02
+        model[4].weight *= 1e-9
+    with pytest.raises(StageError, match=r"round all weights of '4' \(linear\) to 0: they are at most .e-10."):
+        to_integer(quantize(morph(capture(model, images[:1])), 8, images))
+
+
 def test_columns_that_hardly_vary_are_told_apart():
     torch.manual_seed(0)
     rows = torch.randn(64, 4) * torch.tensor([1, 1e4, 0.1, 15]) + torch.tensor([0, 1e4, 3, 100])
@@ -234,5 +329,5 @@ def test_columns_that_hardly_vary_are_told_apart():
     qann = quantize(morph(capture(model, rows[:1])), 256, rows)
     wanted, found = qann(rows).detach(), to_integer(qann, 16)(rows)
     assert float((found - wanted).square().mean().sqrt() / wanted.std()) < 0.05
-    with pytest.warns(UserWarning, match="Give more weight_bits, normalise the input's channels"):
+    with pytest.warns(UserWarning, match="Try more weight_bits, normalise the input's channels"):
         convert(model, rows[:1], rows, weight_bits=4)

@@ -56,8 +56,8 @@ def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> t
     wide: dict[fx.Node, None] = {}  # in the graph's order, which a set has not
     fixed: dict[fx.Node, fx.Node] = {}
     for node in list(gm.graph.nodes):
-        for operand in _exits(gm, node):
-            if grids.get(operand) is None:
+        for operand in sorted(_exits(gm, node), key=lambda n: grids.get(n) is not None):  # those on none first
+            if grids.get(operand) is None or _is_too_long(operand, node, grids):
                 if operand not in fixed:
                     fixed[operand] = _fix(gm, operand, reaches.get(operand), output=node.op == "output")
                     grids.add(fixed[operand])
@@ -108,6 +108,14 @@ def _exits(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     if node.op == "output" or (node.op == "call_function" and ops.kind(node) is Kind.SYNAPTIC):
         return [n for n in node.all_input_nodes if ops.is_signal(n) and not ops.is_constant(n) and has_width(n)]
     return []
+
+
+def _is_too_long(operand: fx.Node, node: fx.Node, grids: Grids) -> bool:
+    """Whether an operand on a grid has so many digits that float64 does not hold the sums of what reads it."""
+    grid = grids.get(operand)
+    if node.op != "call_function" or grid is None or grid.bits < FLOAT32_BITS:
+        return False
+    return grids.add(node) is None
 
 
 def _computes(node: fx.Node) -> bool:

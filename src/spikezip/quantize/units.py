@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from spikezip.errors import StageError
 from spikezip.graph import network, ops, rewrite
 from spikezip.graph.ops import Kind
 from spikezip.quantize.grid import channels_back, channels_first, fill_value, has_width, is_floating
@@ -16,6 +17,7 @@ from spikezip.quantize.quantizer import Quantizer
 _aten = torch.ops.aten
 _FINEST = 20  #: weights below 2**-20 count as 0, in units of a threshold or of what they multiply, whichever is finer
 _FINEST_STEP = 40  #: and no step is finer than 2**-40, so that float64 holds what biases are added to
+_LONGEST = 16  #: digits of a product's operand that is a product itself; past them it gets a greater unit
 _COARSEST_BIAS = 2.0**-8  #: of a threshold
 _CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put in
 
@@ -63,6 +65,7 @@ class Units:
         self.wanted: dict[fx.Node, float | None] = {}
         self.unit: dict[fx.Node, float] = {}
         self.ratios: dict[fx.Node, int] = {}  # how many conversions a value went through since its neurons
+        self.digits: dict[fx.Node, float] = {}  # log2 of how far a value of codes goes, in its unit
         self.idle: list[fx.Node] = []  # factors that went into a unit
 
     def run(self) -> dict[fx.Node, float]:
@@ -77,6 +80,9 @@ class Units:
                 self.unit[node] = self._rewrite(node)
                 if self._keeps_unit(node) or (node.op == "call_function" and ops.kind(node) is Kind.PRODUCT):
                     self.ratios[node] = max((self.ratios.get(n, 0) for n in node.all_input_nodes), default=0)
+                known = [self.digits[n] for n in node.all_input_nodes if n in self.digits]
+                if known and self._keeps_unit(node):
+                    self.digits[node] = max(known)
         for node in self.idle:
             node.replace_all_uses_with(node.all_input_nodes[0])
         for _, quantizer in network.modules_of(self.gm, Quantizer):
@@ -130,6 +136,7 @@ class Units:
         if quantizer := self._quantizer(node):
             theta = float(quantizer.scale.detach())
             self._convert(node, node.all_input_nodes[0], theta)
+            self.digits[node] = math.log2(max(quantizer.levels.highest, -quantizer.levels.lowest))
             return theta
         if node.op == "call_module":
             return self.unit[node.all_input_nodes[0]]
@@ -145,13 +152,25 @@ class Units:
                 return unit
         if (kind is Kind.PRODUCT or (kind is Kind.SYNAPTIC and ops.bias_index(node) is None)) and len(streams) > 0:
             if all(n in self.unit for n in node.args[:2]) and len(streams) <= 2:
-                return math.prod(self.unit[n] for n in node.args[:2])  # type: ignore[index]
+                return self._product(node)
         if self._keeps_unit(node) and streams:
             return self._kept(node, streams)
+        if kind is Kind.SYNAPTIC and ops.bias_index(node) is None:  # what is repeated for every image, times a stream
+            for constant in node.all_input_nodes:
+                if constant.op == "call_function" and ops.is_constant(constant) and has_width(constant):
+                    node.replace_input_with(constant, self._shifted(node, constant, 1.0))
         # A general function takes real values; it is computed in float64, so the factor need be on no grid.
         for stream in streams:
             self._convert(node, stream, 1.0, exactly=kind not in (Kind.SYNAPTIC, Kind.SUM))
         return 1.0
+
+    def _product(self, node: fx.Node) -> float:
+        """The product of the operands' units: in a chain of products it would shrink without end."""
+        for stream in node.all_input_nodes:
+            if (digits := self.digits.get(stream, 0.0)) > _LONGEST:
+                self._convert(node, stream, self.unit[stream] * 2.0 ** math.floor(digits))
+        self.digits[node] = sum(self.digits.get(n, 0.0) for n in node.args[:2])  # type: ignore[misc]
+        return math.prod(self.unit[n] for n in node.args[:2])  # type: ignore[index]
 
     def _kept(self, node: fx.Node, streams: list[fx.Node]) -> float:
         kind, wanted = ops.kind(node), self.wanted[node]
@@ -234,6 +253,8 @@ class Units:
                 unit = self.unit[stream] * value
                 if self.wanted[node] is None or math.isclose(unit, wanted, rel_tol=1e-12):
                     self.idle.append(node)
+                    if stream in self.digits:
+                        self.digits[node] = self.digits[stream]
                     return unit
             real = torch.tensor((1 / other if dividing else other) * ratio, dtype=torch.float64)
             node.target, node.args = _aten.mul.Tensor, (stream, float(snap(real, self.bits)))
@@ -269,6 +290,10 @@ class Units:
         weight_node = ops.weight_of(node)
         weight = network.constant(weight_node)
         assert weight_node is not None and weight is not None
+        if self.unit[stream] / unit < 2.0 ** (_FINEST - _FINEST_STEP):  # no step would be fine enough
+            power = math.ceil(math.log2(unit / self.unit[stream]))
+            self._convert(node, stream, self.unit[stream] * 2.0**power)
+            stream = ops.data_operands(node)[0]
         ratio = self.unit[stream] / unit
         scaled = channels_first(node, weight.detach().double()) * ratio
         most = 2 ** (self.bits - 1) - 1
@@ -278,6 +303,15 @@ class Units:
         step = torch.ldexp(torch.ones_like(exponent), -exponent.to(torch.int32))
         step = step.reshape([-1] + [1] * (scaled.dim() - 1))
         whole = torch.floor(scaled / step + 0.5).clamp(-most, most)
+        if not bool(whole.any()) and bool(weight.any()):
+            # A layer that hardly moves its neurons may be none; where no neuron says how little that is, it may not.
+            farthest = float(scaled.abs().flatten(1).sum(1).max()) * 2.0 ** self.digits.get(stream, math.inf)
+            if unit == 1.0 or farthest >= _COARSEST_BIAS:
+                raise StageError(
+                    f"to_integer() would round all weights of {network.describe(node)} to 0: they are at most "
+                    f"{float(weight.abs().max()):.1g}. Normalise what the layer reads, or keep floats "
+                    "(weight_bits=None)."
+                )
         with self.gm.graph.inserting_before(node):
             stored = channels_back(node, whole * step).reshape(weight.shape).to(weight.dtype)
             new_weight = rewrite.new_constant(self.gm, str(weight_node.target), nn.Parameter(stored, False), like=node)
@@ -315,6 +349,8 @@ class Units:
         new.meta["spec"] = stream.meta["spec"]
         self.unit[new] = unit
         self.ratios[new] = self.ratios.get(stream, 0) + 1
+        if stream in self.digits:
+            self.digits[new] = self.digits[stream] + math.log2(self.unit[stream] / unit)
         return new
 
 
