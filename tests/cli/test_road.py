@@ -59,7 +59,7 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     assert record["accuracy"]["snn"][-1] == record["accuracy"]["qann"] > 0.9
     assert told[1] == f"{100 * record['accuracy']['qann']:.1f}"
     assert record["settled"]["outcome"] == "SETTLED"
-    last = re.search(r"(\d+) to 24 │ +([\d.]+) % │ +100.00 % │\n└", done.stdout)  # a settled network says one thing
+    last = re.search(r"(\d+) to 24 │ +([\d.]+) % │ +100 % │\n└", done.stdout)  # a settled network says one thing
     assert last is not None and int(last[1]) <= record["settled"]["t_eq_max"]
     assert last[2] == f"{100 * record['accuracy']['qann']:.2f}"
     assert record["certificate"]["equal"]

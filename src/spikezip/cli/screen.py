@@ -63,12 +63,14 @@ def error(text: str) -> None:
 
 
 def percent(share: float | None) -> str:
-    """A share in 0..1 as a percentage, ``-`` for none.
+    """A share in 0..1 as a percentage, as reports have it; ``-`` for none.
 
-    >>> percent(0.98765), percent(None)
-    ('98.77 %', '-')
+    >>> percent(0.98765), percent(0.99999), percent(None)
+    ('98.77 %', '> 99.99 %', '-')
     """
-    return "-" if share is None else f"{100 * share:.2f} %"
+    from spikezip.report.tables import percent as shown
+
+    return "-" if share is None else shown(share)
 
 
 def counted(number: int, thing: str) -> str:
