@@ -55,8 +55,8 @@ def convert(
         encoding: how the input is released over time.
         bias_encoding: how biases are; as the input if not given.
         slew: levels a neuron may move per step.
-        initial_code: where tracers start, in layers without negative codes; ``"mean"``: each at its mean code on the
-            calibration data, so that fewer spikes are needed.
+        initial_code: where tracers start, in layers without negative codes; ``"mean"``: each of any layer at its mean
+            code on the calibration data, so that fewer spikes are needed.
         correct_bias: shift biases so that every channel keeps its mean on the calibration data; None does so if the
             outputs are then nearer to the model's there.
 

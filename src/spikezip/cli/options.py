@@ -110,8 +110,9 @@ EncodingOption = Annotated[
     str,
     typer.Option(
         "--encoding",
-        metavar="pulse|even:N|constant",
-        help="How the input is released over time: all at step 1, evenly over N steps, or over the whole run.",
+        metavar="pulse|even:N|constant|shares:A/B/...",
+        help="How the input is released over time: all at step 1, evenly over N steps, over the whole run, or A, B, "
+        "... 256ths of it by steps 1, 2, ...",
     ),
 ]
 ImageSizeOption = Annotated[

@@ -184,6 +184,8 @@ def verify(
 
     Raises:
         InputError: the images do not fit the network.
+        StageError: ``steps`` or ``batch`` is no number, the engine cannot run this network, or the encoding lasts as
+            long as the run and no ``steps`` are given.
     """
     inputs = check_inputs(snn, images)
     check_numbers(steps=steps, batch=batch)

@@ -84,7 +84,7 @@ def layers_of(snn: SpikingNetwork) -> tuple[list[Layer], tuple[str, ...]]:
     bits = network.note(snn.graph, "weight_bits") or 32
     for layer in layers.values():
         if layer.role is Reader.SYNAPSES or layer.role is Reader.PRODUCT:
-            _multiplies(layer, snn, bits)
+            _multiplies(layer, bits)
         elif layer.role is Reader.MAXIMUM:
             compared = sum(float(operand.fanout.sum()) for operand in layer.operands) - layer.size
             _both(layer, compare=compared, activation_read=compared + layer.size, activation_write=float(layer.size))
@@ -171,7 +171,7 @@ def _both(layer: Layer, **counts: float) -> None:
     layer.ann.add(**counts)
 
 
-def _multiplies(layer: Layer, snn: SpikingNetwork, bits: int) -> None:
+def _multiplies(layer: Layer, bits: int) -> None:
     if not layer.operands:
         return
     first = layer.operands[0]

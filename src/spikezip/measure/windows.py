@@ -33,7 +33,7 @@ def _bins(length: int, out: int) -> list[range]:
     return [range(i * length // out, -((i + 1) * length // -out)) for i in range(out)]
 
 
-def _strided(length: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> list[range]:
+def _strided(out: int, kernel: int, stride: int, padding: int, dilation: int) -> list[range]:
     return [range(i * stride - padding, i * stride - padding + kernel * dilation, dilation) for i in range(out)]
 
 
@@ -46,7 +46,7 @@ def _along_dims(node: fx.Node, dims: int) -> list[list[range]]:
     kernel = _each(given[0], dims, 1)
     stride = [s or k for s, k in zip(_each(given[1], dims, 0), kernel, strict=True)]
     padding, dilation = _each(given[2], dims, 0), _each(given[3], dims, 1)
-    return [_strided(*each) for each in zip(before, after, kernel, stride, padding, dilation, strict=True)]
+    return [_strided(*each) for each in zip(after, kernel, stride, padding, dilation, strict=True)]
 
 
 def _outer(counts: list[list[int]]) -> Tensor:

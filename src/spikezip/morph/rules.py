@@ -126,9 +126,9 @@ def spell_fused_sums(gm: fx.GraphModule) -> int:
 _FUSED = {_aten.addmm.default: _aten.mm.default, _aten.baddbmm.default: _aten.bmm.default}
 
 _POOLS = {
-    _aten.max_pool1d.default: (_aten.avg_pool1d.default, 1),
-    _aten.max_pool2d.default: (_aten.avg_pool2d.default, 2),
-    _aten.max_pool3d.default: (_aten.avg_pool3d.default, 3),
+    _aten.max_pool1d.default: _aten.avg_pool1d.default,
+    _aten.max_pool2d.default: _aten.avg_pool2d.default,
+    _aten.max_pool3d.default: _aten.avg_pool3d.default,
 }
 
 
@@ -138,13 +138,13 @@ def average_pooling(gm: fx.GraphModule) -> int:
     for node in list(gm.graph.nodes):
         if node.target not in _POOLS:
             continue
-        target, _ = _POOLS[node.target]
         args = [*node.args, *[None] * (6 - len(node.args))]
         x, kernel, stride, padding, dilation, ceil = args
         if dilation not in (None, 1) and any(d != 1 for d in dilation):
             continue  # no average pooling is dilated; max-pooling is exact anyway
         with gm.graph.inserting_before(node):
-            new = rewrite.call(gm, target, (x, kernel, stride or kernel, padding or 0, bool(ceil), False), like=node)
+            window = (x, kernel, stride or kernel, padding or 0, bool(ceil), False)
+            new = rewrite.call(gm, _POOLS[node.target], window, like=node)
         rewrite.replace(node, new)
         count += 1
     return _done(gm, count)

@@ -48,7 +48,7 @@ def calibrate(
         input_range=[max(map(_greatest, column)) for column in columns],
         input_detail=[_least_spread(column) for column in columns],
     )
-    run = [_Calibrating(qann, garbage_collect_values=True) for _ in chunks]
+    run = [fx.Interpreter(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
     with torch.no_grad():
         correction = BiasCorrection(ann, chunks) if ann is not None else None
@@ -101,13 +101,9 @@ def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list
     return chunks
 
 
-class _Calibrating(fx.Interpreter):
-    """Runs one node at a time over one chunk of the data."""
-
-
 def _run_abreast(
     gm: fx.GraphModule,
-    runs: list[_Calibrating],
+    runs: list[fx.Interpreter],
     environments: list[dict[fx.Node, Any]],
     chunks: list[tuple[Tensor, ...]],
     correction: BiasCorrection | None,

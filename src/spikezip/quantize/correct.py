@@ -71,7 +71,7 @@ def distance(ann: fx.GraphModule, qann: fx.GraphModule, chunks: list[tuple[Tenso
     """How far a QANN's outputs are from its ANN's: mean squared difference over mean square, summed over outputs."""
     apart: dict[int, list[float]] = {}
     for chunk in chunks:
-        answers = [_floats(network(*chunk)) for network in (ann, qann)]
+        answers = [_floats(asked(*chunk)) for asked in (ann, qann)]
         for index, (a, q) in enumerate(zip(*answers, strict=True)):
             sums = apart.setdefault(index, [0.0, 0.0])
             sums[0] += float((a - q).double().square().sum())

@@ -206,7 +206,7 @@ class Block:
             map, picks = union([v.map for v in streams.values()])
             for (n, value), pick in zip(streams.items(), picks, strict=True):
                 operands[n] = self._picked(n, value.rows if codes is not None else value.value, pick)  # type: ignore[union-attr]
-            rows = len(picks[0]) if picks[0] is not None else self._count(node, operands, streams)
+            rows = len(picks[0]) if picks[0] is not None else self._count(operands, streams)
         else:
             map, rows = self.still, self.images
 
@@ -230,7 +230,7 @@ class Block:
             return codes.with_rows(result, map)
         return Rows(result, map, spec.dtype if spec else torch.float32)
 
-    def _count(self, node: fx.Node, operands: dict[fx.Node, Any], streams: dict[fx.Node, Any]) -> int:
+    def _count(self, operands: dict[fx.Node, Any], streams: dict[fx.Node, Any]) -> int:
         """How many rows the operands have."""
         for n in streams:
             if isinstance(operands[n], Tensor) and "spec" in n.meta and network.spec(n).batch_dim is not None:

@@ -46,7 +46,7 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Even:
-    """Evenly released: ``1/steps`` of the signal a step for ``release`` steps (the paper's T_off).
+    """Evenly released: ``1/release`` of the signal a step for ``release`` steps (the paper's T_off).
 
     >>> [Even(4).share(t, 8) for t in (1, 2, 4, 5)]
     [0.25, 0.5, 1.0, 1.0]
