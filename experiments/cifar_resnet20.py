@@ -34,7 +34,6 @@ RESULTS, NETWORKS = (Path(__file__).parent / folder for folder in ("results", "n
 SEED = 0
 CALIBRATION = 512
 STEPS = 32
-FEW = "trained for a few steps"
 COUNTED = 64  #: images that synaptic operations are counted on
 TRAINED = {
     "PET (one epoch), 8 levels, even:8": "cifar10-resnet20-pet-short",
@@ -193,7 +192,11 @@ def draw(data_set: str, runs: list[dict[str, Any]], path: Path) -> None:
 
     for_few = [run for run in runs if run["name"].startswith("trajectory")]
     others = [run for run in runs if run not in for_few]
-    panels = [(some, title) for some, title in ((others, "for any number of steps"), (for_few, FEW)) if some]
+    panels = [
+        (some, title)
+        for some, title in ((others, "for any number of steps"), (for_few, "trained for a few steps"))
+        if some
+    ]
     figure = Figure(figsize=(5.5 * len(panels), 5.6), layout="constrained")
     figure.suptitle(f"{data_set}, ResNet-20: every run settles on its QANN's accuracy")
     for axes, (some, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -67,6 +67,11 @@ class Levels:
         return self.highest - self.lowest
 
     @property
+    def magnitude(self) -> int:
+        """The greatest magnitude of a code."""
+        return max(self.highest, -self.lowest)
+
+    @property
     def storage(self) -> torch.dtype:
         """The shortest type of whole numbers that holds every level."""
         kinds = (torch.int8, torch.int16, torch.int32)

@@ -9,6 +9,7 @@ import typer
 
 from spikezip.cli import options, screen
 from spikezip.cli.target import output_file
+from spikezip.report.tables import counted
 
 
 def command(
@@ -91,7 +92,7 @@ def command(
         snn.save(draft)
     tell(stages, qann, images, "test", check)
     settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
-    layers = screen.counted(len(snn.layers), "layer")
+    layers = counted(len(snn.layers), "layer")
     told = f"[bold]{screen.literal(out)}[/]: {screen.literal(model)}"
     screen.say(f"{told} as a spiking network, {layers} of neurons; {settles}.")
     screen.say(f"Next: {screen.command('spikezip', 'run', out, '--data', data, '--out', 'record.json')}")

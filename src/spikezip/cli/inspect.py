@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from spikezip.cli import options, screen
+from spikezip.report.tables import counted
 
 if TYPE_CHECKING:
     from spikezip.cli.survey import Survey
@@ -83,5 +84,5 @@ def _show(found: Survey) -> None:
     for reason in found.refused:
         screen.say(f"[red]refused[/]: {reason}")
     if not found.refused:
-        layers = screen.counted(found.neuron_layers, "layer")
+        layers = counted(found.neuron_layers, "layer")
         screen.say(f"{layers} of neurons, {found.neurons:,} neurons. It can be converted.")

@@ -99,7 +99,6 @@ def command(
     import spikezip
     from spikezip.cli.sources import check_answers, open_ann, open_for
     from spikezip.run import Engine
-    from spikezip.spike import Constant
 
     models = [read_model(text) for text in energy_model or ()]
     with output_file(out, overwrite) as draft:
@@ -113,9 +112,9 @@ def command(
         rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
         certificate = None
         if verify:
-            lasts = Constant() in (snn.encoding, snn.bias_encoding)  # as long as the run; others until all has settled
+            most = steps if snn.lasts else None  # until all has settled
             with screen.counting(len(images), "verifying") as done:
-                certificate = spikezip.verify(snn, images, steps=steps if lasts else None, on_batch=done)
+                certificate = spikezip.verify(snn, images, steps=most, on_batch=done)
         priced = min(energy_images, len(images))
         tasks = ((len(images), "running"), (priced, "counting operations"))
         with screen.counting_each(*tasks) as (done, counted):
@@ -196,12 +195,12 @@ def exit_rule(text: str, snn: SNN, source: ImageData, steps: int, split: str) ->
     with screen.counting(len(images), "choosing a threshold") as done:
         run = exit_run(snn, images, steps, on_batch=done)
     end = exit_point(run, labels, Settled()).accuracy
-    lost = max(end - choose_threshold(run, labels, CONFIDENCES[text], mean_step=steps).accuracy, 0.0)
-    if lost > 0:
-        screen.note(
-            f"Every threshold of {text} loses {100 * lost:.2f} points or more on the val images: one loses that."
-        )
-    return choose_threshold(run, labels, CONFIDENCES[text], lost=lost).rule
+    best = choose_threshold(run, labels, CONFIDENCES[text], mean_step=steps)
+    if best.accuracy >= end:
+        return choose_threshold(run, labels, CONFIDENCES[text]).rule
+    lost = 100 * (end - best.accuracy)
+    screen.note(f"Every threshold of {text} loses {lost:.2f} points or more on the val images: one loses that.")
+    return best.rule
 
 
 def show(record: dict[str, Any]) -> None:

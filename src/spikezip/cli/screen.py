@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from spikezip.report.tables import percent as shown
+
 # A pipe has no width; 80 columns would cut the names of layers.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
 
@@ -68,18 +70,7 @@ def percent(share: float | None) -> str:
     >>> percent(0.98765), percent(0.99999), percent(None)
     ('98.77 %', '> 99.99 %', '-')
     """
-    from spikezip.report.tables import percent as shown
-
     return "-" if share is None else shown(share)
-
-
-def counted(number: int, thing: str) -> str:
-    """How many of a thing there are.
-
-    >>> counted(1, "layer"), counted(19, "layer")
-    ('1 layer', '19 layers')
-    """
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def progress() -> Progress:

@@ -222,12 +222,7 @@ def _digits(x: Tensor) -> str:
 def _check_answers(model: nn.Module, ann: fx.GraphModule) -> None:
     """Raise CaptureError unless the model gives the graph's outputs, the first time and the second."""
     generator, device = torch.Generator().manual_seed(1), network.device(ann)
-    inputs = [
-        torch.randn((2, *s.shape), generator=generator).to(device, s.dtype)
-        if s.dtype.is_floating_point
-        else torch.randint(0, 2, (2, *s.shape), generator=generator).to(device, s.dtype)
-        for s in network.info(ann).inputs
-    ]
+    inputs = [s.draw(2, generator, device) for s in network.info(ann).inputs]
     (wanted, beside), (again, beside_again) = (_sorted_out(_leaves(model, inputs)) for _ in range(2))
     found = tree_leaves(ann(*inputs))
     if beside != beside_again or len(wanted) != len(again):

@@ -38,6 +38,13 @@ class InputSpec:
         """The spec of an example of shape ``[B, ...]``."""
         return cls(tuple(example.shape[1:]), example.dtype)
 
+    def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Random values for so many images; whole numbers are 0 or 1."""
+        shape = (batch, *self.shape)
+        if self.dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(device, self.dtype)
+        return torch.randint(0, 2, shape, generator=generator).to(device, self.dtype)
+
     def check(self, x: Tensor, name: str = "input") -> None:
         """Raise InputError unless ``x`` is finite, of this type, and of shape ``[B, *shape]`` with B ≥ 1."""
         if not isinstance(x, Tensor):

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import CaptureError
 from spikezip.graph import network
-from spikezip.graph.network import InputSpec, Spec
+from spikezip.graph.network import Spec
 
 
 def refuse_impure(gm: fx.GraphModule) -> None:
@@ -66,13 +66,7 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     """
     specs = network.info(gm).inputs
     generator, device = torch.Generator().manual_seed(0), network.device(gm)
-
-    def draw(s: InputSpec) -> Tensor:
-        if s.dtype.is_floating_point:
-            return torch.randn((1, *s.shape), generator=generator).to(device, s.dtype)
-        return torch.randint(0, 2, (1, *s.shape), generator=generator).to(device, s.dtype)
-
-    shared, first, second = ([draw(s) for s in specs] for _ in range(3))
+    shared, first, second = ([s.draw(1, generator, device) for s in specs] for _ in range(3))
     first = [-8 * x.abs() if x.is_floating_point() else x for x in first]
     second = [8 * x.abs() if x.is_floating_point() else x for x in second]
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spikezip.errors import CaptureError
-from spikezip.graph import network
+from spikezip.graph import network, rewrite
 from spikezip.graph.network import Spec
 
 
@@ -43,6 +43,14 @@ def annotate(gm: fx.GraphModule, *, anew: bool = True) -> None:
         node.meta["spec"] = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None, *where)
 
 
+def rewritten(gm: fx.GraphModule, count: int) -> int:
+    """Tidy a graph in which ``count`` places were rewritten, shapes and types of all others kept; return how many."""
+    if count:
+        rewrite.tidy(gm)
+        annotate(gm, anew=False)
+    return count
+
+
 def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[fx.Node, Tensor]:
     """Tensors without values, one per node; ``only`` these, from what is known of the others."""
     found: dict[fx.Node, Tensor] = {}
@@ -52,7 +60,7 @@ def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[f
         def run_node(self, n: fx.Node) -> Any:
             known = n.meta.get("spec")
             if only is not None and n not in only and isinstance(known, Spec) and n.op == "call_function":
-                return torch.empty(_for_batch(known, batch), dtype=known.dtype, device=device)
+                return torch.empty(for_batch(known, batch), dtype=known.dtype, device=device)
             try:
                 result = super().run_node(n)
             except Exception as error:
@@ -71,5 +79,6 @@ def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[f
     return found
 
 
-def _for_batch(known: Spec, batch: int) -> tuple[int, ...]:
+def for_batch(known: Spec, batch: int) -> tuple[int, ...]:
+    """A value's shape for so many images."""
     return tuple(size * batch if i == known.batch_dim else size for i, size in enumerate(known.shape))

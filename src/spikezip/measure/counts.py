@@ -20,14 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Operand, Reader, Stream
 from spikezip.measure.work import Counts, Row
-from spikezip.run.engine import check_inputs, check_numbers
+from spikezip.run.engine import check_inputs, check_numbers, check_steps
 from spikezip.run.step import at_share, images_back, images_first, pieces
-from spikezip.spike.encoding import Constant
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -62,8 +60,7 @@ def count(
     """
     check_numbers(steps=steps, limit=limit, batch=batch)
     inputs = tuple(x[:limit] for x in check_inputs(snn, images))
-    if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
-        raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
+    check_steps(snn, steps)
     tally = _Tally(snn, steps or snn.t_off(1) + snn.bound + 1)
     for _, piece in pieces(inputs, batch):
         tally.run(piece)

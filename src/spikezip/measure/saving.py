@@ -46,11 +46,16 @@ def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
             draft.unlink()
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise OutputError if there is a file that may not be replaced."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists. Choose another name, or pass overwrite=True (--overwrite) to replace it.")
+
+
 def save_text(path: str | Path, text: str, *, overwrite: bool) -> Path:
     """Write a file in one step; OutputError if there is one, or it cannot be."""
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputError(f"'{path}' exists. Choose another name or pass overwrite=True.")
+    check_free(path, overwrite)
     with replacing(path) as draft:
         draft.write_text(text)
     return path

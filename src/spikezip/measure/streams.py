@@ -495,7 +495,7 @@ def _values_of_one_image(gm: fx.GraphModule) -> dict[fx.Node, Any]:
             found[n] = result.cpu() if isinstance(result, Tensor) else result
             return result
 
-    device = next((t.device for t in [*gm.parameters(), *gm.buffers()]), torch.device("cpu"))
+    device = network.device(gm)
     inputs = [torch.zeros((1, *s.shape), dtype=s.dtype, device=device) for s in network.info(gm).inputs]
     interpreter = Values(gm, garbage_collect_values=False)
     interpreter.extra_traceback = False

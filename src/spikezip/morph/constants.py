@@ -46,10 +46,7 @@ def fold_constants(gm: fx.GraphModule) -> int:
         new.meta["spec"] = node.meta.get("spec")
         node.replace_all_uses_with(new)
         count += 1
-    if count:
-        rewrite.tidy(gm)
-        shapes.annotate(gm, anew=False)
-    return count + _fold_repeated(gm)
+    return shapes.rewritten(gm, count) + _fold_repeated(gm)
 
 
 @torch.no_grad()
@@ -93,10 +90,7 @@ def _fold_repeated(gm: fx.GraphModule) -> int:
         new.meta["spec"] = network.spec(node)
         rewrite.replace(node, new)
         count += 1
-    if count:
-        rewrite.tidy(gm)
-        shapes.annotate(gm, anew=False)
-    return count
+    return shapes.rewritten(gm, count)
 
 
 def _evaluated(node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
@@ -107,8 +101,7 @@ def _evaluated(node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
 def _sized(node: fx.Node, batch: int) -> Tensor:
     """A tensor without values, of a node's size."""
     spec = network.spec(node)
-    shape = [size * batch if i == spec.batch_dim else size for i, size in enumerate(spec.shape)]
-    return torch.empty(shape, dtype=spec.dtype, device="meta")
+    return torch.empty(shapes.for_batch(spec, batch), dtype=spec.dtype, device="meta")
 
 
 def _is_repeated(node: fx.Node, one: Any, two: Any) -> bool:

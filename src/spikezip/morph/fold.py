@@ -47,10 +47,7 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
         if _is_function(node) or node in live:
             _fold(gm, node)
             count += 1
-    if count:
-        rewrite.tidy(gm)
-        shapes.annotate(gm, anew=False)
-    return count
+    return shapes.rewritten(gm, count)
 
 
 def keep_batch_norm(gm: fx.GraphModule) -> int:
@@ -91,10 +88,7 @@ def keep_batch_norm(gm: fx.GraphModule) -> int:
         if node is not result:
             gm.graph.erase_node(node)
         count += 1
-    if count:
-        rewrite.tidy(gm)
-        shapes.annotate(gm, anew=False)
-    return count
+    return shapes.rewritten(gm, count)
 
 
 def refuse_live(gm: fx.GraphModule, verb: str) -> None:

@@ -106,7 +106,7 @@ def shortcut_membranes(gm: fx.GraphModule) -> int:
         if carried.target is _aten.relu.default:
             reader.replace_input_with(carried, ops.data_operands(carried)[0])
             count += 1
-    return _done(gm, count)
+    return shapes.rewritten(gm, count)
 
 
 def _each_block(gm: fx.GraphModule, rewire: Callable[[fx.Node, fx.Node, fx.Node], fx.Node]) -> int:
@@ -122,14 +122,7 @@ def _each_block(gm: fx.GraphModule, rewire: Callable[[fx.Node, fx.Node, fx.Node]
             new = rewire(node, main, shortcut)
         rewrite.replace(node, new)
         count += 1
-    return _done(gm, count)
-
-
-def _done(gm: fx.GraphModule, count: int) -> int:
-    if count:
-        rewrite.tidy(gm)
-        shapes.annotate(gm, anew=False)
-    return count
+    return shapes.rewritten(gm, count)
 
 
 def _rectified(gm: fx.GraphModule, main: fx.Node, like: fx.Node) -> fx.Node:

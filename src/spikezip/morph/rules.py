@@ -89,7 +89,7 @@ def spell_attention(gm: fx.GraphModule) -> int:
             result = make(_aten.matmul.default, attention, v)
         rewrite.replace(node, result)
         count += 1
-    return _done(gm, count)
+    return shapes.rewritten(gm, count)
 
 
 def _hiding_rows(mask: fx.Node, make: Callable[..., fx.Node]) -> fx.Node | None:
@@ -120,7 +120,7 @@ def spell_fused_sums(gm: fx.GraphModule) -> int:
             new = product if beta == 0 else rewrite.call(gm, _aten.add.Tensor, (product, added), like=node)
         rewrite.replace(node, new)
         count += 1
-    return _done(gm, count)
+    return shapes.rewritten(gm, count)
 
 
 _FUSED = {_aten.addmm.default: _aten.mm.default, _aten.baddbmm.default: _aten.bmm.default}
@@ -147,7 +147,7 @@ def average_pooling(gm: fx.GraphModule) -> int:
             new = rewrite.call(gm, _POOLS[node.target], window, like=node)
         rewrite.replace(node, new)
         count += 1
-    return _done(gm, count)
+    return shapes.rewritten(gm, count)
 
 
 def only_relu(gm: fx.GraphModule) -> int:
@@ -163,14 +163,7 @@ def only_relu(gm: fx.GraphModule) -> int:
                 new = rewrite.call(gm, _aten.relu.default, (node.args[0],), like=node)
             rewrite.replace(node, new)
             count += 1
-    return _done(gm, count)
-
-
-def _done(gm: fx.GraphModule, count: int) -> int:
-    if count:
-        rewrite.tidy(gm)
-        shapes.annotate(gm, anew=False)
-    return count
+    return shapes.rewritten(gm, count)
 
 
 RULES: tuple[Rule, ...] = (

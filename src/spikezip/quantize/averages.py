@@ -37,10 +37,7 @@ def spell_averages(gm: fx.GraphModule) -> int:
         new.meta.setdefault("spec", network.spec(node))  # an average of it may be next
         rewrite.replace(node, new)
         count += 1
-    if count:
-        rewrite.tidy(gm)
-        shapes.annotate(gm, anew=False)
-    return count
+    return shapes.rewritten(gm, count)
 
 
 def _sum_and_sizes(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int | Tensor] | None:

@@ -129,7 +129,7 @@ class Grids:
                 return _grid(module.exponent, module.limit * 2.0**-module.exponent)
             if isinstance(module, Quantizer):
                 scale = module.scale.detach().double()
-                top = max(module.levels.highest, -module.levels.lowest)
+                top = module.levels.magnitude
                 return Grid(dyadic_exponent(scale), scale * top) if float(scale) == 1.0 else None
             return None
         constant = network.constant(node)

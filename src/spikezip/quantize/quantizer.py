@@ -109,7 +109,7 @@ def lsq(drive: Tensor, scale: Tensor, levels: Levels, batch_dim: int = 0) -> Ten
     Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, eq. 1-5. Departs: ties go up
     (``floor(x + 1/2)``), as the neuron's comparison ``v >= theta`` does, not to even.
     """
-    limit = max(levels.highest, -levels.lowest)
+    limit = levels.magnitude
     gain = gradient_scale(drive, limit, batch_dim)
     return staircase(drive, scale, levels.lowest, levels.highest, gain)
 

@@ -136,7 +136,7 @@ class Units:
         if quantizer := self._quantizer(node):
             theta = float(quantizer.scale.detach())
             self._convert(node, node.all_input_nodes[0], theta)
-            self.digits[node] = math.log2(max(quantizer.levels.highest, -quantizer.levels.lowest))
+            self.digits[node] = math.log2(quantizer.levels.magnitude)
             return theta
         if node.op == "call_module":
             return self.unit[node.all_input_nodes[0]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spikezip.errors import OutputError
-from spikezip.measure.saving import replacing
+from spikezip.measure.saving import check_free, replacing
 from spikezip.report import run_tables, summary
 from spikezip.report.figures import ACROSS_RUNS, OF_A_RUN, Absent, Drawing, Run
 from spikezip.report.record import load_record, parse_record
@@ -104,14 +104,14 @@ def write_report(
     runs = _runs(records)
     if out.is_dir():
         raise OutputError(f"{out} is a folder; name the file to write, for example {out / 'report.html'}.")
-    _may_write(out, overwrite)
+    check_free(out, overwrite)
     with house_style():
         shared = [d for make in ACROSS_RUNS for d in make(runs)]
         own = [[(title, [d for make in makers for d in make(run)]) for title, makers in OF_A_RUN] for run in runs]
         page = _page(runs, shared, own)
         files = {} if folder is None else _files(folder, runs, shared, own)
     for path in files:
-        _may_write(path, overwrite)
+        check_free(path, overwrite)
     for path, content in {**files, out: page.encode("utf-8")}.items():
         with replacing(path, parents=True) as draft:
             draft.write_bytes(content)
@@ -265,8 +265,3 @@ def _files(
         files[folder / f"{name}.pdf"] = file_pdf(drawing.figure)
         files[folder / f"{name}.csv"] = drawing.data.csv().encode("utf-8")
     return files
-
-
-def _may_write(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists. Choose another name, or pass overwrite=True (--overwrite) to replace it.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from spikezip.report.figures import Run
 from spikezip.report.schema import CertificatePart, Record
-from spikezip.report.tables import compact, energy, percent, plain
+from spikezip.report.tables import compact, counted, energy, percent, plain
 
 NEAR = 0.01  # as good as the QANN, to within a point of accuracy
 CONDITIONS = ("C1", "C2", "C3", "C4", "C5", "C6")
@@ -31,10 +31,6 @@ class KeyFigure:
     note: str = ""
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def verdict(record: Record) -> Verdict:
     """The certificate in a sentence, no stronger than it is."""
     proof = record.certificate
@@ -49,10 +45,10 @@ def verdict(record: Record) -> Verdict:
             f"No certificate was made, so whether this SNN computes what its QANN computes is not known.{told}"
             " To have one here: spikezip run ... --verify, or measure(..., certificate=verify(snn, images)).",
         )
-    checked = f"on {_count(proof.images, 'image')}{f' with the {proof.engine} engine' if proof.engine else ''}"
+    checked = f"on {counted(proof.images, 'image')}{f' with the {proof.engine} engine' if proof.engine else ''}"
     if not proof.equal:
         first = next((layer for layer in proof.layers if layer.mismatches), None)
-        where = f", first in {first.name} ({_count(first.mismatches, 'code')})" if first else ""
+        where = f", first in {first.name} ({counted(first.mismatches, 'code')})" if first else ""
         outputs = (
             ""
             if proof.outputs_equal is None
@@ -138,7 +134,7 @@ def outcome(record: Record) -> str | None:
         return "Whether the network settled was not recorded: figures at the last step may not be final."
     if ended.outcome == "STEP_LIMIT":
         return (
-            f"The run stopped at its limit of {_count(record.steps, 'step')} before every neuron was silent"
+            f"The run stopped at its limit of {counted(record.steps, 'step')} before every neuron was silent"
             " (STEP_LIMIT): figures at the last step are those of an unsettled network. Run it longer to see it settle."
         )
     if ended.outcome == "CONFIDENT":
@@ -167,7 +163,7 @@ def key_figures(record: Record) -> list[KeyFigure]:
                 KeyFigure("T_eq, slowest image", plain(ended.t_eq_max), " · ".join(x for x in (mean, bound) if x))
             )
         else:
-            figures.append(KeyFigure("T_eq", "not reached", f"after {_count(record.steps, 'step')} ({ended.outcome})"))
+            figures.append(KeyFigure("T_eq", "not reached", f"after {counted(record.steps, 'step')} ({ended.outcome})"))
     per_image = [sum(layer.spikes) for layer in record.layers if layer.spikes]
     if per_image:
         neurons = sum(layer.neurons for layer in record.layers if layer.spikes) or 1
@@ -185,7 +181,7 @@ def key_figures(record: Record) -> list[KeyFigure]:
                 figures.append(KeyFigure("Energy, SNN / QANN", f"{ratio:.3g}×", note))
     if record.synops:
         figures.append(
-            KeyFigure("SynOps per image", compact(record.synops[-1]), f"over {_count(record.steps, 'step')}")
+            KeyFigure("SynOps per image", compact(record.synops[-1]), f"over {counted(record.steps, 'step')}")
         )
     return figures
 
@@ -195,9 +191,9 @@ def energy_sentence(record: Record) -> str | None:
     if not record.energy or not record.energy.models:
         return None
     images = record.energy.images
-    counted = f"Operations were counted step by step on {_count(images, 'image')}. " if images else ""
+    spent = f"Operations were counted step by step on {counted(images, 'image')}. " if images else ""
     return (
-        f"{counted}SNN / QANN compares what the SNN has spent up to step t with what the integer QANN, with the same"
+        f"{spent}SNN / QANN compares what the SNN has spent up to step t with what the integer QANN, with the same"
         " bits, spends on a whole answer: read it with the accuracy at that step."
     )
 
@@ -219,8 +215,8 @@ def audit_sentence(record: Record) -> str | None:
     )
     return (
         f"{verdict} Stream by stream an image takes {compact(acs)} accumulates (AC) and {compact(macs)}"
-        f" multiply-accumulates (MAC) in {_count(audit.steps, 'step')}; read as integers it would take"
-        f" {compact(instead)} MACs (mean of {_count(audit.images, 'image')})."
+        f" multiply-accumulates (MAC) in {counted(audit.steps, 'step')}; read as integers it would take"
+        f" {compact(instead)} MACs (mean of {counted(audit.images, 'image')})."
     )
 
 

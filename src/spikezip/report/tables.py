@@ -56,6 +56,15 @@ def plain(value: Cell) -> str:
     return value
 
 
+def counted(number: int, thing: str) -> str:
+    """How many of a thing there are.
+
+    >>> counted(1, "layer"), counted(19, "layer")
+    ('1 layer', '19 layers')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def percent(value: Cell) -> str:
     """A share of 1 as a percentage; rounding never turns almost all into all, nor a few into none.
 

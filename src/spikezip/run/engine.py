@@ -17,7 +17,6 @@ from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Run, State, join
 from spikezip.run.step import outputs_first, pieces
 from spikezip.run.sweep import sweep
-from spikezip.spike.encoding import Constant
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 
@@ -69,8 +68,7 @@ def execute(
     inputs = check_inputs(snn, images)
     if not isinstance(engine, Engine):
         raise StageError(f"engine={engine!r}: give one of {', '.join(map(str, Engine))}.")
-    if steps is None and (isinstance(snn.encoding, Constant) or isinstance(snn.bias_encoding, Constant)):
-        raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
+    check_steps(snn, steps)
     check_numbers(steps=steps, batch=batch)
     if early_exit is not None:
         check_exit(early_exit)
@@ -110,6 +108,12 @@ def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
                 f"The state's tracers of layer {name!r} are not all whole numbers in {lowest}..{highest}. Start from "
                 "the state of a run."
             )
+
+
+def check_steps(snn: SpikingNetwork, steps: int | None) -> None:
+    """StageError where it must be said how many steps there are, and is not."""
+    if steps is None and snn.lasts:
+        raise StageError("A Constant encoding lasts as long as the run: say how many steps.")
 
 
 def check_numbers(**numbers: int | None) -> None:

@@ -18,7 +18,7 @@ from spikezip.levels import Levels
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.place import Carriers, needs_neuron
 from spikezip.quantize.quantizer import Quantizer, check_scales
-from spikezip.spike.encoding import Encoding, Pulse, parse_encoding
+from spikezip.spike.encoding import Constant, Encoding, Pulse, parse_encoding
 from spikezip.spike.neuron import STBIF, starting_code
 
 
@@ -97,6 +97,11 @@ class SpikingNetwork:
     def t_off(self, steps: int) -> int:
         """The first step at which input and biases are complete."""
         return max(self.encoding.t_off(steps), self.bias_encoding.t_off(steps))
+
+    @property
+    def lasts(self) -> bool:
+        """Whether input or biases arrive for as long as a run lasts, so that it must be said how long that is."""
+        return isinstance(self.encoding, Constant) or isinstance(self.bias_encoding, Constant)
 
 
 def spike(

@@ -16,7 +16,7 @@ from spikezip.graph.network import Spec
 from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq, staircase
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
-from spikezip.train.paths import Main, Path, PathScale, Reading, magnitude
+from spikezip.train.paths import Main, Path, PathScale, Reading
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class PathsQuantizer(nn.Module):
     def forward(self, drive: Tensor) -> Tensor:
         paths = len(self.readings)
         parted = drive.unflatten(self.batch_dim, (paths, drive.shape[self.batch_dim] // paths))
-        gains = [gradient_scale(drive, magnitude(r.levels), self.batch_dim) for r in self.readings]
+        gains = [gradient_scale(drive, r.levels.magnitude, self.batch_dim) for r in self.readings]
         scales = torch.stack([cast(Quantizer, quantizer).scale for quantizer in self.quantizers])
         columns = (scales * self.factors, self.lowest, self.highest, self.factors.new_tensor(gains))
         shape = (paths,) + (1,) * (parted.dim() - 1 - self.batch_dim)

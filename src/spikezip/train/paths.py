@@ -91,7 +91,7 @@ class Rescaled:
 
     def reading(self, levels: Levels) -> Reading:
         """Factor ``n / t`` (1 at least), codes within ``-t..t``."""
-        release = magnitude(levels) if self.release is None else self.release
+        release = levels.magnitude if self.release is None else self.release
         return Reading(max(release / self.steps, 1.0), _within(levels, self.steps))
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ def paths_for(encoding: Encoding, levels: Levels) -> tuple[Path, ...]:
     """
     match encoding:
         case Pulse() | Even(1):
-            return tuple(Capped(top) for top in (1, 2, 4) if top < magnitude(levels))
+            return tuple(Capped(top) for top in (1, 2, 4) if top < levels.magnitude)
         case Even(release):
             return tuple(Rescaled(steps, release) for steps in (2, 4, 8) if steps < release)
     raise RecipeError(
@@ -147,11 +147,6 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
         f"{name}of{path.release}" if isinstance(path, Rescaled) and path.release and short.count(name) > 1 else name
         for name, path in zip(short, paths, strict=True)
     ]
-
-
-def magnitude(levels: Levels) -> int:
-    """The greatest magnitude of a code: ``n``."""
-    return max(levels.highest, -levels.lowest)
 
 
 def _within(levels: Levels, steps: int) -> Levels:

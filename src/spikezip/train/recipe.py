@@ -28,7 +28,7 @@ from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
-from spikezip.train.paths import Capped, PathScale, Rescaled, magnitude, paths_for
+from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision, check_splits
 from spikezip.train.speq import SPEQ
@@ -399,10 +399,10 @@ class Recipe(_Part):
         if self.paths is not None:
             if len(set(self.paths)) < len(self.paths):
                 raise ValueError("paths: the same path is there twice; remove one")
-            beyond = [part.capped for part in self.paths if (part.capped or 0) > magnitude(widest)]
+            beyond = [part.capped for part in self.paths if (part.capped or 0) > widest.magnitude]
             if beyond:
                 raise ValueError(
-                    f"paths: capped: {beyond[0]} is above the greatest code, {magnitude(widest)}; remove it"
+                    f"paths: capped: {beyond[0]} is above the greatest code, {widest.magnitude}; remove it"
                 )
             return tuple(part.path() for part in self.paths)
         return paths_for(parse_encoding(self.encoding), widest) if self.stage is Stage.PET else ()

@@ -154,7 +154,7 @@ class Tracker(nn.Module):
     def forward(self, drive: Tensor) -> Tensor:
         rows = self.steps + self.settled
         unfolded = drive.unflatten(self.batch_dim, (rows, drive.shape[self.batch_dim] // rows))
-        gain = gradient_scale(drive, max(self.levels.highest, -self.levels.lowest), self.batch_dim)
+        gain = gradient_scale(drive, self.levels.magnitude, self.batch_dim)
         out = _Track.apply(
             unfolded.movedim(self.batch_dim, 0),
             self.scale,
@@ -192,7 +192,7 @@ class Activity(nn.Module):
         self.initial = tracker.initial
 
     def forward(self, values: Tensor) -> Tensor:
-        gain = gradient_scale(values, max(self.levels.highest, -self.levels.lowest), self.batch_dim)
+        gain = gradient_scale(values, self.levels.magnitude, self.batch_dim)
         # The tracker's own gradient of the scale has this factor; the division's is to have it too.
         scale = self.scale.detach() + gain * (self.scale - self.scale.detach())
         codes = parted(values, self.steps + self.settled, self.batch_dim) / scale
