@@ -14,7 +14,7 @@ from spikezip.errors import CaptureError, EquivalenceError, OutputError, StageEr
 from spikezip.graph import capture, network, purity
 from spikezip.levels import Levels
 from spikezip.measure import Record
-from spikezip.measure.equivalence import conditions
+from spikezip.measure.conditions import conditions
 from spikezip.morph import morph
 from spikezip.pipeline import SNN, convert, spike, verify
 from spikezip.quantize import Quantizer, quantize, to_integer

@@ -3,9 +3,10 @@
 from spikezip.measure.ablation import Ablation, ablate
 from spikezip.measure.audit import Audit, AuditRow, audit
 from spikezip.measure.compare import Comparison, LayerDifference, OutputDifference, compare
+from spikezip.measure.conditions import Condition, conditions, default_engine
 from spikezip.measure.counts import count
 from spikezip.measure.energy import Energy, EnergyModel, energy_models, energy_record, price
-from spikezip.measure.equivalence import Certificate, Condition, LayerCheck, conditions, default_engine, verify
+from spikezip.measure.equivalence import Certificate, LayerCheck, verify
 from spikezip.measure.exits import ExitPoint, choose_threshold, exit_curve, exit_point, exit_run, exit_steps
 from spikezip.measure.initial import mean_codes
 from spikezip.measure.record import Record, measure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,37 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikezip.errors import CaptureError, EquivalenceError
-from spikezip.graph import network, purity
+from spikezip.errors import EquivalenceError
+from spikezip.graph import network
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.kernels import exactly
+from spikezip.measure.conditions import Condition, conditions, default_engine, exactness
 from spikezip.measure.provenance import versions
 from spikezip.measure.saving import save_text
-from spikezip.quantize.exact import first_rounded
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs, check_numbers
 from spikezip.run.step import images_first, outputs_first, pieces
-from spikezip.spike.encoding import Encoding
-from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition of the equivalence theorem, checked on this network.
-
-    Attributes:
-        id: C1 to C6.
-        text: what must hold.
-        holds: whether it does.
-        evidence: what was looked at.
-    """
-
-    id: str
-    text: str
-    holds: bool
-    evidence: str
 
 
 @dataclass(frozen=True)
@@ -148,16 +128,6 @@ class Certificate:
         )
 
 
-def default_engine(snn: SpikingNetwork) -> Engine:
-    """SWEEP where arithmetic is exact, REFERENCE (the QANN's own operations on its own batches) where it is not."""
-    return Engine.SWEEP if _is_exact(snn) else Engine.REFERENCE
-
-
-def _is_exact(snn: SpikingNetwork) -> bool:
-    entries = network.note(snn.graph, "exactness", ())
-    return bool(network.note(snn.graph, "weight_bits")) and all(e.arithmetic != "inexact" for e in entries)
-
-
 def verify(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor],
@@ -229,12 +199,6 @@ def verify(
     )
 
 
-def exactness(snn: SpikingNetwork) -> list[dict[str, Any]]:
-    """In which arithmetic each operation of an integer network adds up; ``bits`` is None for sums on no grid."""
-    entries = [asdict(entry) for entry in network.note(snn.graph, "exactness", ())]
-    return [{**entry, "bits": entry["bits"] if math.isfinite(entry["bits"]) else None} for entry in entries]
-
-
 @torch.no_grad()
 @exactly
 def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -254,74 +218,3 @@ def qann_codes(snn: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[dict[st
             return super().run_node(n)
 
     return codes, outputs_first(qann, Codes(qann).run(*inputs), images)
-
-
-def start_text(snn: SpikingNetwork) -> str:
-    """Where tracers start, in words."""
-    code = snn.initial_code
-    return str(code) if isinstance(code, int) else "codes of their own"
-
-
-def _is_delivered(encoding: Encoding, steps: int) -> bool:
-    """Whether a signal is there in full from ``t_off`` on, to the end of the run, and not all along before."""
-    late = encoding.t_off(steps) - 1
-    shares = [encoding.share(t, steps) for t in range(1, max(steps, late + 1) + 1)]
-    return all(s == 1.0 for s in shares[late:]) and (late == 0 or any(s < 1.0 for s in shares[:late]))
-
-
-def conditions(snn: SpikingNetwork, engine: Engine | None = None, steps: int | None = None) -> tuple[Condition, ...]:
-    """C1 to C6 of the theorem, each looked up in this very network, run by ``engine`` (by default, its own) for
-    ``steps`` steps (by default, until every image has settled)."""
-    layers = snn.layers
-    c1 = all(
-        0 < float(n.threshold) < math.inf
-        and n.levels.lowest <= 0 <= n.levels.highest
-        and float(n.target(torch.zeros(()))) == 0
-        and n.levels.lowest <= n.starts[0] <= n.starts[1] <= n.levels.highest
-        for _, n in layers
-    )
-    try:
-        purity.refuse_impure(snn.graph)
-        c2, pure = True, "every operation is deterministic and without side effects (by its schema and tags)"
-    except CaptureError as error:
-        c2, pure = False, str(error)
-    snn.graph.graph.lint()
-    most = max(steps or 1, snn.t_off(1) + snn.bound + 1)  # looked at beyond the run too
-    c3 = _is_delivered(snn.encoding, most) and _is_delivered(snn.bias_encoding, most)
-    steps = steps or most
-    t_off = snn.t_off(steps)
-    c5 = all(
-        isinstance(n, STBIF) and n.slew >= 1 and q.levels == n.levels
-        for (_, n), (_, q) in zip(layers, network.modules_of(snn.qann, Quantizer), strict=True)
-    )
-    bits = network.note(snn.graph, "weight_bits")
-    if bits:
-        entries = network.note(snn.graph, "exactness", ())
-        inexact = [e.name for e in entries if e.arithmetic == "inexact"]
-        wide = sum(e.arithmetic == "float64" for e in entries)
-        most = max((e.bits for e in entries if e.bits < 1000), default=0)
-        evidence = (
-            f"integer weights ({bits} bits): sums need at most {most:.1f} bits; {wide} of {len(entries)} in float64"
-        )
-        if inexact:
-            evidence += f"; off the grid: {', '.join(inexact[:5])} (same kernels, same batches)"
-        rounded = first_rounded(snn.qann, known=inexact)
-        c6 = rounded is None
-        if rounded is not None:
-            evidence = f"{network.describe(rounded)} no longer adds up exactly: weights were changed after to_integer()"
-    else:
-        c6 = (engine or default_engine(snn)) is Engine.REFERENCE
-        evidence = "floating point: the reference engine runs the QANN's own operations on the QANN's own batches"
-        if not c6:
-            evidence = "floating point: this engine adds up in another order than the QANN, and may round differently"
-    return (
-        Condition("C1", "every quantizer is a staircase with lowest <= Q(0) = 0 <= highest, and tracers start on it",
-                  c1, f"{len(layers)} neuron layers; tracers start at {start_text(snn)}"),
-        Condition("C2", "everything else is a function of the accumulated signal", c2, pure),
-        Condition("C3", "input and bias are delivered exactly once, by a finite T_off", c3,
-                  f"input {snn.encoding}, bias {snn.bias_encoding}: complete from step {t_off} on, of {steps}"),
-        Condition("C4", "the graph is acyclic", True, f"{len(snn.graph.graph.nodes)} nodes in topological order"),
-        Condition("C5", "both spike signs, the tracer's limits are the quantizer's, no leak", c5,
-                  f"ST-BIF, slew {snn.slew}"),
-        Condition("C6", "the same tie rule (floor(u + 1/2)) and exact, or same-kernel, arithmetic", c6, evidence),
-    )  # fmt: skip

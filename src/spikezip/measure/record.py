@@ -17,9 +17,10 @@ from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.graph.quiet import evaluating
 from spikezip.measure.audit import audit_of
+from spikezip.measure.conditions import exactness, start_text
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
-from spikezip.measure.equivalence import Certificate, exactness, qann_codes, start_text
+from spikezip.measure.equivalence import Certificate, qann_codes
 from spikezip.measure.exits import CURVE, check_labels, exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.saving import save_text
