@@ -16,7 +16,8 @@ made at once, and then one without to measure. What is cut off goes on from its 
 experiments/results/front-DATASET-NETWORK.json are not made again.
 
 ``--keep FOLDER`` writes every product that is measured as an SNN for ``spikezip run``, and its trained weights as they
-were before they became integers; ``--start FOLDER`` goes on from such weights: a mean's, or the first seed's.
+were before they became integers; ``--start FOLDER`` goes on from such weights: a mean's, or the first seed's. With
+``--start-of "for T=2, MS, from code 1" 0.78`` they are those of another product, whose step sizes become finer.
 ``--halfway`` measures where such a training starts, and the mean of the two ends of each seed's (with
 ``--soup`` of the seeds' mean too), as well (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, with
 their even weights).
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines, spiking, untrained
+from safetensors.torch import load_file
 from torch import nn
 
 from spikezip.cli.sources import open_both, remember
@@ -111,6 +113,12 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true", help="measure later, and write no row now")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write what is measured there, with its weights")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from weights that were kept there")
+    parser.add_argument(
+        "--start-of",
+        nargs=2,
+        metavar=("PRODUCT", "FACTOR"),
+        help="which of the kept weights: another product's, its step sizes times FACTOR",
+    )
     parser.add_argument("--soup", action="store_true", help="measure the mean of all seeds' weights too")
     parser.add_argument("--halfway", action="store_true", help="measure the --start too, and each seed's mean with it")
     parser.add_argument("--only", nargs="*", default=[], help="only the products whose name holds one of these")
@@ -122,6 +130,8 @@ def main() -> None:
         parser.error("--soup measures the mean of all seeds: leave out --seed and --train-only.")
     if options.halfway and (options.train_only or not options.start):
         parser.error("--halfway measures the mean of what was trained and its --start: give one, and no --train-only.")
+    if options.start_of and not options.start:
+        parser.error("--start-of says whose weights to take: give the folder as --start.")
     if options.keep and options.start and options.keep.resolve() == options.start.resolve():
         parser.error("--keep would replace the weights that --start goes on from: give another folder.")
     subject = f"{options.data_set}-{options.network}"
@@ -135,7 +145,7 @@ def main() -> None:
     if options.teacher or options.precision != "no":  # files from before there were these stay as they are
         settings |= {"teacher": options.teacher, "precision": options.precision}
     if options.start:
-        settings["start"] = str(options.start)
+        settings["start"] = " ".join((str(options.start), *(options.start_of or ())))
     if options.all_images:
         settings["train_split"] = "trainval"
     how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
@@ -176,8 +186,12 @@ def main() -> None:
         """The recipe of a training, and its folder."""
         lines = {**products[product], **how}
         if options.start:
-            weights = [options.start / f"{subject}-{plain(f'{product}, {which}')}.safetensors" for which in ENDS]
-            lines["start"] = str(next((path for path in weights if path.exists()), weights[-1]))
+            of, factor = options.start_of or (product, 1)
+            weights = [options.start / f"{subject}-{plain(f'{of}, {which}')}.safetensors" for which in ENDS]
+            start = next((path for path in weights if path.exists()), weights[-1])
+            if options.start_of:
+                start = finer(start, float(factor), RUNS / name / f"{plain(product)}-start.safetensors")
+            lines["start"] = str(start)
         return recipe_of(product, lines, settings, seed), RUNS / name / f"{plain(product)}-{seed}"
 
     def finish(
@@ -256,6 +270,15 @@ def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Pat
     )
     trained = train(source.module, data, recipe.plan(), out=folder, resume=True)
     source.module.load_state_dict(trained.network.state_dict())
+
+
+def finer(weights: Path, factor: float, out: Path) -> Path:
+    """Kept weights whose step sizes are multiplied by ``factor``, as a file of its own."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = load_file(weights)
+    scaled = {name: value * factor if name.endswith(".scale") else value for name, value in found.items()}
+    write_tensors(scaled, out, {"start": str(weights), "factor": str(factor)})
+    return out
 
 
 def plain(name: str) -> str:
