@@ -94,6 +94,7 @@ def test_verbs_and_their_help():
 def test_version_and_python_dash_m():
     done = subprocess.run([sys.executable, "-m", "spikezip", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"spikezip {spikezip.__version__}"
+    assert f"\nversion: {spikezip.__version__}\n" in (ROOT / "CITATION.cff").read_text(), "what is cited"
 
 
 def test_imports_fall_one_way():
