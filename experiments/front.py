@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--cooldown", type=int, nargs=2, metavar=("AFTER", "EPOCHS"), help="end a training early")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--ema", type=float, help="decay of a moving average of the weights, which is what is kept")
+    parser.add_argument("--mixed", action="store_true", help="learn the teacher's answers on mixtures of two images")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the forward pass in training")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--teacher", choices=sorted(MODELS), help="a published network to learn from, not the ANN")
@@ -135,7 +136,8 @@ def main() -> None:
     if options.keep and options.start and options.keep.resolve() == options.start.resolve():
         parser.error("--keep would replace the weights that --start goes on from: give another folder.")
     subject = f"{options.data_set}-{options.network}"
-    name = "-".join(filter(None, (subject, options.teacher, "further" if options.start else None)))
+    how_far = ("further" if options.start else None, "mixed" if options.mixed else None)
+    name = "-".join(filter(None, (subject, options.teacher, *how_far)))
     out = options.out or RESULTS / f"front-{name}.json"
     settings = {
         "data": options.data_set,
@@ -148,6 +150,8 @@ def main() -> None:
         settings["start"] = " ".join((str(options.start), *(options.start_of or ())))
     if options.all_images:
         settings["train_split"] = "trainval"
+    if options.mixed:
+        settings["mixed"] = True
     how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
     published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
     source, data = open_both(
@@ -181,6 +185,8 @@ def main() -> None:
         extra |= {"train_split": "trainval", "validation_split": None}
     teacher = anns.get("teacher")
     products = {product: {**lines, **extra} for product, lines in PRODUCTS.items()}
+    for lines in products.values() if options.mixed else ():
+        lines["loss"] = {**lines["loss"], "distil": {**TEACHER["distil"], "mixed": True}}
 
     def asked(product: str, seed: int) -> tuple[Recipe, Path]:
         """The recipe of a training, and its folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from training_nets import chain, classes_apart, clusters, pet_plan, residual, residual_data, same, small_data
 
@@ -74,8 +76,9 @@ def test_a_new_network_comes_back_and_the_given_one_keeps_every_bit():
         PET(PET_PATHS),
         PET(PET_PATHS, PETLoss(0.5, 0.5, MainLabels(2.0)), InTurn()),
         PET(PET_PATHS, PETLoss(0.5, 0.0, TeacherLabels(), distil=Distil()), teacher=classes_apart()),
+        PET(PET_PATHS, PETLoss(0.5, 0.0, TeacherLabels(), distil=Distil(mixed=True)), teacher=classes_apart()),
     ],
-    ids=["qat", "qat-taught", "pet", "pet-main-labels", "pet-teacher"],
+    ids=["qat", "qat-taught", "pet", "pet-main-labels", "pet-teacher", "pet-mixed"],
 )
 def test_every_objective_learns(objective):
     done = train(chain(), small_data(), pet_plan(objective=objective, epochs=4))
@@ -94,6 +97,41 @@ def test_the_teacher_is_not_changed():
     trained = finetune(chain(), small_data(), pet_plan(objective=objective, epochs=1))
     assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
     assert trained.state_dict().keys() == chain().state_dict().keys()
+
+
+def test_of_mixed_images_the_teacher_alone_is_learned():
+    student, teacher = chain(), classes_apart()
+    objective = QAT(CrossEntropy(distil=Distil(3.0, 2.0, mixed=True)), teacher=teacher)
+    images, labels = next(small_data().batches("train", 8))
+    module = objective.module(student).train()
+    torch.manual_seed(1)
+    loss, numbers = objective.loss(module, images, labels)
+    torch.manual_seed(1)
+    share = torch.rand(8, 1) / 2 + 0.5
+    seen = share * images + (1 - share) * images.flip(0)
+    wanted, given = (F.softmax(z / 2, -1) for z in (teacher(seen), student(seen)))
+    assert loss.item() == pytest.approx((12 * (wanted * (wanted / given).log()).sum(-1).mean()).item(), rel=1e-5)
+    assert float(numbers["accuracy"]) == float((student(seen).argmax(-1) == labels).float().mean())
+    # where nothing is trained, images are as they are
+    loss, _ = objective.loss(module.eval(), images, labels)
+    wanted, given = (F.softmax(z / 2, -1) for z in (teacher(images), student(images)))
+    assert loss.item() == pytest.approx((12 * (wanted * (wanted / given).log()).sum(-1).mean()).item(), rel=1e-5)
+
+
+def test_images_that_cannot_be_mixed_are_refused():
+    objective = QAT(CrossEntropy(distil=Distil(mixed=True)), teacher=chain())
+    module = objective.module(chain()).train()
+    for images, what in ((torch.ones(4, 6).int(), "torch.int32"), (torch.ones(3, 4, 6), "(3, 4, 6)"), ((), "tuple")):
+        with pytest.raises(StageError, match=re.escape(what)):
+            objective.loss(module, images, torch.zeros(4).long())
+    for make in (
+        lambda: Distil(0.0, mixed=True),
+        lambda: CrossEntropy(0.1, Distil(mixed=True)),
+        lambda: PETLoss(distil=Distil(mixed=True)),
+        lambda: PETLoss(1.0, 0.5, MainLabels(), distil=Distil(mixed=True)),
+    ):
+        with pytest.raises(RecipeError, match="f mixed images"):
+            make()
 
 
 def test_pet_without_sub_paths_is_qat():

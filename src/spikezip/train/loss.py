@@ -64,16 +64,25 @@ class Distil:
         features: weight of ``mean over layers and images of ||y - y_ANN||^2 / ||y_ANN||^2``, with ``y`` what a layer
             of neurons holds (at the last step trained for, in a trajectory) and ``y_ANN`` the ANN's activation there;
             the teacher is then to be the morphed ANN that was quantized.
+        mixed: in training student and teacher both see ``s x_i + (1 - s) x_j``, of two images of a batch, with ``s``
+            drawn for each from 1/2 to 1. Only the teacher says what such a picture is, so its answer stands *in place
+            of* the labels, and the accuracy in training is that of ``y_i``. For a teacher that knows its training
+            images by heart, and tells little on them that the labels do not.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2; features as in Romero et
-    al., "FitNets", ICLR 2015, without their regressor, as both have the same shape here.
+    al., "FitNets", ICLR 2015, without their regressor, as both have the same shape here; mixtures as in Zhang et al.,
+    "mixup", ICLR 2018, and without labels as in Beyer et al., "Knowledge distillation: a good teacher is patient and
+    consistent", CVPR 2022.
     """
 
     weight: float = 1.0
     temperature: float = 1.0
     features: float = 0.0
+    mixed: bool = False
 
     def __post_init__(self):
+        if self.mixed and not self.weight:
+            raise RecipeError("Of mixed images only the teacher's answer is learned: give its weight above 0.")
         _check_temperature(self.temperature)
         _check_weight("distillation", self.weight)
         _check_weight("features", self.features)
@@ -81,7 +90,7 @@ class Distil:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """``CE(z, y)``, with label smoothing, and a teacher if there is one.
+    """``CE(z, y)``, with label smoothing, and a teacher if there is one (in place of ``y``, if images are mixed).
 
     Args:
         smoothing: share of the target given to all classes alike, 0 <= smoothing < 1.
@@ -93,11 +102,18 @@ class CrossEntropy:
 
     def __post_init__(self):
         _check_smoothing(self.smoothing)
+        if self.smoothing and self.mixes:
+            raise RecipeError(f"smoothing={self.smoothing}: of mixed images no labels are learned. Leave one out.")
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher's logits must be given."""
         return self.distil is not None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are to be mixed in training."""
+        return self.distil is not None and self.distil.mixed
 
     def __call__(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> tuple[Tensor, Numbers]:
         """The loss, and the numbers worth logging (means over the batch).
@@ -107,12 +123,14 @@ class CrossEntropy:
             labels: ``[B]`` class numbers.
             teacher: ``[B, C]``, if :attr:`needs_teacher`.
         """
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         numbers = {"accuracy": accuracy(logits, labels)}
-        if self.distil is not None:
-            answer = divergence(logits, _given(teacher), self.distil.temperature)
-            numbers["distil"] = answer.detach()
-            loss = loss + self.distil.weight * answer
+        if self.distil is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), numbers
+        answer = divergence(logits, _given(teacher), self.distil.temperature)
+        numbers["distil"] = answer.detach()
+        loss = self.distil.weight * answer
+        if not self.distil.mixed:
+            loss = loss + F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         return loss, numbers
 
 
@@ -149,14 +167,23 @@ class PETLoss:
     distil: Distil | None = None
 
     def __post_init__(self):
-        _check_smoothing(self.smoothing)
+        CrossEntropy(self.smoothing, self.distil)  # says what is wrong with these
         _check_weight("alpha", self.alpha)
         _check_weight("beta", self.beta)
+        if self.mixes and (self.beta or isinstance(self.sub_labels, HardLabels)):
+            raise RecipeError(
+                "Of mixed images no labels are learned: sub_labels must be MainLabels() or TeacherLabels(), and beta 0."
+            )
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher's logits must be given."""
         return self.distil is not None or isinstance(self.sub_labels, TeacherLabels)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are to be mixed in training."""
+        return self.distil is not None and self.distil.mixed
 
     def __call__(
         self, logits: Tensor, labels: Tensor, names: list[str], teacher: Tensor | None = None

@@ -49,7 +49,7 @@ class QAT:
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(network(images), labels)``."""
-        logits, teacher, features = answers(module(images), self.criterion)
+        logits, teacher, features = answers(module, images, labels, self.criterion)
         check_logits(logits, 2, labels, teacher)
         return with_features(self.criterion(logits, labels, teacher), self.criterion, features)
 
@@ -90,7 +90,7 @@ class PET:
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``criterion(ensemble(images), labels)``."""
-        logits, teacher, features = answers(module(images), self.criterion)
+        logits, teacher, features = answers(module, images, labels, self.criterion)
         check_logits(logits, 3, labels, teacher)
         found = self.criterion(logits, labels, names_of((Main(), *self.paths)), teacher)
         return with_features(found, self.criterion, features)
@@ -144,15 +144,30 @@ def beside(
     return _Taught(*features_of(student, teacher, readings, index))
 
 
-def answers(answer: Any, criterion: CrossEntropy | PETLoss) -> tuple[Any, Any, Tensor | None]:
-    """What :func:`beside`'s module answered: the student's answer, the teacher's or None, their features' distance or
-    None."""
+def answers(
+    module: nn.Module, images: Any, labels: Tensor, criterion: CrossEntropy | PETLoss
+) -> tuple[Any, Any, Tensor | None]:
+    """What :func:`beside`'s module answers: the student's answer, the teacher's or None, their features' distance or
+    None. In training of images that are mixed, if the criterion says so."""
+    if criterion.mixes and module.training:
+        images = mixture(images, len(labels))
+    answer = module(images)
     if not criterion.needs_teacher:
         return answer, None, None
     student, teacher = answer
     if not _features(criterion):
         return student, teacher, None
     return student[0], teacher[0], distance(student[1], teacher[1])
+
+
+def mixture(images: Any, count: int) -> Tensor:
+    """``s x_i + (1 - s) x_j`` for each of ``count`` images ``x_i`` ``[B, ...]``, ``x_j`` being the i-th from the end,
+    with ``s`` drawn for each from 1/2 to 1."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or len(images) != count:
+        what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise StageError(f"Only images [B, ...] of floating-point numbers can be mixed; these are {what}.")
+    share = torch.rand(count, *[1] * (images.dim() - 1), device=images.device, dtype=images.dtype) / 2 + 0.5
+    return share * images + (1 - share) * images.flip(0)
 
 
 def with_features(

@@ -107,6 +107,7 @@ class DistilPart(_Part):
     weight: Weight = 1.0
     temperature: Rate = 1.0
     features: Weight = 0.0
+    mixed: bool = False
 
 
 class SPEQPart(_Part):

@@ -334,7 +334,7 @@ class Trajectory:
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``L``, and the accuracy at every step; ``accuracy`` is that of the last step with a weight."""
-        logits, teacher, features = answers(module(images), self.criterion)
+        logits, teacher, features = answers(module, images, labels, self.criterion)
         logits, activity = logits if self.penalty else (logits, None)
         check_logits(logits, 3, labels, teacher)
         weights = (*self.weights, self.settled) if self._settles else self.weights
