@@ -205,10 +205,11 @@ def test_tables_and_bars_of_cost_are_the_records(one):
     assert [float(r["acs"]) for r in bars] == [row["acs"] for row in record["audit"]["rows"]]
 
 
-def test_operations_that_multiply_or_round_are_named(tmp_path, make_record):
+@pytest.mark.parametrize("receives", ["ternary x streams:2", "streams:2 x ternary"])
+def test_operations_that_multiply_or_round_are_named(tmp_path, make_record, receives):
     record = small(make_record)
     record["audit"]["spike_driven"] = False
-    record["audit"]["rows"][1].update(name="attention", input="ternary x streams:2")
+    record["audit"]["rows"][1].update(name="attention", input=receives)
     record["exactness"][1].update(bits=None, arithmetic="inexact")
     page = Outline(write_report(record, tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "Not spikes alone: attention." in page.text
