@@ -216,6 +216,16 @@ def test_operations_that_multiply_or_round_are_named(tmp_path, make_record, rece
     assert "Of 3 operations, 2 add up exactly (2 in float32), 1 are not exact." in page.text
 
 
+def test_spikes_of_several_levels_are_not_taken_for_neurons_that_fired(tmp_path, make_record):
+    record = make_record(steps=8, layers=3) | {"slew": 7}
+    record["layers"][0]["rate"][0] = 5.8
+    page = Outline(write_report(record, tmp_path / "r.html", figures=tmp_path).read_text(encoding="utf-8"))
+    assert "sparsity" not in page.text.lower() and "are silent in a step" not in page.text
+    assert "levels sent / image" in page.text and "Levels sent, up or down, per neuron" in page.text
+    assert "follows the drive at up to 7 levels a step" in page.text and "(up, down)" in page.text
+    assert lines(tmp_path / "firing-rate.csv")[0].strip() == "layer,t,rate"
+
+
 @pytest.mark.parametrize("units", [None, (0.5, 0.25, 0.125)])
 def test_thresholds_of_an_integer_network_are_told_or_left_out(tmp_path, make_record, units):
     record = small(make_record)

@@ -28,9 +28,9 @@ def layer_table(record: Record) -> Table | None:
         Column("neurons"),
         Column("levels", numeric=False),
         *([Column("θ")] if None not in units else ()),
-        Column("spikes / image", compact),
+        Column("levels sent / image" if record.graded else "spikes / image", compact),
         Column("negative", percent),
-        Column("sparsity", percent),
+        *([] if record.graded else [Column("sparsity", percent)]),
         Column("settled at t"),
         Column("codes differing at end", percent),
     ]
@@ -40,7 +40,7 @@ def layer_table(record: Record) -> Table | None:
     rows = []
     for layer, unit in zip(record.layers, units, strict=True):
         worth = [unit] if None not in units else []
-        row = [layer.name, layer.neurons, f"{layer.lowest}..{layer.highest}", *worth, *_activity(layer)]
+        row = [layer.name, layer.neurons, f"{layer.lowest}..{layer.highest}", *worth, *_activity(layer, record.graded)]
         rows.append([*row, synops.get(layer.name)] if with_synops else row)
     return Table(f"Layers of {record.name}", columns, rows)
 
@@ -60,11 +60,12 @@ def layer_sentence(record: Record) -> str | None:
     return None
 
 
-def _activity(layer: Layer) -> list[Cell]:
+def _activity(layer: Layer, graded: bool) -> list[Cell]:
     total = sum(layer.spikes) if layer.spikes else None
     negative = sum(layer.negative) / total if total and layer.negative else None
     sparsity = 1 - sum(layer.rate) / len(layer.rate) if layer.rate else None
-    return [total, negative, sparsity, settled_step(layer), layer.differ[-1] if layer.differ else None]
+    silent = [] if graded else [sparsity]
+    return [total, negative, *silent, settled_step(layer), layer.differ[-1] if layer.differ else None]
 
 
 def weight_table(record: Record) -> Table | None:
