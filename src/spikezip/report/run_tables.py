@@ -21,7 +21,6 @@ def layer_table(record: Record) -> Table | None:
     """Every layer in a row."""
     if not record.layers:
         return None
-    synops = {x.name: x.synops[-1] for x in (record.energy.layers if record.energy else ()) if x.synops}
     units = [layer_unit(record, layer) for layer in record.layers]
     columns = [
         Column("layer", numeric=False),
@@ -34,14 +33,11 @@ def layer_table(record: Record) -> Table | None:
         Column("settled at t"),
         Column("codes differing at end", percent),
     ]
-    with_synops = any(layer.name in synops for layer in record.layers)
-    if with_synops:
-        columns.append(Column("SynOps / image", compact))
     rows = []
     for layer, unit in zip(record.layers, units, strict=True):
         worth = [unit] if None not in units else []
-        row = [layer.name, layer.neurons, f"{layer.lowest}..{layer.highest}", *worth, *_activity(layer, record.graded)]
-        rows.append([*row, synops.get(layer.name)] if with_synops else row)
+        levels = f"{layer.lowest}..{layer.highest}"
+        rows.append([layer.name, layer.neurons, levels, *worth, *_activity(layer, record.graded)])
     return Table(f"Layers of {record.name}", columns, rows)
 
 
