@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html.parser
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from spikezip.report.figures import Drawing, Run
 from spikezip.report.figures.cost import energy_ratio
 from spikezip.report.figures.maps import firing_rates
 from spikezip.report.figures.neurons import raster, traces
-from spikezip.report.figures.over_time import accuracy
+from spikezip.report.figures.over_time import accuracy, agreement
 from spikezip.report.page import BUDGET
 from spikezip.report.record import parse_record
 from spikezip.report.style import house_style
@@ -323,6 +324,16 @@ def test_time_axes_end_a_little_after_all_is_silent(make_record):
         assert last <= drawing.figure.axes[0].get_xlim()[1] < last + 1.5, drawing.name
     assert isinstance(drawings[0], Drawing) and len(drawings[0].data.rows) == 40, "the data hold all"
     assert isinstance(whole, Drawing) and whole.figure.axes[0].get_xlim()[1] > 6
+
+
+def test_a_run_that_ended_before_all_input_came_is_drawn_within_its_axes(make_record):
+    record = make_record(steps=4, layers=3)
+    record["settled"]["t_off"] = 8
+    run = Run(parse_record(record, "a record"), "a", "a")
+    with house_style():
+        for drawing in (*accuracy([run]), *agreement([run])):
+            assert isinstance(drawing, Drawing)
+            drawing.figure.savefig(io.BytesIO(), format="svg")  # warns where marks far outside leave no room
 
 
 def test_records_of_one_name_are_told_apart_by_their_folders(tmp_path, make_record):
