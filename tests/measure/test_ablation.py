@@ -52,6 +52,8 @@ def test_what_is_refused(network):
     for neuron in ("IF", IntegrateAndFire, None):
         with pytest.raises(StageError, match=r"is no neuron; give a value such as IntegrateAndFire\(\)"):
             ablate(snn, neuron, images, 4)
+    with pytest.raises(StageError, match=r"have up to 3 levels\. Call spike\(qann, \.\.\., slew=1\)"):
+        ablate(spike(qann, slew=3), SpikeTracking(), images, 4)
 
 
 def test_accumulates_by_hand():

@@ -285,6 +285,16 @@ def test_a_neuron_that_starts_at_its_code_sends_nothing():
     assert each_step(row(counts, "linear", 1), "ac") == [4, 0, 0]
 
 
+@pytest.mark.parametrize("code", [0, 2])
+def test_tokens_are_new_in_the_first_step_whatever_their_numbers_and_wherever_tracers_start(code):
+    model = nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    tokens = torch.tensor([[0, 0, 0], [0, 1, 2]])
+    counts = count(spikezip.convert(model, tokens[:1], tokens, levels=4, initial_code=code), tokens, 6)
+    assert each_step(row(counts, "embedding"), "add") == [3, 0, 0, 0, 0, 0]
+    assert each_step(row(counts, "embedding"), "activation_write") == [12, 0, 0, 0, 0, 0]
+    assert each_step(row(counts, "layer_norm"), "mul") == [36, 0, 0, 0, 0, 0]  # 3 a value
+
+
 def test_a_max_pool_from_an_initial_code_passes_on_what_changes():
     snn = spiking(Copies(1, nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 5))), (1, 2, 2), initial_code=1)
     counts = count(snn, image((1, 2, 2), {(0, 0, 0): 3, (0, 1, 1): 1}), 4)

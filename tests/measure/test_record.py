@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hand_networks import Copies, image, spiking
 from torch import Tensor, nn
 
 from spikezip.errors import InputError, StageError
@@ -101,3 +102,10 @@ def test_a_last_layer_that_never_fires_has_no_first_spike():
     x = torch.randn(8, 4)
     snn = convert(layers, x[:1], x)
     assert measure(snn, torch.zeros(2, 4), steps=3)["settled"]["first_output_spike"] is None
+
+
+def test_a_neuron_traced_in_a_run_that_has_not_settled_is_set_against_the_qann_s_code():
+    snn = spiking(Copies(1, Copies(1, nn.Flatten())), (1, 1, 1))
+    first, second = measure(snn, image((1, 1, 1), {(0, 0, 0): 5}), steps=2)["traces"]
+    assert first["tracer"] == second["tracer"] == [1, 2]
+    assert (first["target"], second["target"]) == (5, 5)

@@ -291,3 +291,10 @@ def test_a_rewritten_node_keeps_its_authors_name(drawn):
 def test_what_is_no_choice_is_refused(drawn, choice):
     with pytest.raises(StageError, match=r"give Morph\(\)"):
         morph(drawn[0], choice)
+
+
+@pytest.mark.parametrize("wrong", [{"residual": "rcr"}, {"pooling": Residual.RCR}, {"batch_norm": True}])
+def test_what_is_no_choice_is_refused_with_what_there_is(wrong):
+    (name,) = wrong
+    with pytest.raises(StageError, match=rf"^{name}=.*: give one of {type(getattr(Morph(), name)).__name__}\."):
+        Morph(**wrong)

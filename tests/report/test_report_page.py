@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html.parser
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from spikezip.report.figures import Drawing, Run
 from spikezip.report.figures.cost import energy_ratio
 from spikezip.report.figures.maps import firing_rates
 from spikezip.report.figures.neurons import raster, traces
-from spikezip.report.figures.over_time import accuracy
+from spikezip.report.figures.over_time import accuracy, agreement
 from spikezip.report.page import BUDGET
 from spikezip.report.record import parse_record
 from spikezip.report.style import house_style
@@ -205,14 +206,25 @@ def test_tables_and_bars_of_cost_are_the_records(one):
     assert [float(r["acs"]) for r in bars] == [row["acs"] for row in record["audit"]["rows"]]
 
 
-def test_operations_that_multiply_or_round_are_named(tmp_path, make_record):
+@pytest.mark.parametrize("receives", ["ternary x streams:2", "streams:2 x ternary"])
+def test_operations_that_multiply_or_round_are_named(tmp_path, make_record, receives):
     record = small(make_record)
     record["audit"]["spike_driven"] = False
-    record["audit"]["rows"][1].update(name="attention", input="ternary x streams:2")
+    record["audit"]["rows"][1].update(name="attention", input=receives)
     record["exactness"][1].update(bits=None, arithmetic="inexact")
     page = Outline(write_report(record, tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "Not spikes alone: attention." in page.text
     assert "Of 3 operations, 2 add up exactly (2 in float32), 1 are not exact." in page.text
+
+
+def test_spikes_of_several_levels_are_not_taken_for_neurons_that_fired(tmp_path, make_record):
+    record = make_record(steps=8, layers=3) | {"slew": 7}
+    record["layers"][0]["rate"][0] = 5.8
+    page = Outline(write_report(record, tmp_path / "r.html", figures=tmp_path).read_text(encoding="utf-8"))
+    assert "sparsity" not in page.text.lower() and "are silent in a step" not in page.text
+    assert "levels sent / image" in page.text and "Levels sent, up or down, per neuron" in page.text
+    assert "follows the drive at up to 7 levels a step" in page.text and "(up, down)" in page.text
+    assert lines(tmp_path / "firing-rate.csv")[0].strip() == "layer,t,rate"
 
 
 @pytest.mark.parametrize("units", [None, (0.5, 0.25, 0.125)])
@@ -312,6 +324,16 @@ def test_time_axes_end_a_little_after_all_is_silent(make_record):
         assert last <= drawing.figure.axes[0].get_xlim()[1] < last + 1.5, drawing.name
     assert isinstance(drawings[0], Drawing) and len(drawings[0].data.rows) == 40, "the data hold all"
     assert isinstance(whole, Drawing) and whole.figure.axes[0].get_xlim()[1] > 6
+
+
+def test_a_run_that_ended_before_all_input_came_is_drawn_within_its_axes(make_record):
+    record = make_record(steps=4, layers=3)
+    record["settled"]["t_off"] = 8
+    run = Run(parse_record(record, "a record"), "a", "a")
+    with house_style():
+        for drawing in (*accuracy([run]), *agreement([run])):
+            assert isinstance(drawing, Drawing)
+            drawing.figure.savefig(io.BytesIO(), format="svg")  # warns where marks far outside leave no room
 
 
 def test_records_of_one_name_are_told_apart_by_their_folders(tmp_path, make_record):

@@ -9,6 +9,7 @@ import pytest
 
 from spikezip.report.figures.cost import pareto_front
 from spikezip.report.record import parse_record
+from spikezip.report.run_tables import energy_tables, layer_tables
 from spikezip.report.summary import outcome, story, verdict
 from spikezip.report.tables import Column, Table, compact, energy, latex_escape, percent
 
@@ -122,6 +123,14 @@ def test_an_unsettled_proof_says_why_it_proves_nothing():
     assert said.headline == "Not shown equal to its quantized network (QANN)"
     assert "no code differs" in said.sentence
     assert "when the steps ran out (STEP_LIMIT)" in said.sentence
+
+
+def test_synops_stand_with_the_operations_and_not_with_the_neurons(make_record):
+    record = parse_record(make_record(steps=8, layers=3), "it")
+    assert not [c.title for table in layer_tables(record) for c in table.columns if "SynOps" in c.title]
+    by_operation = energy_tables(record)[-1]
+    place = [c.title for c in by_operation.columns].index("SynOps")
+    assert [row[place] for row in by_operation.rows] == [x.synops[-1] for x in record.energy.layers]
 
 
 def test_the_story_says_when_it_is_as_good_and_what_it_costs():

@@ -67,13 +67,18 @@ def ablate(
 
     Raises:
         InputError: the images do not fit the network.
-        StageError: ``neuron`` is none, ``steps`` or ``batch`` is not a positive whole number, or tracers start
-            elsewhere than at 0.
+        StageError: ``neuron`` is none, ``steps`` or ``batch`` is not a positive whole number, tracers start
+            elsewhere than at 0, or neurons may move more than one level a step.
     """
     if snn.starts_elsewhere:
         raise StageError(
             "Other neurons know no initial code, so they are compared on a network whose tracers start at 0. Call "
             "spike(qann, ..., initial_code=0)."
+        )
+    if snn.slew != 1:
+        raise StageError(
+            f"Other neurons are compared with ternary spikes; those of this network have up to {snn.slew} levels. Call "
+            "spike(qann, ..., slew=1)."
         )
     if isinstance(neuron, type) or not isinstance(neuron, Neuron):
         raise StageError(f"{neuron!r} is no neuron; give a value such as IntegrateAndFire(), or one of NEURONS.")

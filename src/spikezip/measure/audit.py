@@ -30,6 +30,13 @@ MEANING = {
 }
 
 
+def spikes_alone(kind: str) -> bool:
+    """Whether an ``input`` of a row (see :data:`MEANING`) says that spikes are all it receives."""
+    if " x " in kind:
+        return False
+    return kind in ("ternary", "fractional", "none") or kind.startswith("streams:")
+
+
 @dataclass(frozen=True)
 class AuditRow:
     """One synaptic operation, or product, or function that no rule counts.
@@ -58,9 +65,7 @@ class AuditRow:
     @property
     def spike_driven(self) -> bool:
         """Whether spikes are all it receives, so that nothing has to be multiplied."""
-        if " x " in self.input:
-            return False
-        return self.input in ("ternary", "fractional", "none") or self.input.startswith("streams:")
+        return spikes_alone(self.input)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikezip.graph import network
+from spikezip.graph import network, ops
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Operand, Reader, Stream
 from spikezip.measure.work import Counts, Row
@@ -81,12 +81,13 @@ class _Tally:
         self.wanted = _wanted(self.layers)
         self.as_macs = {layer.node: torch.zeros(steps, dtype=torch.float64) for layer in self.layers}
         self.fans = _Fans()
+        self.unseen = _unseen(snn)
 
     def run(self, inputs: tuple[Tensor, ...]) -> None:
         images = inputs[0].shape[0]
         t_off = self.snn.t_off(self.steps)
         tracers: dict[str, Tensor] = {}
-        before = _held(self.snn, self.wanted, inputs) if self.snn.starts_elsewhere else {}
+        before = self._before(inputs)
         settled_at = torch.full((images,), -1)
         for t in range(1, self.steps + 1):
             step = _Step(self.snn, self.wanted, images, tracers)
@@ -104,6 +105,18 @@ class _Tally:
                 break
         self.settled &= bool((settled_at > 0).all())
         self._zeros_of_the_qann(inputs, images)
+
+    def _before(self, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Tensor]:
+        """What nodes hold before the first step: the initial codes, passed on; no input and no bias has come."""
+        held: dict[fx.Node, Tensor] = {}
+        if self.snn.starts_elsewhere:
+            step = _Step(self.snn, self.wanted, inputs[0].shape[0], {}, unseen=self.unseen)
+            step.run(*inputs)
+            held = step.values
+        # A whole number (a token) that has not come is not token 0: it differs from whatever comes.
+        kinds = {node: network.spec(node).dtype for node in self.unseen & self.wanted}
+        whole = [node for node, dtype in kinds.items() if not (dtype.is_floating_point or dtype.is_complex)]
+        return held | dict.fromkeys(whole, torch.tensor(torch.nan))
 
     def result(self, images: int, steps: int | None) -> Counts:
         # Without a given number of steps: to the last step in which anything fired.
@@ -281,15 +294,19 @@ def _wanted(layers: Sequence[Layer]) -> set[fx.Node]:
     return wanted
 
 
-def _held(snn: SpikingNetwork, wanted: set[fx.Node], inputs: tuple[Tensor, ...]) -> dict[fx.Node, Tensor]:
-    """What nodes hold before the first step: the initial codes, passed on; no input and no bias has come."""
-    step = _Step(snn, wanted, inputs[0].shape[0], {}, held=True)
-    step.run(*(torch.zeros_like(x) if x.is_floating_point() else x for x in inputs))
-    return step.values
+def _unseen(snn: SpikingNetwork) -> set[fx.Node]:
+    """The inputs, and what is computed from them without a neuron."""
+    neurons = {name for name, _ in snn.layers}
+    behind: set[fx.Node] = set()
+    for node in snn.graph.graph.nodes:
+        if str(node.target) in neurons or not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+    return {node for node in snn.graph.graph.nodes if node not in behind and not ops.is_constant(node)}
 
 
 class _Step(fx.Interpreter):
-    """One step of the SNN, or (without tracers to start from) the QANN: a tracker then stands where it is heading."""
+    """One step of the SNN; without tracers to start from the QANN: a tracker then stands where it is heading; with
+    nodes that are ``unseen`` what stands before the first step: their values are 0, and tracers at their start."""
 
     def __init__(
         self,
@@ -298,12 +315,12 @@ class _Step(fx.Interpreter):
         images: int,
         tracers: dict[str, Tensor] | None,
         *,
-        held: bool = False,
+        unseen: set[fx.Node] | None = None,
     ):
         super().__init__(snn.graph)
         self.extra_traceback = False
-        self.snn, self.wanted, self.images, self.start, self.held = snn, wanted, images, tracers, held
-        self.share = 0.0 if held else 1.0
+        self.snn, self.wanted, self.images, self.start, self.unseen = snn, wanted, images, tracers, unseen
+        self.share = 1.0 if unseen is None else 0.0
         self.values: dict[fx.Node, Tensor] = {}
         self.after: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}  # levels moved by each neuron, [images, ...]
@@ -323,6 +340,8 @@ class _Step(fx.Interpreter):
             result = at_share(n, args, self.share, kwargs)
         else:
             result = super().run_node(n)
+        if self.unseen and n in self.unseen and isinstance(result, Tensor) and result.is_floating_point():
+            result = torch.zeros_like(result)
         if n in self.wanted:
             self.values[n] = images_first(result, network.spec(n), self.images)
         return result
@@ -336,7 +355,7 @@ class _Step(fx.Interpreter):
             return images_back(target * neuron.threshold, spec)
         before = self.start.get(name)
         before = neuron.start(drive) if before is None else before
-        if self.held:
+        if self.unseen is not None:
             return images_back(before * neuron.threshold, spec)
         after = neuron(drive, before)
         self.after[name], self.moved[name] = after, (after - before).abs()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikezip.measure.equivalence import qann_codes
 from spikezip.run.reference import reference
 from spikezip.spike.swap import SpikingNetwork
 
@@ -51,9 +52,9 @@ def _watch(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int) -> dict[s
 def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int = 1) -> list[dict[str, Any]]:
     """Drive, membrane, tracer and spikes of the neurons that fire most, ``each`` per chosen layer.
 
-    The membrane is that of the published neuron: ``v = theta/2 + U - theta*S``.
+    The membrane is that of the published neuron: ``v = theta/2 + U - theta*S``; the target is the QANN's code.
     """
-    neurons = dict(snn.layers)
+    neurons, targets = dict(snn.layers), qann_codes(snn, image)[0]
     found = []
     for name, seen in _watch(snn, image, steps).items():
         theta = float(neurons[name].threshold)
@@ -69,7 +70,7 @@ def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int
                     "tracer": [int(s) for s in tracer],
                     "spikes": [int(s) for s in spikes[:, index]],
                     "drive": drive.tolist(),
-                    "target": int(neurons[name].target(drive[-1:].to(neurons[name].threshold.dtype))),
+                    "target": int(targets[name].flatten()[index]),
                     "scale": theta,
                 }
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from spikezip.errors import StageError
+
 
 class Pooling(enum.Enum):
     """What becomes of max-pooling."""
@@ -47,3 +49,9 @@ class Morph:
     activation: Activation = Activation.KEEP
     residual: Residual = Residual.VANILLA
     batch_norm: BatchNorm = BatchNorm.FOLDED
+
+    def __post_init__(self):
+        kinds = {"pooling": Pooling, "activation": Activation, "residual": Residual, "batch_norm": BatchNorm}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise StageError(f"{name}={value!r}: give one of {', '.join(map(str, kind))}.")

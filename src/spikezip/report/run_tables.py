@@ -21,27 +21,23 @@ def layer_table(record: Record) -> Table | None:
     """Every layer in a row."""
     if not record.layers:
         return None
-    synops = {x.name: x.synops[-1] for x in (record.energy.layers if record.energy else ()) if x.synops}
     units = [layer_unit(record, layer) for layer in record.layers]
     columns = [
         Column("layer", numeric=False),
         Column("neurons"),
         Column("levels", numeric=False),
         *([Column("θ")] if None not in units else ()),
-        Column("spikes / image", compact),
+        Column("levels sent / image" if record.graded else "spikes / image", compact),
         Column("negative", percent),
-        Column("sparsity", percent),
+        *([] if record.graded else [Column("sparsity", percent)]),
         Column("settled at t"),
         Column("codes differing at end", percent),
     ]
-    with_synops = any(layer.name in synops for layer in record.layers)
-    if with_synops:
-        columns.append(Column("SynOps / image", compact))
     rows = []
     for layer, unit in zip(record.layers, units, strict=True):
         worth = [unit] if None not in units else []
-        row = [layer.name, layer.neurons, f"{layer.lowest}..{layer.highest}", *worth, *_activity(layer)]
-        rows.append([*row, synops.get(layer.name)] if with_synops else row)
+        levels = f"{layer.lowest}..{layer.highest}"
+        rows.append([layer.name, layer.neurons, levels, *worth, *_activity(layer, record.graded)])
     return Table(f"Layers of {record.name}", columns, rows)
 
 
@@ -60,11 +56,12 @@ def layer_sentence(record: Record) -> str | None:
     return None
 
 
-def _activity(layer: Layer) -> list[Cell]:
+def _activity(layer: Layer, graded: bool) -> list[Cell]:
     total = sum(layer.spikes) if layer.spikes else None
     negative = sum(layer.negative) / total if total and layer.negative else None
     sparsity = 1 - sum(layer.rate) / len(layer.rate) if layer.rate else None
-    return [total, negative, sparsity, settled_step(layer), layer.differ[-1] if layer.differ else None]
+    silent = [] if graded else [sparsity]
+    return [total, negative, *silent, settled_step(layer), layer.differ[-1] if layer.differ else None]
 
 
 def weight_table(record: Record) -> Table | None:

@@ -281,6 +281,11 @@ class Record(_Part):
     early_exit: tuple[EarlyExit, ...] | None = None
     certificate: CertificatePart | None = None
 
+    @property
+    def graded(self) -> bool:
+        """Whether a spike may have several levels; it is counted as so many spikes then."""
+        return self.slew not in (None, 1)
+
     def series(self) -> Iterator[tuple[str, Series]]:
         """Every per-step series with the place it is written at."""
         yield "accuracy.snn", (self.accuracy and self.accuracy.snn) or ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spikezip.measure.audit import spikes_alone
 from spikezip.report.figures import Run
 from spikezip.report.schema import CertificatePart, Record
 from spikezip.report.tables import compact, counted, energy, percent, plain
@@ -203,8 +204,7 @@ def audit_sentence(record: Record) -> str | None:
     audit = record.audit
     if audit is None:
         return None
-    others = [r for r in audit.rows if r.input not in ("ternary", "fractional", "none", "analog input")]
-    others = [r for r in others if not r.input.startswith("streams:")]
+    others = [r for r in audit.rows if not spikes_alone(r.input) and r.input != "analog input"]
     acs, macs = (sum(getattr(r, key) or 0 for r in audit.rows) for key in ("acs", "macs"))
     instead = sum(r.as_macs or 0 for r in audit.rows)
     names = ", ".join(r.name for r in others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")

@@ -43,12 +43,19 @@ def _map(run: Run, layers: Sequence[Layer], values: list[list[float]], key: str)
 
 
 def firing_rates(run: Run) -> Sequence[Drawing | Absent]:
-    """Spikes per neuron, of either sign, for each layer and step."""
+    """Spikes per neuron, of either sign, for each layer and step; where spikes have several levels, levels."""
     title = "Firing rate"
     layers = [layer for layer in run.record.layers if layer.rate]
     if not layers:
         return [Absent(title, "the record holds no firing rates")]
-    figure, _ = _map(run, layers, [list(layer.rate) for layer in layers], "spikes per neuron")
+    sent = "levels" if run.record.graded else "spikes"
+    figure, _ = _map(run, layers, [list(layer.rate) for layer in layers], f"{sent} per neuron")
+    if run.record.graded:  # how many neurons sent them is not recorded
+        caption = "Levels sent, up or down, per neuron, for each layer and step (mean over images)."
+        table = Table.of(
+            title, ["layer", "t", "rate"], [(x.name, t, r) for x in layers for t, r in enumerate(x.rate, 1)]
+        )
+        return [Drawing("firing-rate", title, caption, table, figure)]
     neurons = sum(layer.neurons for layer in layers) or 1
     mean = sum(sum(layer.rate) * layer.neurons for layer in layers) / neurons / run.record.steps
     caption = (

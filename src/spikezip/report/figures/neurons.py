@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spikezip.report.figures.drawing import Absent, Drawing, Run, legend_below, step_axis, steps_of, steps_shown
 from spikezip.report.schema import Trace
 from spikezip.report.style import colour, label, new_figure
-from spikezip.report.tables import Cell, Table
+from spikezip.report.tables import Cell, Table, plain
 
 MOST_SPIKES = 12_000  # beyond it a page grows heavy and the eye sees no more
 MOST_TRACES = 8
@@ -40,7 +40,8 @@ def raster(run: Run) -> Sequence[Drawing | Absent]:
         top += kept[layer.name] + gap
     last = steps_shown([run])
     wide = min(max(90 / last, 2.0), 7.0)  # a third of a step, so that single spikes are seen
-    for sign, ink, name in ((1, "s1", "spike +1"), (-1, "s2", "spike −1")):
+    names = ("spike up", "spike down") if run.record.graded else ("spike +1", "spike −1")
+    for sign, ink, name in zip((1, -1), ("s1", "s2"), names, strict=True):
         if marks[sign]:
             path = Path(marks[sign], [Path.MOVETO, Path.LINETO] * (len(marks[sign]) // 2))
             axes.add_patch(PathPatch(path, edgecolor=colour(ink), facecolor="none", linewidth=wide))
@@ -107,10 +108,13 @@ def _trace(run: Run, trace: Trace, number: int) -> Drawing:
         if trace.target is None
         else (" and ends on it" if trace.tracer[-1] == trace.target else " and has not reached it")
     )
+    pace, signs = "one level", "up +1, down −1"
+    if run.record.graded:
+        pace, signs = f"up to {plain(run.record.slew)} levels", "up, down"
     caption = (
-        f"Image {trace.image}. The tracer follows the drive at one level a step"
+        f"Image {trace.image}. The tracer follows the drive at {pace} a step"
         f"{f' towards the QANN code {trace.target:g}{end}' if trace.target is not None else ''}."
-        f" Triangles are spikes (up +1, down −1); shaded is {_REST}, where no spike is due."
+        f" Triangles are spikes ({signs}); shaded is {_REST}, where no spike is due."
     )
     series = (trace.membrane, trace.tracer, trace.spikes, trace.drive)
     rows = [(t, *(s[t - 1] if s else None for s in series)) for t in steps]

@@ -83,7 +83,7 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
 def _marks(run: Run) -> list[tuple[float, str]]:
     settled = run.record.settled
     marks = []
-    if settled and settled.t_off:
+    if settled and settled.t_off and settled.t_off <= run.record.steps:
         marks.append((settled.t_off, "T_off"))
     if settled and settled.t_eq_max and settled.t_eq_max <= run.record.steps:
         marks.append((settled.t_eq_max, "T_eq"))
