@@ -101,6 +101,8 @@ _MAKERS = {
     _aten.new_ones.default: _aten.ones.default,
     _aten.new_full.default: _aten.full.default,
 }
+#: Sums of a value and a number, which take their factor by position.
+_BY_POSITION = {_aten.add.Scalar, _aten.sub.Scalar, _aten.rsub.Scalar}
 #: Operations that need their operand's values side by side.
 _BY_STRIDE = {_aten.view_as_complex.default}
 _CONTIGUOUS = {"memory_format": torch.contiguous_format}
@@ -434,6 +436,8 @@ def _normalise(gm: fx.GraphModule) -> None:
             # Its operand lends its type alone.
             maker, arguments = _MAKERS[node.target], node.args[1:]
             node.target, node.args, node.kwargs = maker, arguments, {"dtype": node.meta.get("dtype")}
+        elif node.target in _BY_POSITION and len(node.args) > 2:
+            node.args, node.kwargs = node.args[:2], {"alpha": node.args[2]}  # where other sums have it
         elif node.target is _aten.rrelu.default and not (len(node.args) > 3 and node.args[3]):
             _as_leaky_relu(node)  # what it is at inference
         elif node.target is _aten.slice.Tensor and _is_whole_slice(node):
