@@ -100,6 +100,16 @@ def test_products_are_spelled_out(function, spelled):
     torch.testing.assert_close(ann(images), model(images), rtol=1e-12, atol=1e-12)
 
 
+def test_classes_of_a_given_number_have_a_fixed_shape():
+    model, images = (
+        Model(lambda m, x: m.lin(x)[..., None] * F.one_hot(x.argmax(1), 5)[:, None], lin=nn.Linear(5, 3)),
+        torch.randn(4, 5),
+    )
+    assert torch.equal(capture(model, images[:1])(images), model(images))
+    with pytest.raises(CaptureError, match="one_hot"):
+        capture(Model(lambda m, x: x * F.one_hot(x.argmax(1))), images)
+
+
 @pytest.mark.parametrize(
     ("function", "names"),
     [

@@ -79,8 +79,13 @@ def _power(x: Tensor, exponent: float = 2) -> Tensor:
     return x * x if exponent == 2 and (isinstance(exponent, int) or x.is_floating_point()) else NotImplemented
 
 
+def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
+    # Where the number of classes is given, the shape does not depend on the values.
+    return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).long() if num_classes > 0 else NotImplemented
+
+
 _decompositions = core_aten_decompositions()
-#: Operations that hide products: spelled out, so that these receive spikes and are counted.
+#: Operations that hide products, or a fixed shape: spelled out, so that these receive spikes and are counted.
 _SPELLED = {
     **{
         op: _decompositions[op]
@@ -91,6 +96,7 @@ _SPELLED = {
     _aten.lerp.Scalar: _lerp,
     _aten.addcmul.default: _addcmul,
     _aten.multiply.Tensor: operator.mul,
+    _aten.one_hot.default: _one_hot,
     _aten.square.default: _power,
     _aten.pow.Tensor_Scalar: _power,
 }
