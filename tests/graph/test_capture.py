@@ -167,6 +167,31 @@ def test_a_stored_mask_of_minus_infinity_is_no_broken_weight():
     assert torch.equal(capture(model, images)(images), model(images))
 
 
+class LastStep(nn.Module):
+    """The value at each sequence's last step; lengths are counted from 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, length: Tensor) -> Tensor:
+        return self.lin(x.gather(1, (length - 1)[:, None, None].expand(-1, 1, 3)).squeeze(1))
+
+
+@pytest.mark.parametrize("lengths", [[1, 4, 2], [4], [2]])
+def test_whole_numbers_are_drawn_as_the_example_has_them(lengths):
+    inputs = torch.randn(len(lengths), 4, 3), torch.tensor(lengths)
+    model = LastStep()
+    torch.testing.assert_close(capture(model, inputs)(*inputs), model(*inputs))
+
+
+def test_the_range_of_an_example_of_whole_numbers():
+    found = [network.InputSpec.of(torch.tensor(v)).drawn for v in ([3, -2, 7], [5, 5], [0], [1], [-3], [2**63 - 1])]
+    assert found == [(-2, 7), (1, 5), (0, 1), (0, 1), (-3, 1), (1, 2**63 - 2)]
+    assert network.InputSpec.of(torch.tensor([True, True])).drawn == (0, 1)
+    assert network.InputSpec.of(torch.tensor([5])) == network.InputSpec.of(torch.tensor([7]))
+
+
 def test_where_the_batch_lies():
     """Behind ``view(tokens * batch)`` the batch is the inner index; behind ``view(batch * windows)`` the outer."""
     model = Model(

@@ -133,7 +133,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     Args:
         model: any ``nn.Module`` that ``torch.export`` can capture.
         example: one input of shape ``[B, ...]`` (any ``B``), or a sequence of such inputs, as the model takes them
-            by position. Only shapes and types matter.
+            by position. Only shapes and types matter, and of whole numbers the range.
 
     Returns:
         The ANN as a ``torch.fx.GraphModule``; it takes the model's inputs and returns its outputs (one tensor, or a
