@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from bundle_nets import SmallNet, convert
 from safetensors import safe_open
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from spikezip.errors import BundleError, OutputError, StageError
 from spikezip.export import load_bundle, load_network, load_snn, save_bundle
@@ -92,6 +94,84 @@ def test_distances_and_places(tmp_path: Path):
     images = torch.randn(16, 3)
     qann = to_integer(quantize(morph(capture(Neighbours(), images[:1])), 8, images))
     _same_run(spike(qann), spike(_round_trip(qann, tmp_path)), images)
+
+
+#: Functions of ``[B, 8]``; what they are made of has to be among the words of a bundle.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "assignment": lambda h: _assigned(h),
+    "cosine": lambda h: F.cosine_similarity(h, h.roll(1, 1), -1),
+    "cross": lambda h: torch.cross(h[:, :3], h[:, 3:6], dim=1) + torch.linalg.cross(h[:, :3], h[:, 3:6], dim=1),
+    "products": lambda h: torch.linalg.vecdot(h, h) * torch.vdot(torch.ones(3), torch.ones(3)),
+    "unpooling": lambda h: F.max_unpool1d(*F.max_pool1d(h.unflatten(1, (2, 4)), 2, return_indices=True), 2),
+    "unpooling in 3d": lambda h: F.max_unpool3d(
+        *F.max_pool3d(h.unflatten(1, (1, 2, 2, 2)), 2, return_indices=True), 2
+    ),
+    "filled": lambda h: h.index_fill(1, torch.tensor([0, 2]), 1.0),
+    "reduced": lambda h: h.index_reduce(1, torch.tensor([0, 2]), h[:, :2], "amax"),
+    "taken": lambda h: h + torch.take(torch.arange(8.0), torch.tensor([1])),
+    "diagonals": lambda h: h @ (torch.diag(torch.arange(8.0)) + torch.diagflat(torch.arange(8.0))),
+    "scattered": lambda h: torch.diagonal_scatter(h.unflatten(1, (2, 4)), h[:, :2], dim1=1, dim2=2),
+    "blocks": lambda h: h @ torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)),
+    "mesh": lambda h: h.unflatten(1, (2, 4)) + torch.meshgrid(torch.arange(2.0), torch.arange(4.0), indexing="ij")[0],
+    "stacked": lambda h: torch.dstack([h, h]).flatten(1) + torch.column_stack([h, h]),
+    "split": lambda h: torch.unsafe_chunk(h, 2, 1)[0],
+    "summed": lambda h: h.sum_to_size(h.shape[0], 1),
+    "windows": lambda h: h * torch.hann_window(8) + torch.hamming_window(8) + torch.logspace(0, 1, 8),
+    "triangles": lambda h: h[:, torch.tril_indices(3, 3)[0]] + h[:, torch.triu_indices(3, 3)[1]],
+    "frequencies": lambda h: (h + torch.fft.fftfreq(8))[:, :5] + torch.fft.rfftfreq(8),
+    "spectra": lambda h: torch.fft.hfft(h)[:, :4] + torch.fft.ihfft(h).abs()[:, :4],
+    "norms": lambda h: torch.linalg.norm(h, dim=1) + torch.linalg.matrix_norm(h.unflatten(1, (2, 4))),
+    "renorm": lambda h: h.renorm(2, 0, 1.0),
+    "sums": lambda h: h.nansum(1) + h.nanmean(1) + h.count_nonzero(1) + h.logcumsumexp(1)[:, 3],
+    "differences": lambda h: h.diff(dim=1) + torch.cumulative_trapezoid(h, dim=1),
+    "areas": lambda h: torch.trapezoid(h, dim=1) + torch.trapz(h, dim=1),
+    "medians": lambda h: h.median(1)[0] + h.nanmedian(1)[0] + h.kthvalue(3, 1)[0] + h.round().mode(1)[0],
+    "quantiles": lambda h: h.quantile(0.3, 1) + h.nanquantile(0.3, 1) + h.quantile(torch.tensor([0.3, 0.6]), 1)[0],
+    "sorted": lambda h: h.argsort(1) + h.T.msort().T,
+    "classes": lambda h: torch.bucketize(h, torch.tensor([0.1, 0.3])) + torch.searchsorted(h.cumsum(1), h).float(),
+    "members": lambda h: torch.isin(h.round(), torch.tensor([1.0, 2.0])).float(),
+    "matrices": lambda h: _matrices(h[:, :4].unflatten(1, (2, 2)), h[:, :2]),
+    "distances": lambda h: sum(
+        f(h, h + 1, reduction="none") for f in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div)
+    ),
+    "entropies": lambda h: F.binary_cross_entropy(h.sigmoid(), h.sigmoid(), reduction="none").sum(1)
+    + F.binary_cross_entropy_with_logits(h, h.sigmoid(), reduction="none").sum(1)
+    + F.cross_entropy(h, h.argmax(1), reduction="none"),
+    "other names": lambda h: h.absolute() + h.negative() + h.fix() + h.arcsinh() + torch.arctan2(h, h + 1),
+    "special": lambda h: torch.special.softmax(h, 1) + torch.special.log_softmax(h, 1) + torch.special.expit(h)
+    + torch.special.erf(h) + torch.special.log1p(h) + torch.special.ndtr(h),
+}  # fmt: skip
+
+
+def _assigned(h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 2] = 0.0
+    return h
+
+
+def _matrices(a: Tensor, b: Tensor) -> Tensor:
+    a = a @ a.mT + torch.eye(2)
+    found = torch.linalg.solve(a, b) + torch.linalg.det(a)[:, None] + torch.linalg.slogdet(a)[1][:, None]
+    return found + (torch.linalg.inv(a) + torch.linalg.cholesky(a) + torch.matrix_exp(a)).sum(1)
+
+
+class Functions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = torch.relu(self.a(x))
+        return tuple(function(h) for function in FUNCTIONS.values())
+
+
+def test_everyday_functions(tmp_path: Path):
+    torch.manual_seed(0)
+    images = torch.randn(8, 3)
+    snn = convert(Functions(), images)
+    loaded = _round_trip(snn, tmp_path)
+    for name, found, wanted in zip(FUNCTIONS, loaded.qann(images), snn.qann(images), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 class Spectrogram(nn.Module):
@@ -311,6 +391,9 @@ def test_what_a_bundle_cannot_hold_is_refused_by_name(images: Tensor, tmp_path: 
     node = next(n for n in ann.graph.nodes if network.op_name(n) == "relu")
     node.target = torch.relu
     with pytest.raises(StageError, match=f"at the node {node.name!r}: the function 'relu'"):
+        save_bundle(ann, tmp_path / "a.spikezip")
+    node.target = torch.ops.aten.corrcoef.default
+    with pytest.raises(StageError, match=r"aten.corrcoef.default is not one of .* Write this part of forward with"):
         save_bundle(ann, tmp_path / "a.spikezip")
     ann = capture(SmallNet().eval(), images[:1])
     ann.register_buffer("idle", torch.zeros(1))

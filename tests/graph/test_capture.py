@@ -100,6 +100,16 @@ def test_products_are_spelled_out(function, spelled):
     torch.testing.assert_close(ann(images), model(images), rtol=1e-12, atol=1e-12)
 
 
+def test_classes_of_a_given_number_have_a_fixed_shape():
+    model, images = (
+        Model(lambda m, x: m.lin(x)[..., None] * F.one_hot(x.argmax(1), 5)[:, None], lin=nn.Linear(5, 3)),
+        torch.randn(4, 5),
+    )
+    assert torch.equal(capture(model, images[:1])(images), model(images))
+    with pytest.raises(CaptureError, match="one_hot"):
+        capture(Model(lambda m, x: x * F.one_hot(x.argmax(1))), images)
+
+
 @pytest.mark.parametrize(
     ("function", "names"),
     [
@@ -155,6 +165,31 @@ def test_a_stored_mask_of_minus_infinity_is_no_broken_weight():
     model = Model(lambda m, x: F.softmax(x + m.mask, -1), mask=mask)
     images = torch.randn(2, 4, 4)
     assert torch.equal(capture(model, images)(images), model(images))
+
+
+class LastStep(nn.Module):
+    """The value at each sequence's last step; lengths are counted from 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, length: Tensor) -> Tensor:
+        return self.lin(x.gather(1, (length - 1)[:, None, None].expand(-1, 1, 3)).squeeze(1))
+
+
+@pytest.mark.parametrize("lengths", [[1, 4, 2], [4], [2]])
+def test_whole_numbers_are_drawn_as_the_example_has_them(lengths):
+    inputs = torch.randn(len(lengths), 4, 3), torch.tensor(lengths)
+    model = LastStep()
+    torch.testing.assert_close(capture(model, inputs)(*inputs), model(*inputs))
+
+
+def test_the_range_of_an_example_of_whole_numbers():
+    found = [network.InputSpec.of(torch.tensor(v)).drawn for v in ([3, -2, 7], [5, 5], [0], [1], [-3], [2**63 - 1])]
+    assert found == [(-2, 7), (1, 5), (0, 1), (0, 1), (-3, 1), (1, 2**63 - 2)]
+    assert network.InputSpec.of(torch.tensor([True, True])).drawn == (0, 1)
+    assert network.InputSpec.of(torch.tensor([5])) == network.InputSpec.of(torch.tensor([7]))
 
 
 def test_where_the_batch_lies():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from spikezip.errors import StageError
@@ -16,6 +16,7 @@ from spikezip.measure import default_engine, verify
 from spikezip.morph import morph
 from spikezip.pipeline import convert
 from spikezip.quantize import Quantizer, quantize, to_integer
+from spikezip.quantize.grid import Grids
 from spikezip.run import Engine
 from spikezip.spike import spike
 
@@ -116,6 +117,51 @@ def test_whole_numbers_are_in_no_unit(function):
     assert float((found - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.02
     for engine in Engine:
         assert verify(spike(integer), images, engine=engine).equal
+
+
+#: What joins real numbers with whole ones that come in.
+JOINS = {
+    "joined": lambda m, x, n: torch.cat([x[:, 2:], n[:, :2]], 1),
+    "stacked": lambda m, x, n: torch.stack([x[:, :3], n[:, :3]], 2).flatten(1),
+    "typed as": lambda m, x, n: n.type_as(x),
+    "put in": lambda m, x, n: x.masked_fill(n > 500_000, m.most),
+    "chosen": lambda m, x, n: torch.where(x > 0, x, n),
+    "the greater": lambda m, x, n: torch.maximum(x, n),
+    "added": lambda m, x, n: x + n,
+    "multiplied": lambda m, x, n: x * n.view_as(x),
+}
+
+
+class Joining(nn.Module):
+    def __init__(self, join: Callable[..., Tensor]):
+        super().__init__()
+        self.first, self.last, self.join = nn.Linear(6, 8), nn.Linear(8, 4), join
+        self.register_buffer("most", torch.tensor(1_000_000))
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        return self.last(F.relu(self.first(self.join(self, x, n))))
+
+
+@pytest.mark.parametrize("join", JOINS.values(), ids=JOINS.keys())
+def test_no_value_leaves_its_grid_where_whole_numbers_join(join):
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 6), torch.randint(0, 1_000_000, (64, 6))
+    integer = to_integer(quantize(morph(capture(Joining(join), inputs)), 256, inputs))
+    grids, checked = Grids(integer), 0
+
+    class Values(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            nonlocal checked
+            found, grid = super().run_node(n), grids.get(n)
+            if grid is not None:
+                checked += 1
+                assert float(found.detach().double().abs().max()) <= float(grid.bound.max()), n
+            return found
+
+    Values(integer).run(*inputs)
+    assert checked > 4
+    for engine in Engine:
+        assert verify(spike(integer), inputs, engine=engine).equal
 
 
 class Mean(nn.Module):

@@ -131,6 +131,7 @@ OPERATIONS = {
     "addition of a constant": (lambda m, a, b: a + m.still, 64, ("add", Rule.LINEAR)),
     "addition of a number": (lambda m, a, b: a + 0.7, 64, ("add", Rule.LINEAR)),
     "difference from a number": (lambda m, a, b: 1.0 - a, 64, None),
+    "weighted difference from a number": (lambda m, a, b: torch.rsub(a, 1.0, alpha=0.7), 64, ("rsub", Rule.LINEAR)),
     "weighted sum": (lambda m, a, b: torch.add(a, b, alpha=0.5), 64, None),
     "scaling": (lambda m, a, b: a / 3 * m.still, 64, ("mul", Rule.LINEAR)),
     "joined constant": (lambda m, a, b: torch.cat([a, m.still.expand_as(a)], 1), 128, ("cat", Rule.LINEAR)),

@@ -125,10 +125,11 @@ def test_analog_operands_are_allowed_where_asked_for(ann):
     assert [name for name, _ in snn.layers] == ["1"]
 
 
-def test_a_network_without_neurons_is_refused():
+@pytest.mark.parametrize("model", [nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.ReLU())])
+def test_a_network_without_neurons_is_refused(model):
     images = torch.randn(4, 3)
-    with pytest.raises(StageError, match=r"no quantizer.*Call quantize\(\) before spike\(\)"):
-        spike(quantize(capture(nn.Linear(3, 2), images), 4, images))
+    with pytest.raises(StageError, match=r"no quantizer.*Call quantize\(\) before spike\(\).*at most the outputs have"):
+        spike(quantize(capture(model, images), 4, images))
 
 
 def test_stages_out_of_order(ann, qann):

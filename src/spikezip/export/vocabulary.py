@@ -46,7 +46,7 @@ _MORE_BY_KIND = {
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mv dot baddbmm"
         " addbmm addmv einsum bilinear tensordot inner outer scaled_dot_product_attention softmax log_softmax"
         " _safe_softmax logsumexp layer_norm group_norm instance_norm rms_norm batch_norm _fused_rms_norm"
-        " native_channel_shuffle cdist pairwise_distance"
+        " native_channel_shuffle cdist pairwise_distance cosine_similarity vdot linalg_vecdot cross linalg_cross"
     ),
     "activations": ("hardswish prelu _prelu_kernel glu log_sigmoid selu celu mish relu6"),
     "pooling and resizing": (
@@ -54,31 +54,46 @@ _MORE_BY_KIND = {
         " adaptive_max_pool2d adaptive_max_pool3d upsample_linear1d upsample_nearest1d upsample_nearest3d"
         " upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
         " _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d grid_sampler"
-        " grid_sampler_3d affine_grid_generator"
+        " grid_sampler_3d affine_grid_generator max_pool1d_with_indices max_unpool2d max_unpool3d"
     ),
     "moving values about": (
         "_unsafe_view reshape reshape_as view_as flatten unflatten transpose t swapaxes swapdims movedim moveaxis"
         " narrow expand_as broadcast_to stack hstack vstack concat split chunk unbind pad roll rot90 tile"
         " channel_shuffle pixel_shuffle pixel_unshuffle im2col unfold fliplr flipud tril triu diag_embed"
         " take_along_dim type_as to contiguous clone detach alias ravel repeat_interleave index_add index_copy"
+        " fill index_fill index_reduce take diag diagflat diagonal_scatter block_diag meshgrid broadcast_tensors"
+        " unsafe_split dstack column_stack sum_to_size"
     ),
-    "constants": ("zeros ones eye linspace zeros_like ones_like new_zeros new_ones new_full"),
-    "reductions": ("std std_mean var_mean all norm linalg_vector_norm cumprod cummax cummin aminmax"),
+    "constants": (
+        "zeros ones eye linspace logspace zeros_like ones_like new_zeros new_ones new_full tril_indices triu_indices"
+        " hann_window hamming_window fft_fftfreq fft_rfftfreq"
+    ),
+    "reductions": (
+        "std std_mean var_mean all norm linalg_norm linalg_vector_norm linalg_matrix_norm renorm cumprod cummax cummin"
+        " logcumsumexp aminmax nansum nanmean count_nonzero diff trapezoid trapz cumulative_trapezoid"
+    ),
+    "order": ("median nanmedian quantile nanquantile kthvalue mode argsort msort bucketize searchsorted isin"),
+    "matrices": ("linalg_det linalg_slogdet linalg_inv linalg_solve linalg_cholesky matrix_exp"),
+    "distances of answers": (
+        "mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits"
+        " cross_entropy_loss"
+    ),
     "complex numbers and spectra": (
         "complex polar view_as_complex view_as_real real imag angle conj _conj conj_physical resolve_conj"
         " fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn"
-        " fft_irfftn fft_fftshift fft_ifftshift stft"
+        " fft_irfftn fft_fftshift fft_ifftshift fft_hfft fft_ihfft stft"
     ),
     "other names of the same": (
         "subtract multiply divide floor_divide greater greater_equal less less_equal not_equal isclose"
-        " __and__ __or__ __xor__"
+        " __and__ __or__ __xor__ absolute negative fix arctan2 arcsinh special_softmax special_log_softmax"
+        " special_expit special_erf special_log1p special_ndtr"
     ),
 }
 _MORE = {name for names in _MORE_BY_KIND.values() for name in names.split()}
 #: Tagged core or pointwise, and yet not wanted: uninitialised memory, training, views of raw memory.
 _FEWER = {
     "empty", "empty_strided", "as_strided", "equal", "_local_scalar_dense", "_embedding_bag",
-    "_native_batch_norm_legit", "copy", "fill", "sym_storage_offset", "sym_is_contiguous",
+    "_native_batch_norm_legit", "copy", "sym_storage_offset", "sym_is_contiguous",
 }  # fmt: skip
 _OVERLOAD = re.compile(r"aten\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z][A-Za-z0-9_]*)")
 
@@ -87,7 +102,10 @@ def target_name(target: Any) -> str:
     """How a bundle names the function of a call_function node; BundleError if it has no name there."""
     if isinstance(target, torch._ops.OpOverload):
         if not _allowed(target):
-            raise BundleError(f"the operation {target} is not one of those a bundle may hold")
+            raise BundleError(
+                f"the operation {target} is not one of those a bundle may hold. Write this part of forward with "
+                "commoner operations, and convert the model anew"
+            )
         return str(target)
     if target in _FUNCTION_NAMES:
         return _FUNCTION_NAMES[target]

@@ -79,8 +79,13 @@ def _power(x: Tensor, exponent: float = 2) -> Tensor:
     return x * x if exponent == 2 and (isinstance(exponent, int) or x.is_floating_point()) else NotImplemented
 
 
+def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
+    # Where the number of classes is given, the shape does not depend on the values.
+    return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).long() if num_classes > 0 else NotImplemented
+
+
 _decompositions = core_aten_decompositions()
-#: Operations that hide products: spelled out, so that these receive spikes and are counted.
+#: Operations that hide products, or a fixed shape: spelled out, so that these receive spikes and are counted.
 _SPELLED = {
     **{
         op: _decompositions[op]
@@ -91,6 +96,7 @@ _SPELLED = {
     _aten.lerp.Scalar: _lerp,
     _aten.addcmul.default: _addcmul,
     _aten.multiply.Tensor: operator.mul,
+    _aten.one_hot.default: _one_hot,
     _aten.square.default: _power,
     _aten.pow.Tensor_Scalar: _power,
 }
@@ -101,6 +107,8 @@ _MAKERS = {
     _aten.new_ones.default: _aten.ones.default,
     _aten.new_full.default: _aten.full.default,
 }
+#: Sums of a value and a number, which take their factor by position.
+_BY_POSITION = {_aten.add.Scalar, _aten.sub.Scalar, _aten.rsub.Scalar}
 #: Operations that need their operand's values side by side.
 _BY_STRIDE = {_aten.view_as_complex.default}
 _CONTIGUOUS = {"memory_format": torch.contiguous_format}
@@ -125,7 +133,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     Args:
         model: any ``nn.Module`` that ``torch.export`` can capture.
         example: one input of shape ``[B, ...]`` (any ``B``), or a sequence of such inputs, as the model takes them
-            by position. Only shapes and types matter.
+            by position. Only shapes and types matter, and of whole numbers the range.
 
     Returns:
         The ANN as a ``torch.fx.GraphModule``; it takes the model's inputs and returns its outputs (one tensor, or a
@@ -434,6 +442,8 @@ def _normalise(gm: fx.GraphModule) -> None:
             # Its operand lends its type alone.
             maker, arguments = _MAKERS[node.target], node.args[1:]
             node.target, node.args, node.kwargs = maker, arguments, {"dtype": node.meta.get("dtype")}
+        elif node.target in _BY_POSITION and len(node.args) > 2:
+            node.args, node.kwargs = node.args[:2], {"alpha": node.args[2]}  # where other sums have it
         elif node.target is _aten.rrelu.default and not (len(node.args) > 3 and node.args[3]):
             _as_leaky_relu(node)  # what it is at inference
         elif node.target is _aten.slice.Tensor and _is_whole_slice(node):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,22 +28,30 @@ class Stage(enum.Enum):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What one input must look like: its shape behind the batch dimension, and its type."""
+    """What one input must look like: its shape behind the batch dimension, and its type.
+
+    Attributes:
+        shape: behind the batch dimension.
+        dtype: its type.
+        drawn: the least and greatest whole number that :meth:`draw` gives; for capture alone, and not saved.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    drawn: tuple[int, int] = field(default=(0, 1), compare=False, repr=False)
 
     @classmethod
     def of(cls, example: Tensor) -> InputSpec:
         """The spec of an example of shape ``[B, ...]``."""
-        return cls(tuple(example.shape[1:]), example.dtype)
+        return cls(tuple(example.shape[1:]), example.dtype, _whole_numbers(example))
 
     def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """Random values for so many images; whole numbers are 0 or 1."""
+        """Random values for so many images; whole numbers as the example had them."""
         shape = (batch, *self.shape)
         if self.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(device, self.dtype)
-        return torch.randint(0, 2, shape, generator=generator).to(device, self.dtype)
+        low, high = self.drawn
+        return torch.randint(low, high + 1, shape, generator=generator).to(device, self.dtype)
 
     def check(self, x: Tensor, name: str = "input") -> None:
         """Raise InputError unless ``x`` is finite, of this type, and of shape ``[B, *shape]`` with B ≥ 1."""
@@ -58,6 +66,16 @@ class InputSpec:
 
     def _wanted(self) -> str:
         return "[B" + "".join(f", {n}" for n in self.shape) + "]"
+
+
+def _whole_numbers(example: Tensor) -> tuple[int, int]:
+    """The least and greatest whole number of an example; where it has but one, those between it and 1 (or 0)."""
+    if example.is_floating_point() or example.is_complex() or not example.numel():
+        return 0, 1
+    low, high = (min(int(v), 2**63 - 2) for v in (example.min(), example.max()))
+    if low < high:
+        return low, high
+    return (0, 1) if low in (0, 1) else (min(low, 1), max(low, 1))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ from spikezip.graph.ops import Kind
 from spikezip.quantize.quantizer import Quantizer
 
 FLOAT32_BITS, FLOAT64_BITS = 24, 53
+#: Where operations take what says which values they hand on (places, a mask, a shape) and puts none in itself.
+_CHOICES = {
+    "gather": 2, "index_select": 2, "index": 1, "masked_fill": 1, "repeat_interleave": 1, "expand_as": 1, "view_as": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ class Grids:
         name = network.op_name(node)
         if name in ("zeros", "zeros_like", "new_zeros"):
             return _grid(0, 0)
-        operands = [n for n in node.all_input_nodes if ops.is_signal(n) and is_floating(n)]
+        # Of whole numbers no bound is known: neither of a value, nor of what is joined with real numbers.
+        operands = [n for n in _values(node) if ops.is_signal(n)] if is_floating(node) else []
         grids = [g for g in map(self._known.get, operands) if g is not None]
         if len(grids) < len(operands) or not grids:
             return None
@@ -213,6 +218,15 @@ class Grids:
             bound = bound + bias.abs()
         shape = [-1] + [1] * (len(network.spec(node).shape) - 2) if network.op_name(node).startswith("conv") else [-1]
         return Grid(exponent.reshape(shape), bound.reshape(shape))
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """The operands whose values an operation reads or hands on."""
+    choice = _CHOICES.get(network.op_name(node))
+    found: list[fx.Node] = []
+    values = [a for i, a in enumerate(node.args) if i != choice]
+    fx.map_arg((values, node.kwargs), lambda n: found.append(n) or n)
+    return found
 
 
 def is_floating(node: fx.Node) -> bool:

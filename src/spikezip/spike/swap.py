@@ -199,7 +199,8 @@ def check_qann(qann: fx.GraphModule) -> None:
     if not any(network.modules_of(qann, Quantizer)):
         raise StageError(
             "This network has no quantizer, so it would have no neuron. Call quantize() before spike(); if that "
-            "found no place for one, this is a single linear map, and there is nothing to convert."
+            "found no place for one, at most the outputs have an activation, which no synapse reads, and there is "
+            "nothing to convert."
         )
     returned = _returned(qann)
     for node in qann.graph.nodes:
