@@ -143,7 +143,8 @@ def _values(
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise CaptureError(
-                    f"The graph fails at {network.describe(n)} on random inputs: {reason}. Give a typical example."
+                    f"The graph fails at {network.describe(n)} on random inputs: {reason}. Give a "
+                    "typical example of several samples: whole numbers are drawn from its range."
                 ) from error
             if isinstance(result, Tensor):
                 found[n] = result
