@@ -87,6 +87,26 @@ def test_every_objective_learns(objective):
         assert {"loss", "accuracy", "loss/capped1", "accuracy/capped1"} <= last.validation.keys()
 
 
+def test_what_the_author_froze_is_not_trained():
+    images = small_data().images
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    qann = quantize(morph(capture(model.eval(), images[:1])), 8, images)
+    before, after = qann.state_dict(), finetune(qann, small_data(), pet_plan(epochs=1)).state_dict()
+    kept = {n for n, t in before.items() if n.endswith(("weight", "bias")) and torch.equal(t, after[n])}
+    assert kept == {"0.weight", "0.bias"}
+    frozen = quantize(morph(capture(model.requires_grad_(False), images[:1])), 8, images)
+    with pytest.raises(StageError, match=r"no weight to train"):  # its scales alone would be
+        finetune(frozen, small_data(), pet_plan())
+    assert all(torch.equal(t, before[n]) for n, t in frozen.state_dict().items()), (
+        "frozen or not, it is quantized alike"
+    )
+    assert same(
+        finetune(frozen.requires_grad_(True), small_data(), pet_plan(objective=QAT())),
+        finetune(qann.requires_grad_(True), small_data(), pet_plan(objective=QAT())),
+    )
+
+
 def test_the_teacher_is_not_changed():
     teacher = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
@@ -347,7 +367,7 @@ def test_half_precision_is_refused_on_a_cpu():
 
 
 def test_network_errors():
-    with pytest.raises(StageError, match=r"no parameter to train.*requires_grad_"):
+    with pytest.raises(StageError, match=r"no weight to train.*captured.*requires_grad_\(True\)"):
         finetune(chain().requires_grad_(False), small_data(), pet_plan())
     ann = capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), small_data().images[:1])
     qann = quantize(morph(ann), 8, small_data().images)

@@ -120,7 +120,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     """Capture a trained model as a graph that later stages can read and rewrite.
 
     The model is captured in evaluation mode with a free batch size. It is not changed: the graph owns copies of its
-    parameters, under the names they had. Every node knows the module it came from (:func:`network.origin`).
+    parameters, under the names they had, and those that its author froze stay frozen. Every node knows the module it came from (:func:`network.origin`).
 
     Args:
         model: any ``nn.Module`` that ``torch.export`` can capture.
@@ -385,7 +385,7 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
             if own is None:
                 own = tensor.detach().clone(memory_format=torch.contiguous_format)
                 if isinstance(tensor, nn.Parameter):
-                    own = nn.Parameter(own)
+                    own = nn.Parameter(own, tensor.requires_grad)
                 copies[id(tensor)] = own
             rewrite.put_tensor(owned, node.target, own)
         if node.op == "output":

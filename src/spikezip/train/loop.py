@@ -472,8 +472,13 @@ def _check_network(network: nn.Module) -> None:
         )
     if _is_captured(network) and graph_network.note(network, "weight_bits"):
         raise StageError("Integer weights are not trained. Fine-tune the QANN, and call to_integer() after.")
-    if not any(p.requires_grad for p in network.parameters()):
-        raise StageError(f"This {type(network).__name__} has no parameter to train. Call network.requires_grad_(True).")
+    scales = {id(module.scale) for module in network.modules() if isinstance(module, Quantizer)}
+    weights = [p for p in network.parameters() if id(p) not in scales]
+    if not any(p.requires_grad for p in weights or network.parameters()):
+        raise StageError(
+            f"This {type(network).__name__} has no weight to train: all are frozen (requires_grad=False), as they may "
+            "have been when it was captured. Call network.requires_grad_(True), or freeze some of them only."
+        )
     with contextlib.suppress(ValueError):  # a forward that Python cannot see into
         forward = inspect.signature(network.forward)
         try:
