@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import threading
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,30 @@ def test_pet_without_sub_paths_is_qat():
     plan = pet_plan(epochs=1)
     pet = finetune(chain(), small_data(), replace(plan, objective=PET(())))
     assert same(pet, finetune(chain(), small_data(), replace(plan, objective=QAT())))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_network_that_keeps_what_it_computed():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.seen = nn.Linear(6, 8), nn.utils.weight_norm(nn.Linear(8, 3)), []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = [self.body(x).relu()]
+            return self.head(self.seen[0])
+
+    model = Keeps()
+    model(small_data().images)
+    seen = model.seen[0]
+    objective = QAT(CrossEntropy(distil=Distil()), teacher=model)
+    trained = finetune(model, small_data(), pet_plan(objective=objective, epochs=1))
+    assert model.seen[0] is seen and seen.grad_fn is not None, "the given one is not changed"
+    assert not torch.equal(trained.body.weight, model.body.weight)
+    assert torch.equal(soup([trained, trained]).body.weight, trained.body.weight)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(StageError, match=r"This Keeps cannot be copied: .*lock.*\nRemove what its attributes keep"):
+        finetune(model, small_data(), pet_plan(objective=QAT()))
 
 
 def test_accumulation_takes_the_same_steps():

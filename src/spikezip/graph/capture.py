@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import linecache
 import operator
@@ -23,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spikezip.errors import CaptureError, InputError
+from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import network, purity, rewrite, shapes
 from spikezip.graph.network import InputSpec, Stage
 from spikezip.graph.quiet import evaluating, quiet
@@ -120,7 +119,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     """Capture a trained model as a graph that later stages can read and rewrite.
 
     The model is captured in evaluation mode with a free batch size. It is not changed: the graph owns copies of its
-    parameters, under the names they had, and those that its author froze stay frozen. Every node knows the module it came from (:func:`network.origin`).
+    parameters, under the names they had; what its author froze is frozen there. Every node knows the module it came
+    from (:func:`network.origin`).
 
     Args:
         model: any ``nn.Module`` that ``torch.export`` can capture.
@@ -184,8 +184,8 @@ def _twin(model: nn.Module) -> nn.Module:
     """A copy to run, as running may change what the model keeps in its attributes; itself where it cannot be copied."""
     try:
         with quiet():
-            return copy.deepcopy(model)
-    except (RuntimeError, TypeError):
+            return network.copied(model)
+    except StageError:
         return model
 
 

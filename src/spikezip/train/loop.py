@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import math
 import time
@@ -147,7 +146,7 @@ class _Run:
         # Convolutions are faster channels last. A captured graph reshapes; a user's own module may insist on views.
         self.layout = torch.channels_last
         self.takes = graph_network.info(network).inputs[0].dtype if _is_captured(network) else None
-        self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
+        self.student = _laid_out(graph_network.copied(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         if not _is_captured(network) and not self._can_step():
             self.layout = torch.contiguous_format
@@ -190,7 +189,7 @@ class _Run:
         if not isinstance(images, Tensor) or images.dim() != 4 or labels is None:
             return False
         try:
-            loss, _ = self.plan.objective.loss(copy.deepcopy(self.plain).train(), images[:2], labels[:2])
+            loss, _ = self.plan.objective.loss(graph_network.copied(self.plain).train(), images[:2], labels[:2])
             loss.backward()
         except (RuntimeError, ValueError):  # a view; or too few values for BatchNorm, or what is met again and reported
             return False
