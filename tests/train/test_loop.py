@@ -27,6 +27,7 @@ from spikezip.train import (
     PET,
     QAT,
     SGD,
+    SPEQ,
     AdamW,
     Capped,
     Cooldown,
@@ -147,8 +148,10 @@ def test_a_network_that_keeps_what_it_computed():
         finetune(model, small_data(), pet_plan(objective=QAT()))
 
 
-def test_accumulation_takes_the_same_steps():
-    one, four = (train(chain(), small_data(), pet_plan(epochs=1, accumulate=n)) for n in (1, 4))
+@pytest.mark.parametrize("objective", [PET(PET_PATHS), SPEQ()], ids=["pet", "speq"])
+def test_accumulation_takes_the_same_steps(objective):
+    plan = pet_plan(epochs=1, objective=objective)
+    one, four = (train(chain(), small_data(), replace(plan, accumulate=n)) for n in (1, 4))
     assert one.history[0].loss == pytest.approx(four.history[0].loss, rel=1e-5)
     for name, tensor in one.network.state_dict().items():
         torch.testing.assert_close(tensor, four.network.state_dict()[name], rtol=1e-4, atol=1e-5)
@@ -327,6 +330,14 @@ class Nothing:
 
     def batches(self, *args, **kwargs):
         return iter(())
+
+
+def test_fewer_images_than_a_batch_are_all_used_or_refused():
+    data = TensorBatches(*clusters(30))
+    plan = pet_plan(objective=QAT(), batch=128, validation_split=None, epochs=1)
+    assert train(chain(), data, replace(plan, accumulate=2)).history[0].images == 30
+    with pytest.raises(RecipeError, match=r"30 images of 'train', fewer than batch=128, .*4 equal parts. Use batch=28"):
+        train(chain(), data, replace(plan, accumulate=4))
 
 
 def test_data_errors():

@@ -27,6 +27,7 @@ from spikezip.train.folder import Folder
 from spikezip.train.loss import Numbers
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, Saved, StepDone, bar_or_lines
+from spikezip.train.speq import RandomQuantizer
 from spikezip.train.sums import Sums
 from spikezip.train.trajectory import BiasShares, Trajectory
 
@@ -174,11 +175,16 @@ class _Run:
         if 0 < validated < world:
             raise RecipeError(f"{validated} validation image(s) for {world} processes: use one each or more.")
         # Fewer images than a batch: one batch of them all, cut as the plan says.
-        self.part = min(plan.batch, count) // plan.accumulate
+        self.part, rest = divmod(min(plan.batch, count), plan.accumulate)
         if self.part < world:
             raise RecipeError(
                 f"A batch of {min(plan.batch, count)} in {plan.accumulate} accumulation steps gives less than one "
                 f"image to each of {world} processes. Use a greater batch or a smaller accumulate."
+            )
+        if rest:
+            raise RecipeError(
+                f"The {count} images of {plan.train_split!r}, fewer than batch={plan.batch}, cannot be cut into "
+                f"accumulate={plan.accumulate} equal parts. Use batch={count - rest}, or another accumulate."
             )
         images = min(count, plan.train_images or count)
         self.steps = max(images // (self.part * plan.accumulate), 1)
@@ -290,6 +296,7 @@ class _Run:
 
     def _check_compiled(self) -> None:
         """Refuse a compiler that loses gradients, which torch's own does in some versions and says nothing."""
+        self._draw()
         images, labels = next(self._batches(self.plan.train_split, train=True))
         before = [buffer.clone() for buffer in self.plain.buffers()]
         norms = []
@@ -326,6 +333,7 @@ class _Run:
     def _optimize(self, parts: list[tuple[Any, Tensor]]) -> None:
         plan, accelerator = self.plan, self.accelerator
         torch.manual_seed(stream(plan.seed, self.epoch, self.step, accelerator.process_index))
+        self._draw()
         # The middle of the step: neither the first nor the last has rate 0.
         share = plan.rate_at(self.epoch + (self.step + 0.5) / self.steps)
         for group in self.optimizer.param_groups:
@@ -349,6 +357,13 @@ class _Run:
                 scale.clamp_(min=least)
         if self.average is not None:
             self.average.update()
+
+    def _draw(self) -> None:
+        """Draw what a step has once, alike for all its parts and processes."""
+        generator = torch.Generator().manual_seed(stream(self.plan.seed, self.epoch, self.step))
+        for module in self.plain.modules():
+            if isinstance(module, RandomQuantizer):
+                module.draw(generator)
 
     def _loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
         if not self.plan.compile:
