@@ -405,6 +405,8 @@ def test_half_precision_is_refused_on_a_cpu():
 def test_network_errors():
     with pytest.raises(StageError, match=r"no weight to train.*captured.*requires_grad_\(True\)"):
         finetune(chain().requires_grad_(False), small_data(), pet_plan())
+    with pytest.raises(StageError, match=r"The weight 'weight' is uninitialized: .*Call it once on a batch"):
+        finetune(nn.LazyLinear(3), small_data(), pet_plan(objective=QAT()))
     ann = capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), small_data().images[:1])
     qann = quantize(morph(ann), 8, small_data().images)
     with pytest.raises(StageError, match=r"Integer weights are not trained.*to_integer\(\) after"):
@@ -556,6 +558,8 @@ def test_a_soup_is_the_mean_of_networks():
         soup([one, chain(inputs=9)])
     with pytest.raises(StageError, match=r"'more\.weight' differs"):
         soup([one, nn.Sequential(OrderedDict([*one.named_children(), ("more", nn.Linear(3, 3))]))])
+    with pytest.raises(StageError, match=r"takes a list of networks; this is one GraphModule"):
+        soup(one)  # type: ignore[arg-type]
     with pytest.raises(StageError, match="one network or more"):
         soup([])
 

@@ -35,6 +35,8 @@ def soup(networks: Sequence[Network]) -> Network:
 
     Source: Wortsman et al., "Model soups", ICML 2022 (the uniform soup).
     """
+    if isinstance(networks, nn.Module):
+        raise StageError(f"soup() takes a list of networks; this is one {type(networks).__name__}. Give soup([a, b]).")
     if not networks:
         raise StageError("A soup is made of one network or more.")
     about = [_about(network) for network in networks]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from spikezip.errors import DataError, InputError, RecipeError, StageError
 from spikezip.graph import network as graph_network
@@ -484,6 +485,12 @@ def _check_network(network: nn.Module) -> None:
         raise StageError(
             f"Only an ANN or a QANN is trained; this is {type(network).__name__}. Fine-tune before spike()."
         )
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if is_lazy(tensor):
+            raise StageError(
+                f"The weight {name!r} is uninitialized: the network is lazy and has seen no input. Call it once on a "
+                "batch before."
+            )
     if _is_captured(network) and graph_network.note(network, "weight_bits"):
         raise StageError("Integer weights are not trained. Fine-tune the QANN, and call to_integer() after.")
     scales = {id(module.scale) for module in network.modules() if isinstance(module, Quantizer)}
