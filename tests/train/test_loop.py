@@ -332,6 +332,40 @@ class Nothing:
         return iter(())
 
 
+def test_a_batch_of_several_tensors():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3, bias=False)
+
+        def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+            return self.first(both[0]) + self.second(both[1])
+
+    class Twice(TensorBatches):
+        def batches(self, *args, **kwargs):
+            return (((images, images[:, :6]), labels) for images, labels in super().batches(*args, **kwargs))
+
+    model, data = Pair(), Twice(*clusters(120), held_out=40)
+    with torch.no_grad():  # as one may have it around a conversion
+        done = train(model, data, pet_plan(objective=QAT(), validation_images=20))
+    assert done.history[-1].loss < done.history[0].loss
+    assert done.history[-1].validation["accuracy"] > 0.5
+
+
+def test_what_is_no_data_no_plan_or_has_no_gradients():
+    images, labels = clusters(16)
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    for data in (dataset, torch.utils.data.DataLoader(dataset, 8), (images, labels)):
+        with pytest.raises(
+            InputError, match=rf"The data is a {type(data).__name__}, .*TensorBatches\(images, labels\)"
+        ):
+            finetune(chain(), data, pet_plan())  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"The plan is a QAT; give a Plan, for example Plan\(QAT\(\)"):
+        finetune(chain(), small_data(), QAT())  # type: ignore[arg-type]
+    with torch.inference_mode(), pytest.raises(StageError, match=r"torch\.inference_mode\(\) makes no gradients"):
+        finetune(chain(), small_data(), pet_plan())
+
+
 def test_fewer_images_than_a_batch_are_all_used_or_refused():
     data = TensorBatches(*clusters(30))
     plan = pet_plan(objective=QAT(), batch=128, validation_split=None, epochs=1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 from spikezip.errors import DataError, InputError, RecipeError, StageError
 from spikezip.graph import network as graph_network
@@ -93,10 +94,10 @@ def train(
         the averaged weights. A QANN's live BatchNorm is folded, so that ``spike`` can take it.
 
     Raises:
-        RecipeError: the plan does not fit, or the loss or a weight is no longer finite.
-        StageError: the network cannot be trained with this objective.
+        RecipeError: the plan is none or does not fit, or the loss or a weight is no longer finite.
+        StageError: the network cannot be trained with this objective, or not under ``torch.inference_mode()``.
         DataError: there is nothing to train on.
-        InputError: images are of another type than a captured network takes.
+        InputError: images are of another type than a captured network takes, or the data has no batches to ask for.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
         BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
 
@@ -107,9 +108,11 @@ def train(
     >>> done.history[-1].validation["accuracy"] > 0.8
     True
     """
+    _check_given(data, plan)
     _check_network(network)
     accelerator = _accelerator(plan.precision)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
         if on_event is None and accelerator.is_main_process:
             on_event = bar_or_lines(stack)
         tell = on_event if on_event is not None and accelerator.is_main_process else _silence
@@ -449,7 +452,7 @@ class _Run:
         if not train and plan.validation_images is not None:
             batches = self._first(batches, plan.validation_images, size)
         for images, labels in batches:
-            images = images.to(accelerator.device)
+            images = tree_map(lambda x: x.to(accelerator.device), images)  # a batch may be of several tensors
             if isinstance(images, Tensor) and images.dim() == 4:
                 images = images.contiguous(memory_format=self.layout)
             yield images, labels.to(accelerator.device)
@@ -459,7 +462,7 @@ class _Run:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for start, (images, labels) in zip(range(0, count, size), batches, strict=False):
             mine = len(range(rank, min(size, count - start), world))
-            yield images[:mine], labels[:mine]
+            yield tree_map(lambda x, mine=mine: x[:mine], images), labels[:mine]
 
     def _save(self, folder: Folder) -> None:
         folder.save(self.checkpoint())
@@ -476,6 +479,19 @@ def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
     return network
+
+
+def _check_given(data: Data, plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise RecipeError(f"The plan is a {type(plan).__name__}; give a Plan, for example Plan(QAT(), epochs=10).")
+    if not (hasattr(data, "count") and hasattr(data, "batches")):
+        raise InputError(
+            f"The data is a {type(data).__name__}, which has no batches of its own to be asked for. Give "
+            "TensorBatches(images, labels), what spikezip.data.open_data() returns, or an object with count() and "
+            "batches() (see spikezip.train.Data)."
+        )
+    if torch.is_inference_mode_enabled():
+        raise StageError("torch.inference_mode() makes no gradients, which training needs. Train outside of it.")
 
 
 def _check_network(network: nn.Module) -> None:
