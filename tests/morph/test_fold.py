@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 
 import pytest
 import torch
@@ -73,6 +74,25 @@ def test_a_batch_norm_called_twice_becomes_two():
     assert {n for n, m in live.named_modules() if isinstance(m, LiveBatchNorm)} == {"bn", "bn_2"}
     torch.testing.assert_close(live(x), model(x))
     assert not any(n.startswith("bn") for n, p in live.named_parameters() if p.requires_grad), "no affine map to train"
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_what_comes_of_frozen_parameters_alone_is_frozen(live):
+    """Of each pair, a convolution and its BatchNorm, other parts are frozen; the last BatchNorm stands alone."""
+    layers = [m for _ in range(4) for m in (nn.Conv2d(2, 2, 1, bias=False), nn.BatchNorm2d(2))]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.BatchNorm2d(2))
+    for module in (model[2], model[5], model[6], model[7], model[9].weight):
+        module.requires_grad_(False)
+    ann = capture(model.eval(), torch.zeros(1, 2, 3, 3))
+    assert {n for n, p in ann.named_parameters() if not p.requires_grad} == {
+        n for n, p in model.named_parameters() if not p.requires_grad
+    }
+    folded = morph(morph(ann, Morph(batch_norm=BatchNorm.LIVE)) if live else ann)
+    trained = {re.sub(r"_\d", "", n): p.requires_grad for n, p in folded.named_parameters()}
+    assert trained == {
+        **{"0.weight": True, "0.bias": True, "2.weight": True, "2.bias": True, "4.weight": True, "4.bias": False},
+        **{"6.weight": False, "6.bias": False, "9.weight": False, "9.bias": True},
+    }
 
 
 def test_no_running_statistics_are_refused():

@@ -79,6 +79,10 @@ def test_what_weights_are_computed_from_weights_learns(computed):
     (layer,) = [n for n in folded.graph.nodes if network.op_name(n) == "linear"]
     assert isinstance(network.constant(layer.args[1]), nn.Parameter)
     assert network.constant(layer.args[1]).requires_grad
+    frozen = morph(network.fork(ann).requires_grad_(False))
+    weights = dict(frozen.named_parameters())
+    assert weights.keys() == dict(folded.named_parameters()).keys()
+    assert not any(p.requires_grad for p in weights.values()), "of frozen weights, frozen ones"
 
 
 def test_a_weight_computed_in_many_steps_is_folded_at_once():

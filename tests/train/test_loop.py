@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+import threading
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from spikezip.train import (
     PET,
     QAT,
     SGD,
+    SPEQ,
     AdamW,
     Capped,
     Cooldown,
@@ -90,6 +92,26 @@ def test_every_objective_learns(objective):
         assert {"loss", "accuracy", "loss/capped1", "accuracy/capped1"} <= last.validation.keys()
 
 
+def test_what_the_author_froze_is_not_trained():
+    images = small_data().images
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    qann = quantize(morph(capture(model.eval(), images[:1])), 8, images)
+    before, after = qann.state_dict(), finetune(qann, small_data(), pet_plan(epochs=1)).state_dict()
+    kept = {n for n, t in before.items() if n.endswith(("weight", "bias")) and torch.equal(t, after[n])}
+    assert kept == {"0.weight", "0.bias"}
+    frozen = quantize(morph(capture(model.requires_grad_(False), images[:1])), 8, images)
+    with pytest.raises(StageError, match=r"no weight to train"):  # its scales alone would be
+        finetune(frozen, small_data(), pet_plan())
+    assert all(torch.equal(t, before[n]) for n, t in frozen.state_dict().items()), (
+        "frozen or not, it is quantized alike"
+    )
+    assert same(
+        finetune(frozen.requires_grad_(True), small_data(), pet_plan(objective=QAT())),
+        finetune(qann.requires_grad_(True), small_data(), pet_plan(objective=QAT())),
+    )
+
+
 def test_the_teacher_is_not_changed():
     teacher = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
@@ -140,8 +162,34 @@ def test_pet_without_sub_paths_is_qat():
     assert same(pet, finetune(chain(), small_data(), replace(plan, objective=QAT())))
 
 
-def test_accumulation_takes_the_same_steps():
-    one, four = (train(chain(), small_data(), pet_plan(epochs=1, accumulate=n)) for n in (1, 4))
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_network_that_keeps_what_it_computed():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.seen = nn.Linear(6, 8), nn.utils.weight_norm(nn.Linear(8, 3)), []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = [self.body(x).relu()]
+            return self.head(self.seen[0])
+
+    model = Keeps()
+    model(small_data().images)
+    seen = model.seen[0]
+    objective = QAT(CrossEntropy(distil=Distil()), teacher=model)
+    trained = finetune(model, small_data(), pet_plan(objective=objective, epochs=1))
+    assert model.seen[0] is seen and seen.grad_fn is not None, "the given one is not changed"
+    assert not torch.equal(trained.body.weight, model.body.weight)
+    assert torch.equal(soup([trained, trained]).body.weight, trained.body.weight)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(StageError, match=r"This Keeps cannot be copied: .*lock.*\nRemove what its attributes keep"):
+        finetune(model, small_data(), pet_plan(objective=QAT()))
+
+
+@pytest.mark.parametrize("objective", [PET(PET_PATHS), SPEQ()], ids=["pet", "speq"])
+def test_accumulation_takes_the_same_steps(objective):
+    plan = pet_plan(epochs=1, objective=objective)
+    one, four = (train(chain(), small_data(), replace(plan, accumulate=n)) for n in (1, 4))
     assert one.history[0].loss == pytest.approx(four.history[0].loss, rel=1e-5)
     for name, tensor in one.network.state_dict().items():
         torch.testing.assert_close(tensor, four.network.state_dict()[name], rtol=1e-4, atol=1e-5)
@@ -322,6 +370,48 @@ class Nothing:
         return iter(())
 
 
+def test_a_batch_of_several_tensors():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3, bias=False)
+
+        def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+            return self.first(both[0]) + self.second(both[1])
+
+    class Twice(TensorBatches):
+        def batches(self, *args, **kwargs):
+            return (((images, images[:, :6]), labels) for images, labels in super().batches(*args, **kwargs))
+
+    model, data = Pair(), Twice(*clusters(120), held_out=40)
+    with torch.no_grad():  # as one may have it around a conversion
+        done = train(model, data, pet_plan(objective=QAT(), validation_images=20))
+    assert done.history[-1].loss < done.history[0].loss
+    assert done.history[-1].validation["accuracy"] > 0.5
+
+
+def test_what_is_no_data_no_plan_or_has_no_gradients():
+    images, labels = clusters(16)
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    for data in (dataset, torch.utils.data.DataLoader(dataset, 8), (images, labels)):
+        with pytest.raises(
+            InputError, match=rf"The data is a {type(data).__name__}, .*TensorBatches\(images, labels\)"
+        ):
+            finetune(chain(), data, pet_plan())  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"The plan is a QAT; give a Plan, for example Plan\(QAT\(\)"):
+        finetune(chain(), small_data(), QAT())  # type: ignore[arg-type]
+    with torch.inference_mode(), pytest.raises(StageError, match=r"torch\.inference_mode\(\) makes no gradients"):
+        finetune(chain(), small_data(), pet_plan())
+
+
+def test_fewer_images_than_a_batch_are_all_used_or_refused():
+    data = TensorBatches(*clusters(30))
+    plan = pet_plan(objective=QAT(), batch=128, validation_split=None, epochs=1)
+    assert train(chain(), data, replace(plan, accumulate=2)).history[0].images == 30
+    with pytest.raises(RecipeError, match=r"30 images of 'train', fewer than batch=128, .*4 equal parts. Use batch=28"):
+        train(chain(), data, replace(plan, accumulate=4))
+
+
 def test_data_errors():
     with pytest.raises(DataError, match="nothing to train on"):
         finetune(chain(), Nothing(), pet_plan())
@@ -385,8 +475,10 @@ def test_half_precision_is_refused_on_a_cpu():
 
 
 def test_network_errors():
-    with pytest.raises(StageError, match=r"no parameter to train.*requires_grad_"):
+    with pytest.raises(StageError, match=r"no weight to train.*captured.*requires_grad_\(True\)"):
         finetune(chain().requires_grad_(False), small_data(), pet_plan())
+    with pytest.raises(StageError, match=r"The weight 'weight' is uninitialized: .*Call it once on a batch"):
+        finetune(nn.LazyLinear(3), small_data(), pet_plan(objective=QAT()))
     ann = capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), small_data().images[:1])
     qann = quantize(morph(ann), 8, small_data().images)
     with pytest.raises(StageError, match=r"Integer weights are not trained.*to_integer\(\) after"):
@@ -538,6 +630,8 @@ def test_a_soup_is_the_mean_of_networks():
         soup([one, chain(inputs=9)])
     with pytest.raises(StageError, match=r"'more\.weight' differs"):
         soup([one, nn.Sequential(OrderedDict([*one.named_children(), ("more", nn.Linear(3, 3))]))])
+    with pytest.raises(StageError, match=r"takes a list of networks; this is one GraphModule"):
+        soup(one)  # type: ignore[arg-type]
     with pytest.raises(StageError, match="one network or more"):
         soup([])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import linecache
 import operator
@@ -23,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spikezip.errors import CaptureError, InputError
+from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import network, purity, rewrite, shapes
 from spikezip.graph.network import InputSpec, Stage
 from spikezip.graph.quiet import evaluating, quiet
@@ -128,7 +127,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     """Capture a trained model as a graph that later stages can read and rewrite.
 
     The model is captured in evaluation mode with a free batch size. It is not changed: the graph owns copies of its
-    parameters, under the names they had. Every node knows the module it came from (:func:`network.origin`).
+    parameters, under the names they had; what its author froze is frozen there. Every node knows the module it came
+    from (:func:`network.origin`).
 
     Args:
         model: any ``nn.Module`` that ``torch.export`` can capture.
@@ -192,8 +192,8 @@ def _twin(model: nn.Module) -> nn.Module:
     """A copy to run, as running may change what the model keeps in its attributes; itself where it cannot be copied."""
     try:
         with quiet():
-            return copy.deepcopy(model)
-    except (RuntimeError, TypeError):
+            return network.copied(model)
+    except StageError:
         return model
 
 
@@ -393,7 +393,7 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
             if own is None:
                 own = tensor.detach().clone(memory_format=torch.contiguous_format)
                 if isinstance(tensor, nn.Parameter):
-                    own = nn.Parameter(own)
+                    own = nn.Parameter(own, tensor.requires_grad)
                 copies[id(tensor)] = own
             rewrite.put_tensor(owned, node.target, own)
         if node.op == "output":

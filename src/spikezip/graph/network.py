@@ -10,12 +10,15 @@ import copy
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import InputError, StageError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Stage(enum.Enum):
@@ -156,6 +159,23 @@ def _article(stage: Stage) -> str:
 def fork(gm: fx.GraphModule) -> fx.GraphModule:
     """A deep copy: stages return new networks and leave what they were given untouched."""
     return copy.deepcopy(gm)
+
+
+def copied(model: Network) -> Network:
+    """A deep copy of any module; what it keeps of an earlier call (an activation) is cut from how it was computed.
+
+    Raises:
+        StageError: it keeps what cannot be copied.
+    """
+    held = (t for module in model.modules() for t in tree_leaves(vars(module)))
+    computed = [t for t in held if isinstance(t, Tensor) and not t.is_leaf]
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
+    except (RuntimeError, TypeError) as reason:
+        raise StageError(
+            f"This {type(model).__name__} cannot be copied: {reason}\nRemove what its attributes keep beside "
+            "parameters, buffers and modules."
+        ) from reason
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------

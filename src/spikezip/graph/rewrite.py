@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -64,6 +64,12 @@ def new_constant(gm: fx.GraphModule, name: str, tensor: Tensor, *, like: fx.Node
     node = gm.graph.get_attr(name)
     node.meta = {"origin": like.meta.get("origin", "")}
     return node
+
+
+def parameter_of(value: Tensor, sources: Iterable[Tensor | None]) -> nn.Parameter:
+    """A value as a parameter, frozen where all the parameters that it was made from are."""
+    trained = [t.requires_grad for t in sources if isinstance(t, nn.Parameter)]
+    return nn.Parameter(value, any(trained) or not trained)
 
 
 def call(gm: fx.GraphModule, target: Callable, args: tuple, *, like: fx.Node) -> fx.Node:

@@ -19,30 +19,30 @@ def fold_constants(gm: fx.GraphModule) -> int:
     Standardised weights, biases put together from parts, position biases looked up in a table, masks: afterwards a
     layer's weight is a tensor that can be folded, rounded and counted. What is computed alike for every image of the
     batch (queries from stored latents, a layer of the zeros that a recurrence starts from) is stored for one image, and
-    repeated. What comes from trainable parameters is a trainable parameter again.
+    repeated. What comes from parameters is a parameter again, frozen where all of them are.
     """
     values: dict[fx.Node, Any] = {}
-    trainable: dict[fx.Node, bool] = {}
+    sources: dict[fx.Node, set[nn.Parameter]] = {}
     count = 0
     for node in list(gm.graph.nodes):
         if node.op == "get_attr":
             stored = network.get_tensor(gm, node.target)
-            values[node], trainable[node] = stored, isinstance(stored, nn.Parameter)
+            values[node], sources[node] = stored, _itself(stored)
         elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # type: ignore[misc]
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            trainable[node] = any(trainable[n] for n in node.all_input_nodes)
+            sources[node] = set().union(*(sources[n] for n in node.all_input_nodes))
     for node, value in values.items():
         if node.op == "get_attr" or not isinstance(value, Tensor) or all(u in values for u in node.users):
             continue
         if not ops.is_signal(node):
             continue
-        learns = trainable[node] and value.is_floating_point()
+        made_of = sources[node] if value.is_floating_point() else set()
         kept = value.detach().clone(memory_format=torch.contiguous_format)
         with gm.graph.inserting_before(node):
             name = _name(node, values)
-            new = rewrite.new_constant(gm, name, nn.Parameter(kept) if learns else kept, like=node)
+            new = rewrite.new_constant(gm, name, _stored(kept, made_of), like=node)
         new.meta["spec"] = node.meta.get("spec")
         node.replace_all_uses_with(new)
         count += 1
@@ -54,13 +54,13 @@ def _fold_repeated(gm: fx.GraphModule) -> int:
     """Store for one image what is computed from stored tensors and the batch size, where it is the same for each."""
     images = next(n for n in gm.graph.nodes if n.op == "placeholder")
     values: dict[fx.Node, tuple[Any, Any]] = {}  # for a batch of 1, and of 2
-    trainable: dict[fx.Node, bool] = {}
+    sources: dict[fx.Node, set[nn.Parameter]] = {}
     computed: dict[fx.Node, None] = {}  # not only made and moved about; in order
     for node in gm.graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr":
             stored = network.get_tensor(gm, node.target)
-            values[node], trainable[node] = (stored, stored), isinstance(stored, nn.Parameter)
+            values[node], sources[node] = (stored, stored), _itself(stored)
         elif node.op == "call_function":
             known = ops.kind(node) is Kind.SIZE and len(inputs) == 1 and "spec" in inputs[0].meta
             if not known and not all(n in values for n in inputs):
@@ -70,7 +70,7 @@ def _fold_repeated(gm: fx.GraphModule) -> int:
             else:
                 one, two = ({n: values[n][which] for n in inputs} for which in (0, 1))
             values[node] = (_evaluated(node, one), _evaluated(node, two))
-            trainable[node] = any(trainable.get(n, False) for n in inputs)
+            sources[node] = set().union(*(sources.get(n, set()) for n in inputs))
             if ops.kind(node) not in (Kind.SIZE, Kind.SHAPE, Kind.CONSTANT) or any(n in computed for n in inputs):
                 computed[node] = None
     alike = [n for n in computed if _is_repeated(n, *values[n])]
@@ -83,7 +83,7 @@ def _fold_repeated(gm: fx.GraphModule) -> int:
         dim = network.spec(node).batch_dim
         with gm.graph.inserting_before(node):
             name = f"{network.origin(node)}.repeated"
-            stored = rewrite.new_constant(gm, name, nn.Parameter(one) if trainable[node] else one, like=node)
+            stored = rewrite.new_constant(gm, name, _stored(one, sources[node]), like=node)
             batch = rewrite.call(gm, _aten.sym_size.int, (images, 0), like=node)
             times = [batch if i == dim else 1 for i in range(one.dim())]
             new = rewrite.call(gm, _aten.repeat.default, (stored, times), like=node)
@@ -91,6 +91,14 @@ def _fold_repeated(gm: fx.GraphModule) -> int:
         rewrite.replace(node, new)
         count += 1
     return shapes.rewritten(gm, count)
+
+
+def _itself(stored: Any) -> set[nn.Parameter]:
+    return {stored} if isinstance(stored, nn.Parameter) else set()
+
+
+def _stored(value: Tensor, sources: set[nn.Parameter]) -> Tensor:
+    return rewrite.parameter_of(value, sources) if sources else value
 
 
 def _evaluated(node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:

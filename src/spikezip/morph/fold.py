@@ -34,7 +34,8 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
         W' = a W        b' = a (b - mean) + beta
 
     Anywhere else it becomes one multiplication and one addition per channel. Computed in float64, stored in the
-    weights' own type. Weights shared by several layers are copied first.
+    weights' own type. Weights shared by several layers are copied first. Frozen parameters
+    give frozen ones.
 
     Raises:
         StageError: a BatchNorm uses the statistics of the batch.
@@ -76,8 +77,8 @@ def keep_batch_norm(gm: fx.GraphModule) -> int:
         for name, value in values.items():
             if value is not None:
                 getattr(module, name).data.copy_(value.detach())
-            elif name in ("weight", "bias"):
-                getattr(module, name).requires_grad_(False)
+            if name in ("weight", "bias"):
+                getattr(module, name).requires_grad_(value is not None and value.requires_grad)
         name = _place_of(gm, node)
         gm.set_submodule(name, module)
         result = _result(gm, node)
@@ -126,7 +127,7 @@ def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
     with gm.graph.inserting_before(norm):
         if foldable:
             assert weight_node is not None
-            new = _fold_into(gm, source, weight_node, factor, shift)
+            new = _fold_into(gm, source, weight_node, factor, shift, _own(norm))
         else:
             new = _stand_alone(gm, norm, source, factor, shift)
     rewrite.replace(result, new)
@@ -158,15 +159,23 @@ def _channels_match(layer: fx.Node) -> bool:
     return bias is None or network.constant(bias) is not None
 
 
+def _own(norm: fx.Node) -> tuple[Tensor | None, Tensor | None]:
+    """A BatchNorm's weight and bias."""
+    if norm.op == "call_module":
+        module = norm.graph.owning_module.get_submodule(str(norm.target))  # type: ignore[union-attr]
+        return module.weight, module.bias  # type: ignore[return-value]
+    return network.constant(norm.args[1]), network.constant(norm.args[2])
+
+
 def _affine(norm: fx.Node) -> tuple[Tensor, Tensor]:
     """``factor`` and ``shift`` per channel, in float64."""
     if norm.op == "call_module":
         module = norm.graph.owning_module.get_submodule(str(norm.target))  # type: ignore[union-attr]
         assert isinstance(module, LiveBatchNorm)
-        gamma, beta, mean, var = module.weight, module.bias, module.running_mean, module.running_var
+        mean, var = module.running_mean, module.running_var
         training, eps = False, module.eps
     else:
-        gamma, beta, mean, var = (network.constant(a) for a in norm.args[1:5])
+        mean, var = (network.constant(a) for a in norm.args[3:5])
         training = norm.target is not _WITHOUT_TRAINING and bool(norm.args[5])
         eps = norm.args[6 if norm.target is _WITHOUT_TRAINING else 7]
     if mean is None or var is None or training:
@@ -174,6 +183,7 @@ def _affine(norm: fx.Node) -> tuple[Tensor, Tensor]:
             f"{network.describe(norm)} normalises by the statistics of the batch (track_running_stats=False, or "
             "mode): one image would change another's answer. Give it running statistics."
         )
+    gamma, beta = _own(norm)
     factor = torch.rsqrt(var.double() + float(eps))  # type: ignore[arg-type]
     if gamma is not None:
         factor = factor * gamma.detach().double()
@@ -183,7 +193,14 @@ def _affine(norm: fx.Node) -> tuple[Tensor, Tensor]:
     return factor, shift
 
 
-def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor: Tensor, shift: Tensor) -> fx.Node:
+def _fold_into(
+    gm: fx.GraphModule,
+    layer: fx.Node,
+    weight_node: fx.Node,
+    factor: Tensor,
+    shift: Tensor,
+    own: tuple[Tensor | None, Tensor | None],
+) -> fx.Node:
     weight = network.constant(weight_node)
     assert weight is not None
     name = _name(layer)
@@ -200,11 +217,13 @@ def _fold_into(gm: fx.GraphModule, layer: fx.Node, weight_node: fx.Node, factor:
     bias = network.constant(layer.args[index]) if index is not None else None
     shift = shift + (bias.detach().double() * factor if bias is not None else 0)
     base = str(weight_node.target)
-    new_weight = rewrite.new_constant(gm, base, nn.Parameter(wide.to(weight.dtype)), like=layer)
+    new_weight = rewrite.new_constant(
+        gm, base, rewrite.parameter_of(wide.to(weight.dtype), (weight, own[0])), like=layer
+    )
     new_bias = rewrite.new_constant(
         gm,
         base.rpartition(".")[0] + ".bias" if "." in base else base + "_bias",
-        nn.Parameter(shift.to(weight.dtype)),
+        rewrite.parameter_of(shift.to(weight.dtype), (bias, *own)),
         like=layer,
     )
     if name in ("mm", "addmm"):
@@ -222,8 +241,11 @@ def _stand_alone(gm: fx.GraphModule, norm: fx.Node, source: fx.Node, factor: Ten
     shape = [1, -1] + [1] * (dims - 2)
     dtype = network.spec(source).dtype
     base = network.origin(norm)
-    scale = rewrite.new_constant(gm, f"{base}.weight", nn.Parameter(factor.reshape(shape).to(dtype)), like=norm)
-    bias = rewrite.new_constant(gm, f"{base}.bias", nn.Parameter(shift.reshape(shape).to(dtype)), like=norm)
+    own = _own(norm)
+    weight = rewrite.parameter_of(factor.reshape(shape).to(dtype), own[:1])
+    added = rewrite.parameter_of(shift.reshape(shape).to(dtype), own)
+    scale = rewrite.new_constant(gm, f"{base}.weight", weight, like=norm)
+    bias = rewrite.new_constant(gm, f"{base}.bias", added, like=norm)
     product = rewrite.call(gm, _aten.mul.Tensor, (source, scale), like=norm)
     return rewrite.call(gm, _aten.add.Tensor, (product, bias), like=norm)
 

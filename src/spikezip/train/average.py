@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
-from spikezip.graph.network import note, remark
+from spikezip.graph.network import copied, note, remark
 from spikezip.spike.encoding import Shares, encoding_text, parse_encoding
 from spikezip.train.checkpoint import operations_of
 
@@ -36,12 +35,14 @@ def soup(networks: Sequence[Network]) -> Network:
 
     Source: Wortsman et al., "Model soups", ICML 2022 (the uniform soup).
     """
+    if isinstance(networks, nn.Module):
+        raise StageError(f"soup() takes a list of networks; this is one {type(networks).__name__}. Give soup([a, b]).")
     if not networks:
         raise StageError("A soup is made of one network or more.")
     about = [_about(network) for network in networks]
     if any(facts.pop("weight_bits", None) for facts in about):
         raise StageError("The mean of integer weights needs more bits than they have: call soup() before to_integer().")
-    result = copy.deepcopy(networks[0])
+    result = copied(networks[0])
     states, mean = [network.state_dict() for network in networks], result.state_dict()
     for name in dict.fromkeys(name for state in states for name in state):
         found = [state[name].to("cpu") for state in states if name in state]

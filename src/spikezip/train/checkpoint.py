@@ -43,7 +43,7 @@ class Checkpoint:
         """Raise BundleError unless this is a checkpoint of that network and :func:`outline`, and of that plan as far as
         it has come."""
         before = self.facts.get("plan", {})
-        # None of these changes what is learned, but for where a live BatchNorm takes its statistics from.
+        # None of these changes what is learned, but for where BatchNorm takes its statistics from, and dropout's draws.
         free = {"accumulate", "compile", "log_every", "checkpoint_every"}
         if all(self._not_yet(p.get("cooldown")) for p in (plan, before)):
             free.add("cooldown")

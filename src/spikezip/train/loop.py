@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import math
 import time
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 from spikezip.errors import DataError, InputError, RecipeError, StageError
 from spikezip.graph import network as graph_network
@@ -28,6 +29,7 @@ from spikezip.train.folder import Folder
 from spikezip.train.loss import Numbers
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, Saved, StepDone, bar_or_lines
+from spikezip.train.speq import RandomQuantizer
 from spikezip.train.sums import Sums
 from spikezip.train.trajectory import BiasShares, Trajectory
 
@@ -92,10 +94,10 @@ def train(
         the averaged weights. A QANN's live BatchNorm is folded, so that ``spike`` can take it.
 
     Raises:
-        RecipeError: the plan does not fit, or the loss or a weight is no longer finite.
-        StageError: the network cannot be trained with this objective.
+        RecipeError: the plan is none or does not fit, or the loss or a weight is no longer finite.
+        StageError: the network cannot be trained with this objective, or not under ``torch.inference_mode()``.
         DataError: there is nothing to train on.
-        InputError: images are of another type than a captured network takes.
+        InputError: images are of another type than a captured network takes, or the data has no batches to ask for.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
         BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
 
@@ -106,9 +108,11 @@ def train(
     >>> done.history[-1].validation["accuracy"] > 0.8
     True
     """
+    _check_given(data, plan)
     _check_network(network)
     accelerator = _accelerator(plan.precision)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
         if on_event is None and accelerator.is_main_process:
             on_event = bar_or_lines(stack)
         tell = on_event if on_event is not None and accelerator.is_main_process else _silence
@@ -147,7 +151,7 @@ class _Run:
         # Convolutions are faster channels last. A captured graph reshapes; a user's own module may insist on views.
         self.layout = torch.channels_last
         self.takes = graph_network.info(network).inputs[0].dtype if _is_captured(network) else None
-        self.student = _laid_out(copy.deepcopy(network).to(accelerator.device), self.layout)
+        self.student = _laid_out(graph_network.copied(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
         if not _is_captured(network) and not self._can_step():
             self.layout = torch.contiguous_format
@@ -175,11 +179,16 @@ class _Run:
         if 0 < validated < world:
             raise RecipeError(f"{validated} validation image(s) for {world} processes: use one each or more.")
         # Fewer images than a batch: one batch of them all, cut as the plan says.
-        self.part = min(plan.batch, count) // plan.accumulate
+        self.part, rest = divmod(min(plan.batch, count), plan.accumulate)
         if self.part < world:
             raise RecipeError(
                 f"A batch of {min(plan.batch, count)} in {plan.accumulate} accumulation steps gives less than one "
                 f"image to each of {world} processes. Use a greater batch or a smaller accumulate."
+            )
+        if rest:
+            raise RecipeError(
+                f"The {count} images of {plan.train_split!r}, fewer than batch={plan.batch}, cannot be cut into "
+                f"accumulate={plan.accumulate} equal parts. Use batch={count - rest}, or another accumulate."
             )
         images = min(count, plan.train_images or count)
         self.steps = max(images // (self.part * plan.accumulate), 1)
@@ -190,7 +199,7 @@ class _Run:
         if not isinstance(images, Tensor) or images.dim() != 4 or labels is None:
             return False
         try:
-            loss, _ = self.plan.objective.loss(copy.deepcopy(self.plain).train(), images[:2], labels[:2])
+            loss, _ = self.plan.objective.loss(graph_network.copied(self.plain).train(), images[:2], labels[:2])
             loss.backward()
         except (RuntimeError, ValueError):  # a view; or too few values for BatchNorm, or what is met again and reported
             return False
@@ -291,6 +300,7 @@ class _Run:
 
     def _check_compiled(self) -> None:
         """Refuse a compiler that loses gradients, which torch's own does in some versions and says nothing."""
+        self._draw()
         images, labels = next(self._batches(self.plan.train_split, train=True))
         before = [buffer.clone() for buffer in self.plain.buffers()]
         norms = []
@@ -327,6 +337,7 @@ class _Run:
     def _optimize(self, parts: list[tuple[Any, Tensor]]) -> None:
         plan, accelerator = self.plan, self.accelerator
         torch.manual_seed(stream(plan.seed, self.epoch, self.step, accelerator.process_index))
+        self._draw()
         # The middle of the step: neither the first nor the last has rate 0.
         share = plan.rate_at(self.epoch + (self.step + 0.5) / self.steps)
         for group in self.optimizer.param_groups:
@@ -350,6 +361,13 @@ class _Run:
                 scale.clamp_(min=least)
         if self.average is not None:
             self.average.update()
+
+    def _draw(self) -> None:
+        """Draw what a step has once, alike for all its parts and processes."""
+        generator = torch.Generator().manual_seed(stream(self.plan.seed, self.epoch, self.step))
+        for module in self.plain.modules():
+            if isinstance(module, RandomQuantizer):
+                module.draw(generator)
 
     def _loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
         if not self.plan.compile:
@@ -434,7 +452,7 @@ class _Run:
         if not train and plan.validation_images is not None:
             batches = self._first(batches, plan.validation_images, size)
         for images, labels in batches:
-            images = images.to(accelerator.device)
+            images = tree_map(lambda x: x.to(accelerator.device), images)  # a batch may be of several tensors
             if isinstance(images, Tensor) and images.dim() == 4:
                 images = images.contiguous(memory_format=self.layout)
             yield images, labels.to(accelerator.device)
@@ -444,7 +462,7 @@ class _Run:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for start, (images, labels) in zip(range(0, count, size), batches, strict=False):
             mine = len(range(rank, min(size, count - start), world))
-            yield images[:mine], labels[:mine]
+            yield tree_map(lambda x, mine=mine: x[:mine], images), labels[:mine]
 
     def _save(self, folder: Folder) -> None:
         folder.save(self.checkpoint())
@@ -463,6 +481,19 @@ def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
     return network
 
 
+def _check_given(data: Data, plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise RecipeError(f"The plan is a {type(plan).__name__}; give a Plan, for example Plan(QAT(), epochs=10).")
+    if not (hasattr(data, "count") and hasattr(data, "batches")):
+        raise InputError(
+            f"The data is a {type(data).__name__}, which has no batches of its own to be asked for. Give "
+            "TensorBatches(images, labels), what spikezip.data.open_data() returns, or an object with count() and "
+            "batches() (see spikezip.train.Data)."
+        )
+    if torch.is_inference_mode_enabled():
+        raise StageError("torch.inference_mode() makes no gradients, which training needs. Train outside of it.")
+
+
 def _check_network(network: nn.Module) -> None:
     if not isinstance(network, nn.Module) or (
         _is_captured(network) and graph_network.info(network).stage is graph_network.Stage.SNN
@@ -470,10 +501,21 @@ def _check_network(network: nn.Module) -> None:
         raise StageError(
             f"Only an ANN or a QANN is trained; this is {type(network).__name__}. Fine-tune before spike()."
         )
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if is_lazy(tensor):
+            raise StageError(
+                f"The weight {name!r} is uninitialized: the network is lazy and has seen no input. Call it once on a "
+                "batch before."
+            )
     if _is_captured(network) and graph_network.note(network, "weight_bits"):
         raise StageError("Integer weights are not trained. Fine-tune the QANN, and call to_integer() after.")
-    if not any(p.requires_grad for p in network.parameters()):
-        raise StageError(f"This {type(network).__name__} has no parameter to train. Call network.requires_grad_(True).")
+    scales = {id(module.scale) for module in network.modules() if isinstance(module, Quantizer)}
+    weights = [p for p in network.parameters() if id(p) not in scales]
+    if not any(p.requires_grad for p in weights or network.parameters()):
+        raise StageError(
+            f"This {type(network).__name__} has no weight to train: all are frozen (requires_grad=False), as they may "
+            "have been when it was captured. Call network.requires_grad_(True), or freeze some of them only."
+        )
     with contextlib.suppress(ValueError):  # a forward that Python cannot see into
         forward = inspect.signature(network.forward)
         try:

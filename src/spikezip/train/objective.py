@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, StageError
+from spikezip.graph.network import copied
 from spikezip.train.ensemble import Folded, InTurn, ensemble
 from spikezip.train.features import distance, features_of
 from spikezip.train.loss import CrossEntropy, Numbers, PETLoss
@@ -136,7 +136,7 @@ def beside(
         return student
     if teacher is None:
         raise RecipeError("This loss learns from a teacher's logits, and no teacher was given. Pass teacher=ann.")
-    teacher = copy.deepcopy(teacher)
+    teacher = copied(teacher)
     if not _features(criterion):
         return _Taught(student, teacher)
     if not isinstance(student, fx.GraphModule):

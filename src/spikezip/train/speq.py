@@ -27,10 +27,10 @@ from spikezip.train.objective import check_logits
 
 
 class RandomQuantizer(nn.Module):
-    """A quantizer read at a precision that is drawn anew at each call: ``k`` codes where the network has one.
+    """A quantizer read at a precision that is drawn at random: ``k`` codes where the network has one.
 
     ``s/k * clip(floor(u k / s + 1/2), k lowest, k highest)``, ``k`` drawn from ``finer``, all alike: the same range in
-    steps ``k`` times finer.
+    steps ``k`` times finer. Training draws once a step (:meth:`draw`); where nothing has, each call draws anew.
 
     Args:
         scale: the QANN's own scale parameter, shared.
@@ -45,9 +45,14 @@ class RandomQuantizer(nn.Module):
         self.scale = scale
         self.levels = levels
         self.finer = tuple(finer)
+        self.drawn: Tensor | None = None
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw the precision of all calls until the next draw."""
+        self.drawn = torch.randint(len(self.finer), (), generator=generator)
 
     def forward(self, drive: Tensor) -> Tensor:
-        k = self.finer[int(torch.randint(len(self.finer), ()))]  # of the generator that each step of training seeds
+        k = self.finer[int(torch.randint(len(self.finer), ()) if self.drawn is None else self.drawn)]
         scale = self.scale / k
         return Levels(k * self.levels.lowest, k * self.levels.highest).codes(drive, scale) * scale
 
