@@ -143,6 +143,11 @@ def fronts() -> str:
         head = ["network", "spikes", "hidden steps", "ANN", "QANN", *(f"T={t}" for t in STEPS[:4])]
         head += ["settled", "T_eq", "SynOps (10⁶), T=1 / 2 / 4", "SNN = QANN"]
         further = " more, from weights that were kept" if said.get("start") else ""
+        if said.get("start_of"):
+            product, factor = said["start_of"]
+            further += f" *{product}*, their step sizes times {factor}"
+        if said.get("mixed"):
+            further += ", on mixtures of two images"
         teacher = f", teacher {said['teacher']}" if said.get("teacher") else ""
         images = " on all training images" if said.get("train_split") == "trainval" else ""
         decays = {decay for row in result["rows"] if (decay := row["lines"].get("ema"))}

@@ -2,7 +2,7 @@
 
     python experiments/cifar_resnet20.py --data PATH/TO/CIFAR [--data-set cifar100] [--trained]
 
-Training-free at 8 levels (pulse, from code 0 and from mean codes; even release) and 16 (pulse), the network kept in
+Training-free at 8 levels (pulse, from code 0 and from mean codes; even release) and 16 (pulse), the networks kept in
 experiments/networks, and (``--trained``) those that `spikezip train` has made in runs/ of the recipes in ``SETS``.
 Writes experiments/results/DATA-SET-resnet20.json and the figure beside it. Rows that are in the file are kept, not run
 again (``--again`` runs what can be run). The ANN is the published one for CIFAR-10; for CIFAR-100, the one that
@@ -62,6 +62,9 @@ class Part:
 KEPT = {
     "trajectory for t=2 (mean of trainings), MS blocks, 4 levels from code 1, pulse": (
         "cifar10-resnet20-for-T-2-MS-from-code-1-halfway"
+    ),
+    "trajectory for t=4 (3 epochs from the one for t=2), MS blocks, 6 levels from code 1, pulse": (
+        "cifar10-resnet20-for-T-4-MS-from-code-1-0"
     ),
 }
 TRAINED_100 = {

@@ -147,7 +147,9 @@ def main() -> None:
     if options.teacher or options.precision != "no":  # files from before there were these stay as they are
         settings |= {"teacher": options.teacher, "precision": options.precision}
     if options.start:
-        settings["start"] = " ".join((str(options.start), *(options.start_of or ())))
+        settings["start"] = str(options.start)
+    if options.start_of:
+        settings["start_of"] = options.start_of
     if options.all_images:
         settings["train_split"] = "trainval"
     if options.mixed:
