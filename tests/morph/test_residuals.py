@@ -124,6 +124,7 @@ def test_iand_is_and_not_on_binary_codes():
 
 
 def test_sew_add_and_rcr_differ_only_where_a_shortcut_has_synapses():
+    torch.manual_seed(0)  # some weights leave a shortcut silent
     images = torch.randn(4, 2, 6, 6)
     for shortcut in SHORTCUTS:
         model = shuffle_statistics(Blocks(shortcut)).eval()
