@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
-from spikezip.graph.network import copied, note, remark
+from spikezip.graph.network import Network, copied, note, remark
 from spikezip.spike.encoding import Shares, encoding_text, parse_encoding
 from spikezip.train.checkpoint import operations_of
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from spikezip.errors import DataError, InputError, RecipeError, StageError
 from spikezip.graph import network as graph_network
+from spikezip.graph.network import Network
 from spikezip.morph.fold import fold_batch_norm
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import encoding_text
@@ -35,8 +36,6 @@ from spikezip.train.trajectory import BiasShares, Trajectory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)

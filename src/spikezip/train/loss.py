@@ -102,18 +102,13 @@ class CrossEntropy:
 
     def __post_init__(self):
         _check_smoothing(self.smoothing)
-        if self.smoothing and self.mixes:
+        if self.smoothing and mixes(self):
             raise RecipeError(f"smoothing={self.smoothing}: of mixed images no labels are learned. Leave one out.")
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher's logits must be given."""
         return self.distil is not None
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the images of a batch are to be mixed in training."""
-        return self.distil is not None and self.distil.mixed
 
     def __call__(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> tuple[Tensor, Numbers]:
         """The loss, and the numbers worth logging (means over the batch).
@@ -170,7 +165,7 @@ class PETLoss:
         CrossEntropy(self.smoothing, self.distil)  # says what is wrong with these
         _check_weight("alpha", self.alpha)
         _check_weight("beta", self.beta)
-        if self.mixes and (self.beta or isinstance(self.sub_labels, HardLabels)):
+        if mixes(self) and (self.beta or isinstance(self.sub_labels, HardLabels)):
             raise RecipeError(
                 "Of mixed images no labels are learned: sub_labels must be MainLabels() or TeacherLabels(), and beta 0."
             )
@@ -179,11 +174,6 @@ class PETLoss:
     def needs_teacher(self) -> bool:
         """Whether a teacher's logits must be given."""
         return self.distil is not None or isinstance(self.sub_labels, TeacherLabels)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the images of a batch are to be mixed in training."""
-        return self.distil is not None and self.distil.mixed
 
     def __call__(
         self, logits: Tensor, labels: Tensor, names: list[str], teacher: Tensor | None = None
@@ -215,6 +205,11 @@ class PETLoss:
             numbers["loss/ensemble"] = part.detach()
             numbers["accuracy/ensemble"] = accuracy(joint, labels)
         return loss, numbers
+
+
+def mixes(criterion: CrossEntropy | PETLoss) -> bool:
+    """Whether the images of a batch are to be mixed in training."""
+    return criterion.distil is not None and criterion.distil.mixed
 
 
 def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:

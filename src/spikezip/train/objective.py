@@ -12,7 +12,7 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.graph.network import copied
 from spikezip.train.ensemble import Folded, InTurn, ensemble
 from spikezip.train.features import distance, features_of
-from spikezip.train.loss import CrossEntropy, Numbers, PETLoss
+from spikezip.train.loss import CrossEntropy, Numbers, PETLoss, mixes
 from spikezip.train.paths import Main, Path, PathScale, names_of
 
 
@@ -149,7 +149,7 @@ def answers(
 ) -> tuple[Any, Any, Tensor | None]:
     """What :func:`beside`'s module answers: the student's answer, the teacher's or None, their features' distance or
     None. In training of images that are mixed, if the criterion says so."""
-    if criterion.mixes and module.training:
+    if mixes(criterion) and module.training:
         images = mixture(images, len(labels))
     answer = module(images)
     if not criterion.needs_teacher:

@@ -48,24 +48,21 @@ def firing_rates(run: Run) -> Sequence[Drawing | Absent]:
     layers = [layer for layer in run.record.layers if layer.rate]
     if not layers:
         return [Absent(title, "the record holds no firing rates")]
-    sent = "levels" if run.record.graded else "spikes"
-    figure, _ = _map(run, layers, [list(layer.rate) for layer in layers], f"{sent} per neuron")
-    if run.record.graded:  # how many neurons sent them is not recorded
+    graded = run.record.graded
+    figure, _ = _map(run, layers, [list(x.rate) for x in layers], f"{'levels' if graded else 'spikes'} per neuron")
+    rows = [(x.name, t, rate) for x in layers for t, rate in enumerate(x.rate, start=1)]
+    if graded:  # how many neurons sent them is not recorded
         caption = "Levels sent, up or down, per neuron, for each layer and step (mean over images)."
-        table = Table.of(
-            title, ["layer", "t", "rate"], [(x.name, t, r) for x in layers for t, r in enumerate(x.rate, 1)]
+        table = Table.of(title, ["layer", "t", "rate"], rows)
+    else:
+        neurons = sum(layer.neurons for layer in layers) or 1
+        mean = sum(sum(layer.rate) * layer.neurons for layer in layers) / neurons / run.record.steps
+        caption = (
+            f"Spikes of either sign per neuron, for each layer and step (mean over images). Sparsity is one minus it:"
+            f" over the whole run {100 * (1 - mean):.1f} % of neurons are silent in a step."
         )
-        return [Drawing("firing-rate", title, caption, table, figure)]
-    neurons = sum(layer.neurons for layer in layers) or 1
-    mean = sum(sum(layer.rate) * layer.neurons for layer in layers) / neurons / run.record.steps
-    caption = (
-        f"Spikes of either sign per neuron, for each layer and step (mean over images). Sparsity is one minus it: over"
-        f" the whole run {100 * (1 - mean):.1f} % of neurons are silent in a step."
-    )
-    rows: list[tuple[Cell, ...]] = [
-        (layer.name, t, rate, 1 - rate) for layer in layers for t, rate in enumerate(layer.rate, start=1)
-    ]
-    return [Drawing("firing-rate", title, caption, Table.of(title, ["layer", "t", "rate", "sparsity"], rows), figure)]
+        table = Table.of(title, ["layer", "t", "rate", "sparsity"], [(*row, 1 - row[2]) for row in rows])
+    return [Drawing("firing-rate", title, caption, table, figure)]
 
 
 def settled_step(layer: Layer) -> int | None:
