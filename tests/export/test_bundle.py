@@ -146,6 +146,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def _assigned(h: Tensor) -> Tensor:
     h = h.clone()
     h[:, 2] = 0.0
+    h[:, 4:6] = h[:, 7:]
+    h[:, 3] += h[:, 0]
     return h
 
 
