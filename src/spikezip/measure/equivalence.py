@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from spikezip.graph.weights_hash import weights_sha256
 from spikezip.kernels import exactly
 from spikezip.measure.conditions import Condition, conditions, default_engine, exactness
 from spikezip.measure.provenance import versions
-from spikezip.measure.saving import save_text
+from spikezip.measure.saving import save_json
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs, check_numbers
@@ -92,7 +91,7 @@ class Certificate:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it as JSON in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
-        return save_text(path, json.dumps(self.to_json(), indent=1) + "\n", overwrite=overwrite)
+        return save_json(path, self.to_json(), indent=1, overwrite=overwrite)
 
     def require(self) -> Certificate:
         """Return the certificate, or raise EquivalenceError naming the first layer that differs and the step.

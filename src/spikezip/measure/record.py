@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
 from spikezip.measure.equivalence import Certificate, qann_codes
 from spikezip.measure.exits import CURVE, check_labels, exit_steps
 from spikezip.measure.provenance import provenance
-from spikezip.measure.saving import save_text
+from spikezip.measure.saving import save_json
 from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
@@ -42,8 +41,11 @@ class Record:
         return self.content[key]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write ``record.json`` in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
-        return save_text(path, json.dumps(self.content, allow_nan=False) + "\n", overwrite=overwrite)
+        """Write ``record.json`` in one step; OutputError if it exists and not ``overwrite``, or cannot be written.
+
+        Also raised where a number is NaN or infinite; the message names its place.
+        """
+        return save_json(path, self.content, overwrite=overwrite)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Series = tuple[float, ...]
+Gaps = tuple[float | None, ...]  # None where the value was not finite
 Shares = tuple[Share, ...]
 Count = Annotated[int, Field(ge=0)]
 
@@ -158,10 +159,10 @@ class Trace(_Part):
     layer: str
     neuron: int
     image: int = 0
-    membrane: Series
+    membrane: Gaps
     tracer: Series
     spikes: Series
-    drive: Series = ()
+    drive: Gaps = ()
     target: float | None = None
     scale: Annotated[float, Field(gt=0)]
 
@@ -286,7 +287,7 @@ class Record(_Part):
         """Whether a spike may have several levels; it is counted as so many spikes then."""
         return self.slew not in (None, 1)
 
-    def series(self) -> Iterator[tuple[str, Series]]:
+    def series(self) -> Iterator[tuple[str, Gaps]]:
         """Every per-step series with the place it is written at."""
         yield "accuracy.snn", (self.accuracy and self.accuracy.snn) or ()
         yield "agreement", self.agreement or ()
