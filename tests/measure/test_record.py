@@ -67,6 +67,12 @@ def test_complex_outputs_are_no_answers():
     assert sum(record["layers"][0]["spikes"]) > 0
 
 
+def test_it_says_on_how_many_images_codes_were_compared():
+    snn = convert(Several(), IMAGES[:2], IMAGES)
+    found = [measure(snn, IMAGES, energy=False, batch=8, distances=n)["compared"] for n in (16, 20, 512)]
+    assert found == [16, 24, 40], "whole batches, and no more images than there are"
+
+
 def test_the_author_s_network_is_left_in_its_mode():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(32, 4)

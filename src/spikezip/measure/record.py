@@ -86,8 +86,8 @@ def measure(
         name: name of the run; the model's if not given.
         certificate: proof to keep with the record.
         seed: written into the record.
-        distances: how many images the distance from the QANN, layer by layer and step by step, is taken over (it costs
-            more than the run itself); everything else is counted on all.
+        distances: on how many images, in whole batches from the first, codes are compared with the QANN's, layer by
+            layer and step by step (it costs more than the run itself); the record says on how many as ``compared``.
         on_batch: told how many images were done, batch by batch (for a progress bar).
         energy: count operations and memory accesses too, and price them (see docs/energy.md).
         energy_images: how many images that is done on, step by step; the first ones.
@@ -287,6 +287,7 @@ class _Tally:
                 "bound": self.snn.t_off(self.steps) + self.snn.bound,
                 "t_eq_histogram": {str(int(t)): int(c) for t, c in zip(times, counts)} if done else {},
             },
+            "compared": self.compared,
             "layers": [self._layer(name) for name, _ in self.snn.layers],
             "early_exit": [leaving.result(n, labelled) for leaving in self.exits] or None,
         }

@@ -271,6 +271,7 @@ class Record(_Part):
     accuracy: Accuracy | None = None
     agreement: Shares | None = None
     settled: SettledPart | None = None
+    compared: Count | None = None  # images, from the first, that l1 and differ of the layers are taken over
     layers: tuple[Layer, ...] = ()
     weights: tuple[Weights, ...] = ()
     energy: Energy | None = None
@@ -286,6 +287,14 @@ class Record(_Part):
     def graded(self) -> bool:
         """Whether a spike may have several levels; it is counted as so many spikes then."""
         return self.slew not in (None, 1)
+
+    @property
+    def compared_images(self) -> str | None:
+        """Which images codes were compared with the QANN's on; None for all. An older record does not say."""
+        if self.compared is None:
+            return "images compared"
+        known = self.data is not None and self.data.images == self.compared
+        return None if known else f"first {self.compared:,} images"
 
     def series(self) -> Iterator[tuple[str, Gaps]]:
         """Every per-step series with the place it is written at."""
