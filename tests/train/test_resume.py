@@ -28,6 +28,7 @@ from spikezip.train import (
     Distil,
     Event,
     Plan,
+    Saved,
     StepDone,
     Trajectory,
     finetune,
@@ -228,12 +229,29 @@ def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(tmp_path: Pat
     }  # fmt: skip
 
 
-def test_what_an_earlier_run_left_goes_before_a_new_one_begins(tmp_path: Path):
-    for name in ("network.safetensors", "snn.spikezip", "notes.txt"):
-        (tmp_path / name).write_text("of the earlier run")
-    with pytest.raises(RecipeError, match="training has diverged"):
-        train(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+def test_what_an_earlier_run_left_goes_when_the_new_one_has_saved(tmp_path: Path):
+    old = ("checkpoint.safetensors", "history.json", "network.safetensors", "snn.spikezip", "notes.txt")
+    events = tmp_path / "tensorboard" / "events.out.tfevents.1.host.2.0"
+    events.parent.mkdir()
+    for path in (*(tmp_path / name for name in old), events):
+        path.write_text("of the earlier run")
+    for plan, words in (
+        (pet_plan(batch=90, accumulate=3), "equal parts"),
+        (pet_plan(optimizer=SGD(1e30)), "training has diverged"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            train(chain(), small_data(), plan, out=tmp_path, overwrite=True)
+        assert {(tmp_path / name).read_text() for name in old} == {events.read_text()}
+
+    def after_the_first(event: Event) -> None:
+        if isinstance(event, Saved):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(chain(), small_data(), pet_plan(), out=tmp_path, overwrite=True, on_event=after_the_first)
+    left = {"checkpoint.safetensors", "history.json", "notes.txt", "tensorboard"}
+    assert {p.name for p in tmp_path.iterdir()} == left
+    assert not events.exists()
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +22,8 @@ T = TypeVar("T")
 class Folder:
     """``checkpoint.safetensors``, ``history.json`` and ``network.safetensors`` of one training.
 
-    The bundle ``snn.spikezip`` that ``spikezip train`` makes of them goes when they are replaced.
+    The bundle ``snn.spikezip`` that ``spikezip train`` makes of them, and TensorBoard's events beside them, go when
+    they are replaced: at the first checkpoint, so that a training that is refused or fails before costs nothing.
     """
 
     _files = ("checkpoint.safetensors", "network.safetensors", "history.json")
@@ -30,6 +32,7 @@ class Folder:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
         self._accelerator = accelerator
+        self._replaced: list[Path] = []
 
     def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
         """Make sure that the folder can be written, and read the checkpoint to go on from, if any."""
@@ -49,26 +52,31 @@ class Folder:
                 )
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                # What an earlier run that was killed left half-written, and what is about to be replaced.
-                for draft in drafts:
+                for draft in drafts:  # what an earlier run that was killed left half-written
                     draft.unlink()
-                if not found:
-                    for name in (*self._files, "snn.spikezip"):
-                        (self.path / name).unlink(missing_ok=True)
             except OSError as reason:
                 raise OutputError(
                     f"'{self.path}' cannot be written: {reason.strerror}. Give another out folder."
                 ) from reason
-            return files.read(self.checkpoint) if found else None
+            # A run that was killed as it replaced an earlier one may have left some of that.
+            self._replaced = [self.path / "network.safetensors", self.path / "snn.spikezip"]
+            if found:
+                return files.read(self.checkpoint)
+            self._replaced += self.path.glob("tensorboard/events.out.tfevents.*")
+            return None
 
         return self._agree(on_main)
 
     def save(self, state: Checkpoint) -> None:
-        """Write the checkpoint, and the history for people."""
+        """Write the checkpoint, and the history for people; what is left of an earlier training goes."""
 
         def on_main() -> None:
             files.write(state, self.checkpoint)
             files.write_json(state.facts["history"], self.path / "history.json")
+            for path in self._replaced:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            self._replaced = []
 
         self._agree(on_main)
 

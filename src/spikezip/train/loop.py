@@ -84,7 +84,8 @@ def train(
         out: folder for ``checkpoint.safetensors`` (the latest), ``history.json`` and, at the end,
             ``network.safetensors``; None writes nothing.
         resume: go on from the checkpoint in ``out``, if there is one.
-        overwrite: start anew although ``out`` holds files; those of an earlier run are removed, ``snn.spikezip`` too.
+        overwrite: start anew although ``out`` holds files; those of an earlier run, ``snn.spikezip`` too, are removed
+            when the first checkpoint is written.
         on_event: is told of steps, epochs and files, in the main process. By default a progress bar on a
             terminal, and lines where there is none.
 
