@@ -8,8 +8,6 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from spikezip.errors import OutputError
 
 
@@ -36,9 +34,9 @@ def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(draft, target)
-    except (OSError, SafetensorError) as reason:
+    except OSError as reason:
         raise OutputError(
-            f"'{target}' cannot be written: {getattr(reason, 'strerror', None) or reason}. Give a place that you may "
+            f"'{target}' cannot be written: {reason.strerror or reason}. Give a place that you may "
             "write to and that has room."
         ) from reason
     finally:
