@@ -162,7 +162,7 @@ def test_a_function_may_return_a_module_or_a_pair(tmp_path, monkeypatch):
     assert found.module(*found.example).shape == (3, 2)
     found = resolve(f"{path}:late")
     assert found.module(found.example).sum() == 30
-    with pytest.raises(CaptureError, match=r"Return \(model, example_input\)"):
+    with pytest.raises(CaptureError, match=r"Return \(model, example_input\).*--shape C,H,W"):
         resolve(f"{path}:alone")
     with pytest.raises(CaptureError, match="takes no arguments"):
         resolve(f"{path}:pair", num_classes=3)
