@@ -55,6 +55,20 @@ def test_an_existing_file_is_refused_before_the_work(tmp_path):
     assert target.read_text() == "old"
 
 
+def test_what_appears_during_the_work_is_kept(tmp_path):
+    def write(target: Path, make, name: str) -> None:
+        with make(target) as draft:
+            (draft / name).write_text("later")
+            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).write_text("earlier")
+
+    for make, name in ((output_file, ""), (output_folder, "y.json")):
+        target = tmp_path / make.__name__
+        with pytest.raises(OutputError, match="--overwrite"):
+            write(target, make, name)
+        assert (target / name).read_text() == "earlier"
+
+
 def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a folder"), output_file(tmp_path):

@@ -26,6 +26,7 @@ from spikezip.train import (
     Cooldown,
     CrossEntropy,
     Distil,
+    EpochDone,
     Event,
     Plan,
     Saved,
@@ -251,6 +252,20 @@ def test_what_an_earlier_run_left_goes_when_the_new_one_has_saved(tmp_path: Path
     left = {"checkpoint.safetensors", "history.json", "notes.txt", "tensorboard"}
     assert {p.name for p in tmp_path.iterdir()} == left
     assert not events.exists()
+
+
+def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path):
+    refusals = []
+
+    def another(event: Event) -> None:
+        if isinstance(event, EpochDone):  # before the first checkpoint, and after
+            with pytest.raises(OutputError, match="Another training is writing to") as refusal:
+                train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, overwrite=True)
+            refusals.append(refusal)
+
+    train(chain(), small_data(), pet_plan(epochs=2), out=tmp_path, on_event=another)
+    assert len(refusals) == 2
+    train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, overwrite=True)
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,30 +35,59 @@ class Folder:
         self._accelerator = accelerator
         self._replaced: list[Path] = []
 
-    def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-        """Make sure that the folder can be written, and read the checkpoint to go on from, if any."""
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Let no other training write here meanwhile, where the system has such locks; it ends with the process.
 
-        def on_main() -> Checkpoint | None:
+        Raises:
+            OutputError: another training writes here, or the folder cannot be made.
+        """
+        locks: list[int] = []
+
+        def on_main() -> None:
             if self.path.exists() and not self.path.is_dir():
                 raise OutputError(f"'{self.path}' is a file; give the name of a folder.")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as reason:
+                raise self._unwritable(reason) from reason
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                locks.append(os.open(self.path, os.O_RDONLY))
+                try:
+                    fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as reason:
+                    raise OutputError(
+                        f"Another training is writing to '{self.path}'. Give another out folder, or wait for it to end."
+                    ) from reason
+
+        try:
+            self._agree(on_main)
+            yield
+        finally:
+            for lock in locks:
+                os.close(lock)
+
+    def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+        """Make sure that the claimed folder may be written to, and read the checkpoint to go on from, if any."""
+
+        def on_main() -> Checkpoint | None:
             found = resume and self.checkpoint.is_file()
             drafts = [path for file in self._files for path in self.path.glob(f".{file}-*")]
             # Of a run that was killed before its first checkpoint there may be these, and nothing to resume.
             started = {*drafts, self.path / "tensorboard"} if resume else set()
-            if not found and not overwrite and self.path.is_dir() and set(self.path.iterdir()) - started:
+            if not found and not overwrite and set(self.path.iterdir()) - started:
                 advice = "there is no checkpoint in it to resume; " if resume else ""
                 raise OutputError(
                     f"'{self.path}' is not empty: {advice}give another folder, or say resume (go on from its "
                     "checkpoint) or overwrite (start anew)."
                 )
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
                 for draft in drafts:  # what an earlier run that was killed left half-written
                     draft.unlink()
             except OSError as reason:
-                raise OutputError(
-                    f"'{self.path}' cannot be written: {reason.strerror}. Give another out folder."
-                ) from reason
+                raise self._unwritable(reason) from reason
             # A run that was killed as it replaced an earlier one may have left some of that.
             self._replaced = [self.path / "network.safetensors", self.path / "snn.spikezip"]
             if found:
@@ -87,6 +117,9 @@ class Folder:
             files.write_tensors(dict(network.state_dict()), self.path / "network.safetensors")
 
         self._agree(on_main)
+
+    def _unwritable(self, reason: OSError) -> OutputError:
+        return OutputError(f"'{self.path}' cannot be written: {reason.strerror}. Give another out folder.")
 
     def _agree(self, action: Callable[[], T]) -> T:
         from accelerate.utils import broadcast_object_list
