@@ -9,6 +9,7 @@ import pytest
 
 from spikezip.cli.target import output_file, output_folder
 from spikezip.errors import OutputError
+from spikezip.measure.saving import replacing
 
 
 def listed(folder: Path) -> list[str]:
@@ -77,6 +78,17 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
         pytest.fail("the work began")
     with pytest.raises(OutputError, match=r"cannot be made: .*file' is a file"), output_file(tmp_path / "file" / "x"):
         pytest.fail("the work began")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_or_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="is a pipe or a device"), output_file(tmp_path / "pipe", overwrite=True):
+        pytest.fail("the work began")
+    with pytest.raises(OutputError, match="is no regular file"), replacing(tmp_path / "pipe"):
+        pytest.fail("the work began")
+    assert (tmp_path / "pipe").is_fifo()
+    assert listed(tmp_path) == ["pipe"]
 
 
 def test_a_folder_appears_whole(tmp_path):

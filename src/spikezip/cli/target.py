@@ -28,7 +28,7 @@ def output_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         If the block raises, ``target`` is as it was and nothing is left beside it.
 
     Raises:
-        OutputError: ``target`` exists and ``overwrite`` is False, is a folder, or cannot be written.
+        OutputError: ``target`` exists and ``overwrite`` is False, is no regular file, or cannot be written.
     """
     _check_file(target, overwrite)
     with _scratch(target) as scratch:
@@ -68,6 +68,8 @@ def output_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 def _check_file(target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise OutputError(f"'{target}' is a folder; give the name of a file.")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"'{target}' is a pipe or a device, and is not replaced. Give the name of a file.")
     if target.exists() and not overwrite:
         raise OutputError(f"'{target}' exists. Give another name or add --overwrite.")
 

@@ -23,12 +23,14 @@ def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
         If the block raises, ``target`` is as it was and nothing is left beside it. Modes are those of any new file.
 
     Raises:
-        OutputError: the folder cannot be written, or its disk is full.
+        OutputError: the folder cannot be written, or its disk is full; or ``target`` is a folder, a pipe or a device.
     """
     draft = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            raise OutputError(f"'{target}' is no regular file, so it is not replaced. Give the name of a file.")
         draft.touch(exist_ok=False)
         yield draft
         with open(draft, "rb+") as file:
