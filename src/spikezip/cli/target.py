@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spikezip.cli import screen
 from spikezip.errors import OutputError
 
 
@@ -98,6 +99,9 @@ def _scratch(target: Path) -> Iterator[Path]:
         ) from reason
     try:
         yield scratch
+    except KeyboardInterrupt:
+        screen.note(f"Nothing was written to '{target}'.")
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
