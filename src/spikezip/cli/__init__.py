@@ -8,6 +8,7 @@ drafts of files are removed.
 from __future__ import annotations
 
 import inspect as inspection
+import io
 import os
 import signal
 import sys
@@ -93,5 +94,8 @@ for _verb in (demo, inspect, convert, train, run, verify, report, bench):
 
 def main() -> None:
     """Entry point of ``spikezip`` and ``python -m spikezip``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without, say, an ellipsis is no reason to end
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # blocks that clean up behind them end so
     app()

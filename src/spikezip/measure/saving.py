@@ -57,5 +57,5 @@ def save_text(path: str | Path, text: str, *, overwrite: bool) -> Path:
     path = Path(path)
     check_free(path, overwrite)
     with replacing(path) as draft:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
     return path

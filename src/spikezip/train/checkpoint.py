@@ -173,4 +173,4 @@ def read(source: Path) -> Checkpoint:
 def write_json(value: Any, target: Path) -> None:
     """Write JSON in one step."""
     with replacing(target) as draft:
-        draft.write_text(json.dumps(value, indent=1) + "\n")
+        draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
