@@ -343,6 +343,15 @@ def test_the_file_is_safetensors_and_json(small: SpikingNetwork, tmp_path: Path)
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
+def test_others_may_read_what_they_may_read_of_any_new_file(small: SpikingNetwork, tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        saved = save_bundle(small, tmp_path / "net.spikezip")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o644
+
+
 def test_what_exists_is_kept_unless_asked(small: SpikingNetwork, tmp_path: Path):
     path = tmp_path / "a.spikezip"
     path.write_text("precious")

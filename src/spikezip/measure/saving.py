@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from spikezip.errors import OutputError
 
 
@@ -28,20 +26,22 @@ def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
         If the block raises, ``target`` is as it was and nothing is left beside it. Modes are those of any new file.
 
     Raises:
-        OutputError: the folder cannot be written, or its disk is full.
+        OutputError: the folder cannot be written, or its disk is full; or ``target`` is a folder, a pipe or a device.
     """
     draft = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            raise OutputError(f"'{target}' is no regular file, so it is not replaced. Give the name of a file.")
         draft.touch(exist_ok=False)
         yield draft
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(draft, target)
-    except (OSError, SafetensorError) as reason:
+    except OSError as reason:
         raise OutputError(
-            f"'{target}' cannot be written: {getattr(reason, 'strerror', None) or reason}. Give a place that you may "
+            f"'{target}' cannot be written: {reason.strerror or reason}. Give a place that you may "
             "write to and that has room."
         ) from reason
     finally:
@@ -75,7 +75,7 @@ def save_json(path: str | Path, content: Any, *, overwrite: bool, indent: int | 
                 "logarithm of 0, a division by 0 or weights that are not finite."
             )
     with replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
+        draft.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
