@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import network, purity, rewrite, shapes
 from spikezip.graph.network import InputSpec, Stage
+from spikezip.graph.picks import spell_picks
 from spikezip.graph.quiet import evaluating, quiet
 from spikezip.graph.recurrent import RECURRENT
 
@@ -190,6 +191,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     network.mark(graph_module, Stage.ANN, [InputSpec.of(x) for x in examples])
     with quiet():
         shapes.annotate(graph_module)
+        spell_picks(graph_module)
     purity.refuse_half_precision(graph_module)
     purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
