@@ -189,7 +189,8 @@ def test_whole_numbers_times_a_real_one(dtype):
     x = torch.randint(0, 9, (8, 4)).to(dtype)
     snn = spike(quantize(morph(capture(Halved(), x[:2])), 8, x))
     found, wanted = (execute(snn, x, 8, engine=engine) for engine in (Engine.SWEEP, Engine.REFERENCE))
-    assert torch.equal(found.logits, wanted.logits)
+    assert torch.equal(found.codes["relu"], wanted.codes["relu"])
+    torch.testing.assert_close(found.logits, wanted.logits)  # in floats a sum may round otherwise in another batch
 
 
 def test_too_few_steps_say_so(plain):

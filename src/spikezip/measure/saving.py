@@ -33,7 +33,7 @@ def replacing(target: Path, parents: bool = False) -> Iterator[Path]:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
-            raise OutputError(f"'{target}' is no regular file, so it is not replaced. Give the name of a file.")
+            raise OutputError(f"'{target}' cannot be written: it is no regular file. Give the name of a file.")
         draft.touch(exist_ok=False)
         yield draft
         with open(draft, "rb+") as file:
