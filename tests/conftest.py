@@ -1,4 +1,4 @@
-"""What every test may use: real data where there is some, and small machines kept small."""
+"""What every test may use: real data where there is some, the same draws each time, and small machines kept small."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no data in {root}: set SPIKEZIP_DATA to the folder with cifar10_test.npz")
     return root
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Give every test the same draws, alone or after others."""
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spikezip import convert
+from spikezip import cli, convert
+from spikezip.cli import screen
 from spikezip.models import resolve
 
 CONVERT = ("convert", "spikezip:digits", "--data", "digits", "--out", "x.spikezip")
@@ -152,6 +156,18 @@ def test_results_that_are_there_are_not_overwritten(spikezip, tmp_path):
     ):
         refused(spikezip(*args), "--overwrite")
     assert all((tmp_path / name).read_text() == "mine" for name in ("x.spikezip", "record.json", "report.html"))
+
+
+def test_a_locale_without_a_character_is_no_error(monkeypatch):
+    there = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in there.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli, "app", lambda: (screen.say("naïve…"), screen.error("naïve…")))
+    cli.main()
+    for stream in there.values():
+        stream.flush()
+        assert b"na?ve?" in stream.buffer.getvalue()  # type: ignore[attr-defined]  # a BytesIO
 
 
 def test_the_traceback_is_there_for_who_asks(spikezip, monkeypatch):

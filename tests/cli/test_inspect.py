@@ -65,6 +65,17 @@ def test_a_rules_refusal_stands_beside_the_place_and_ends_with_1(spikezip, monke
     assert places(done)["bn1"]["changes"], "what was found before the refusal is told too"
 
 
+def test_without_a_neuron_it_says_what_convert_says(spikezip, model_file):
+    refusal = "This network has no quantizer, so it would have no neuron."
+    done = spikezip("inspect", f"{model_file}:no_neuron")
+    assert done.exit_code == 1
+    assert refusal in done.stdout
+    assert "It can be converted" not in done.stdout
+    other = spikezip("convert", f"{model_file}:no_neuron", "--data", "digits", "--out", "x.spikezip")
+    assert other.exit_code == 2
+    assert refusal in other.stderr
+
+
 def test_what_cannot_be_captured_is_an_error(spikezip, model_file):
     done = spikezip("inspect", f"{model_file}:batch_statistics", "--shape", "1,8,8")
     assert done.exit_code == 2

@@ -215,6 +215,16 @@ def test_a_damaged_bundle_is_refused(spikezip, model_file, trained):
     assert "half.spikezip" in done.stderr
 
 
+def test_a_certificate_of_too_few_steps_says_that_they_ran_out(spikezip, model_file, trained):
+    spikezip("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--out", "a.spikezip")
+    done = spikezip("verify", "a.spikezip", "--data", "digits", "--limit", 50, "--steps", 6)
+    assert done.exit_code == 1, done.stderr
+    at = json.loads(Path("certificate.json").read_text())["settled_at"]
+    assert at["unsettled"] > 0
+    assert f"not settled: {at['unsettled']} of 50 images need more than 6 steps (" in done.stdout
+    assert "give more --steps" in " ".join(done.stdout.split()) and "different" not in done.stdout
+
+
 @pytest.mark.slow
 def test_the_demo_keeps_its_promises(spikezip):
     done = spikezip("demo", "--out", "demo")

@@ -9,6 +9,7 @@ import pytest
 
 from spikezip.cli.target import output_file, output_folder
 from spikezip.errors import OutputError
+from spikezip.measure.saving import replacing
 
 
 def listed(folder: Path) -> list[str]:
@@ -55,6 +56,20 @@ def test_an_existing_file_is_refused_before_the_work(tmp_path):
     assert target.read_text() == "old"
 
 
+def test_what_appears_during_the_work_is_kept(tmp_path):
+    def write(target: Path, make, name: str) -> None:
+        with make(target) as draft:
+            (draft / name).write_text("later")
+            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).write_text("earlier")
+
+    for make, name in ((output_file, ""), (output_folder, "y.json")):
+        target = tmp_path / make.__name__
+        with pytest.raises(OutputError, match="--overwrite"):
+            write(target, make, name)
+        assert (target / name).read_text() == "earlier"
+
+
 def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a folder"), output_file(tmp_path):
@@ -63,6 +78,17 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
         pytest.fail("the work began")
     with pytest.raises(OutputError, match=r"cannot be made: .*file' is a file"), output_file(tmp_path / "file" / "x"):
         pytest.fail("the work began")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_or_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="is a pipe or a device"), output_file(tmp_path / "pipe", overwrite=True):
+        pytest.fail("the work began")
+    with pytest.raises(OutputError, match="is no regular file"), replacing(tmp_path / "pipe"):
+        pytest.fail("the work began")
+    assert (tmp_path / "pipe").is_fifo()
+    assert listed(tmp_path) == ["pipe"]
 
 
 def test_a_folder_appears_whole(tmp_path):

@@ -208,6 +208,19 @@ def test_where_the_batch_lies():
     assert found["win"].outer
 
 
+@pytest.mark.parametrize(
+    ("function", "placed"),
+    [
+        (lambda x: x.reshape(-1, 3)[torch.arange(x.size(0)) * 4 + 2], {"arange", "mul", "add"}),
+        (lambda x: x + torch.arange(4)[:, None] + x.new_ones(x.size(0))[:, None, None], set()),
+    ],
+)
+def test_what_depends_on_the_place_in_the_batch_is_marked(function, placed):
+    ann = capture(Model(lambda m, x: function(x)), torch.zeros(1, 4, 3))
+    marked = [n for n in ann.graph.nodes if "spec" in n.meta and network.spec(n).placed]
+    assert {network.op_name(n) for n in marked} == placed
+
+
 class Chaotic(nn.Module):
     """Its layers make every rounding larger, until two ways of rounding give two answers."""
 
@@ -339,6 +352,14 @@ REFUSED = {
     "minimum of the batch": (Model(lambda m, x: x - x.min()), "mixes the samples"),
     "sums along the batch": (Model(lambda m, x: x.cumsum(0)), "mixes the samples"),
     "previous sample": (Model(lambda m, x: x + x.roll(1, 0)), "mixes the samples"),
+    "times its number": (
+        Model(lambda m, x: x * torch.arange(x.size(0))[:, None]),
+        "'arange' .*by its place in the batch.*of positions, x.size\\(1\\)",
+    ),
+    "positions of sequence-first, in a network of batch-first": (
+        Model(lambda m, x: (x + m.positions[: x.size(0)]).flip(1), positions=torch.randn(9, 3)),
+        "'slice.*by its place in the batch",
+    ),
     "softmax over the batch": (Model(lambda m, x: x.softmax(0)), "mixes the samples"),
     "similarity of samples": (Model(lambda m, x: x @ x.T), "batch enters two dimensions"),
     "no answer per sample": (Model(lambda m, x: x.sum(0)), "does not depend on the batch"),

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikezip.errors import CaptureError
 from spikezip.graph import capture, network
 from spikezip.measure import verify
 from spikezip.morph import morph
@@ -59,6 +58,10 @@ MODELS = {
     "RNNCell": lambda: Looped(nn.RNNCell(FEATURES, HIDDEN)),
     "RNNCell, ReLU, no bias": lambda: Looped(nn.RNNCell(FEATURES, HIDDEN, bias=False, nonlinearity="relu")),
     "LSTM": lambda: Whole(nn.LSTM(FEATURES, HIDDEN, batch_first=True)),
+    "LSTM, projected": lambda: Whole(nn.LSTM(FEATURES, 6, proj_size=HIDDEN, batch_first=True)),
+    "LSTM, projected, two layers both ways, no bias": lambda: Whole(
+        nn.LSTM(FEATURES, 6, 2, bias=False, bidirectional=True, proj_size=HIDDEN, batch_first=True)
+    ),
     "GRU, time first": lambda: Whole(nn.GRU(FEATURES, HIDDEN)),
     "RNN, no bias": lambda: Whole(nn.RNN(FEATURES, HIDDEN, bias=False, batch_first=True)),
     "RNN, two layers, both ways": lambda: Whole(
@@ -90,9 +93,3 @@ def test_recurrent_networks_convert_and_are_equal(name):
     assert drift(spike(whole), IMAGES, 8).none
     with torch.no_grad():
         assert float((snn.qann(IMAGES) - model(IMAGES)).abs().max()) < 0.25
-
-
-def test_projections_are_refused():
-    model = nn.LSTM(FEATURES, HIDDEN, proj_size=2, batch_first=True)
-    with pytest.raises(CaptureError, match="proj_size"):
-        capture(model, IMAGES[:1])

@@ -50,7 +50,7 @@ class Draw:
 
     def floats(self) -> Rows:
         rows, map = self.rows(-40, 60, self.dtype)
-        return Rows(rows / 4, map, self.dtype)  # quarters: some at ties
+        return Rows(torch.where(rows == 30, torch.nan, rows / 4), map, self.dtype)  # quarters: some at ties
 
     def sums(self) -> Rows:
         rows, map = self.rows(-4000, 4000, torch.float32)

@@ -242,6 +242,19 @@ def test_a_file_is_written_in_one_step_or_refused(snn, result, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_images_that_did_not_settle_have_no_settling_time(snn):
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    times = sorted(verify(snn, x).settled_at)
+    found = verify(snn, x, steps=times[16], batch=8).to_json()
+    late = sum(t > times[16] for t in times)
+    assert (found["outcome"], found["steps"]) == ("STEP_LIMIT", times[16])
+    histogram = found["settled_at"].pop("histogram")
+    assert found["settled_at"] == {"mean": None, "max": None, "unsettled": late} and late > 0
+    assert sum(histogram.values()) == 32 - late and "-1" not in histogram
+    whole = verify(snn, x).to_json()["settled_at"]
+    assert (whole["mean"], whole["max"], whole["unsettled"]) == (sum(times) / 32, times[-1], 0)
+
+
 def test_equal_on_these_images_is_no_proof_where_a_condition_fails(snn):
     odd, x = forked(snn), torch.randn(16, 4)
     next(network.modules_of(odd.graph, STBIF))[1].initial_code = 9

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hand_networks import Copies, image, spiking
 from torch import Tensor, nn
 
-from spikezip.errors import InputError, StageError
-from spikezip.measure import measure
+from spikezip.errors import InputError, OutputError, StageError
+from spikezip.measure import Record, compare, measure
 from spikezip.pipeline import convert
+from spikezip.report import load_record
+from spikezip.spike import Even
 
 IMAGES = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 3
@@ -63,6 +67,12 @@ def test_complex_outputs_are_no_answers():
     assert sum(record["layers"][0]["spikes"]) > 0
 
 
+def test_it_says_on_how_many_images_codes_were_compared():
+    snn = convert(Several(), IMAGES[:2], IMAGES)
+    found = [measure(snn, IMAGES, energy=False, batch=8, distances=n)["compared"] for n in (16, 20, 512)]
+    assert found == [16, 24, 40], "whole batches, and no more images than there are"
+
+
 def test_the_author_s_network_is_left_in_its_mode():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(32, 4)
@@ -109,3 +119,38 @@ def test_a_neuron_traced_in_a_run_that_has_not_settled_is_set_against_the_qann_s
     first, second = measure(snn, image((1, 1, 1), {(0, 0, 0): 5}), steps=2)["traces"]
     assert first["tracer"] == second["tracer"] == [1, 2]
     assert (first["target"], second["target"]) == (5, 5)
+
+
+class Logarithms(nn.Module):
+    """Of the sum of the spikes, -inf before any arrives, in a drive and in the output."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        nn.init.constant_(self.a.bias, 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.a(x).relu()
+        log = found.sum(-1, keepdim=True).log()
+        return self.c((log + self.b(found)).relu()) + log
+
+
+def test_what_is_infinite_before_spikes_arrive_is_saved_as_null(tmp_path):
+    x = torch.rand(16, 6, generator=torch.Generator().manual_seed(0)) * 2
+    snn = convert(Logarithms(), x[:1], x, weight_bits=None, encoding=Even(16))
+    trace = load_record(measure(snn, x, energy=False).save(tmp_path / "record.json"))["traces"][1]
+    for values in (trace["drive"], trace["membrane"]):
+        assert values[0] is None and None not in values[8:]
+    found = compare(snn.qann, snn, x)
+    saved = json.loads(found.save(tmp_path / "comparison.json").read_text())
+    assert found.outputs[0].l1[0] == float("inf") and saved["outputs"][0]["l1"][0] is None
+    assert saved["outputs"][0]["l1"][-1] == found.outputs[0].l1[-1] < 1e-6
+
+
+def test_a_number_that_is_not_finite_is_named_and_nothing_is_written(tmp_path):
+    record = Record({"layers": [{"l1": [0.5, float("nan")]}]})
+    with pytest.raises(OutputError, match=r"layers\[0\]\.l1\[1\] is nan"):
+        record.save(tmp_path / "record.json")
+    assert not list(tmp_path.iterdir())

@@ -118,7 +118,8 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
 # ---- users' files
 
 
-def test_a_function_may_return_a_module_or_a_pair(tmp_path):
+def test_a_function_may_return_a_module_or_a_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
     path = _write(
         tmp_path,
         """
@@ -139,18 +140,29 @@ def test_a_function_may_return_a_module_or_a_pair(tmp_path):
 
         def two_inputs():
             return torch.nn.Bilinear(4, 4, 2), [torch.ones(3, 4), torch.ones(3, 4)]
+
+        class Late(torch.nn.Module):
+            def forward(self, x):
+                from second_neighbour import twice
+                return twice(x)
+
+        def late():
+            from third_neighbour import WIDTH
+            return Late(), torch.ones(3, WIDTH)
         """,
     )
     _write(tmp_path, "WIDTH = 4", "neighbour.py")
-    before = list(sys.path)
+    _write(tmp_path, "def twice(x): return 2 * x", "second_neighbour.py")
+    _write(tmp_path, "WIDTH = 5", "third_neighbour.py")
     found = resolve(f"{path}:pair")
     assert found.module(found.example).shape == (3, 2)
-    assert sys.path == before
     assert resolve(f"{path}:alone", example_shape=(4,)).example.shape == (2, 4)
     found = resolve(f"{path}:two_inputs")
     assert isinstance(found.example, tuple)
     assert found.module(*found.example).shape == (3, 2)
-    with pytest.raises(CaptureError, match=r"Return \(model, example_input\)"):
+    found = resolve(f"{path}:late")
+    assert found.module(found.example).sum() == 30
+    with pytest.raises(CaptureError, match=r"Return \(model, example_input\).*--shape C,H,W"):
         resolve(f"{path}:alone")
     with pytest.raises(CaptureError, match="takes no arguments"):
         resolve(f"{path}:pair", num_classes=3)

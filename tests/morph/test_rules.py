@@ -100,6 +100,19 @@ def test_a_weight_computed_in_many_steps_is_folded_at_once():
     assert operations(morph(capture(Orthogonal(), torch.zeros(1, 3)))) == ["linear"]
 
 
+def test_what_is_computed_from_what_was_computed_is_folded():
+    class InTwoSteps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            once = self.mask * 2  # read in forward, and by the next
+            return torch.relu(x * once) + (once + 1)
+
+    assert operations(morph(capture(InTwoSteps(), torch.zeros(1, 3)))) == ["mul", "relu", "add"]
+
+
 def test_what_is_given_is_not_changed(drawn):
     ann, images = drawn
     before, nodes = ann(images), operations(ann)

@@ -156,6 +156,7 @@ def build_record(name: str = "resnet20", *, steps: int = 24, seed: int = 0, laye
             "bound": 1 + layers * (HIGHEST - 1),
             "t_eq_histogram": histogram,
         },
+        "compared": IMAGES,
         "layers": [layer(i) for i in range(layers)],
         "weights": [weight(i) for i in range(layers)],
         "energy": {

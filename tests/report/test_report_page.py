@@ -193,6 +193,16 @@ def test_exported_data_are_the_records(one):
     assert dict(zip(column("t-eq", "t_eq"), column("t-eq", "images"))) == {int(t): n for t, n in counts.items()}
 
 
+def test_a_trace_has_gaps_where_a_value_is_not_finite(make_record):
+    record = make_record(steps=6, layers=3)
+    record["traces"][0]["drive"][0] = record["traces"][0]["membrane"][0] = None
+    with house_style():
+        broken, whole = traces(Run(parse_record(record, "it"), "it", "it"))
+    assert isinstance(broken, Drawing) and isinstance(whole, Drawing)
+    assert broken.data.rows[0][1] is None and broken.data.rows[0][4] is None
+    assert "Lines have gaps" in broken.caption and "Lines have gaps" not in whole.caption
+
+
 def test_tables_and_bars_of_cost_are_the_records(one):
     record, folder = one
     text = (folder / "report.html").read_text(encoding="utf-8")

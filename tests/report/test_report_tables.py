@@ -7,9 +7,12 @@ import io
 
 import pytest
 
+from spikezip.report.figures import Drawing, Run
 from spikezip.report.figures.cost import pareto_front
+from spikezip.report.figures.maps import l1_distance
 from spikezip.report.record import parse_record
 from spikezip.report.run_tables import energy_tables, layer_tables
+from spikezip.report.style import house_style
 from spikezip.report.summary import outcome, story, verdict
 from spikezip.report.tables import Column, Table, compact, energy, latex_escape, percent
 
@@ -52,6 +55,24 @@ def test_the_unit_of_an_energy_is_that_of_the_rounded_figure(pj, text):
 )
 def test_the_prefix_of_a_count_is_that_of_the_rounded_figure(count, text):
     assert compact(count) == text
+
+
+@pytest.mark.parametrize(
+    ("compared", "images", "where"),
+    [
+        (200, "every image", ""),
+        (128, "each of the first 128 images", " in the first 128 images"),
+        (None, "each of the images compared", " in the images compared"),  # an older record
+    ],
+)
+def test_figures_of_some_images_are_not_told_of_all(make_record, compared, images, where):
+    record = parse_record(make_record(steps=6, layers=3) | {"compared": compared}, "it")
+    titles = [column.title for column in layer_tables(record)[0].columns]
+    assert titles[-2:] == [f"settled at t{where}", f"codes differing at end{where}"]
+    with house_style():
+        (drawn,) = l1_distance(Run(record, "it", "it"))
+    assert isinstance(drawn, Drawing) and f"for good, in {images}: " in drawn.caption
+    assert ("over the" in drawn.caption) == bool(where)
 
 
 def test_front_drops_what_is_beaten():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from random_networks import Drawn, networks, shuffle_statistics
+from spikezip import convert
 from spikezip.errors import StageError
 from spikezip.graph import capture, network
 from spikezip.levels import Levels
@@ -301,3 +304,47 @@ def test_a_slew_of_the_whole_range_is_the_qann_in_one_step(varied, engine):
 @pytest.mark.parametrize("slew", [2, 3])
 def test_graded_spikes_agree_at_every_step(varied, slew):
     agree_at_every_step(spike(varied, Even(2), slew=slew), images_for(Drawn.input_shape))
+
+
+class Quotient(nn.Module):
+    """Something that is not finite until spikes arrive."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = torch.relu(self.a(x))
+        return self.c(torch.relu(self.function(spikes) + self.b(spikes)))
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_what_is_not_finite_before_spikes_arrive(bits):
+    torch.manual_seed(2)
+    images = torch.rand(8, 6) * 2
+    for function in (lambda r: r / r.sum(-1, keepdim=True), lambda r: r * r.sum(-1, keepdim=True).rsqrt()):
+        model = Quotient(function)
+        nn.init.constant_(model.a.bias, 0.2)
+        snn = convert(model, images[:1], images, weight_bits=bits, encoding=Even(16))
+        stepwise, swept = (execute(snn, images, 40, engine=engine) for engine in (Engine.REFERENCE, Engine.SWEEP))
+        assert torch.equal(stepwise.answer, snn.qann(images))
+        assert torch.equal(stepwise.outputs[0], swept.outputs[0])
+        with pytest.raises(StageError, match="was not finite at a step"):
+            execute(snn, images, 40, engine=Engine.EVENT)
+
+
+def test_a_masked_score_stays_infinite():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = torch.relu(self.a(x)).masked_fill(torch.arange(6) > 3, -torch.inf)
+            return self.b(torch.softmax(scores / 2, -1))
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 6)
+    snn = convert(Masked(), images[:1], images)
+    agree_at_every_step(snn, images)

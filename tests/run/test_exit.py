@@ -137,6 +137,12 @@ def test_confidences_by_hand():
         assert float(kind.confidence(ignorant)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("classes", [2, 5, 13, 1000])
+def test_a_threshold_of_0_asks_for_nothing_however_many_classes(classes):
+    for kind in (Margin, Probability, Entropy):
+        assert bool(kind(0.0).confident(torch.zeros(classes))), "equal logits: the entropy may round to above ln C"
+
+
 def test_what_is_written_on_a_command_line():
     assert parse_exit("settled") == Settled()
     assert parse_exit("entropy:0.8") == Entropy(0.8)

@@ -339,6 +339,52 @@ class Elsewhere(nn.Module):
         return y, y.unsqueeze(0), y.t()
 
 
+class AtPlaces(nn.Module):
+    """A network of token numbers, whose answer is taken where ``pick(h, t)`` says."""
+
+    def __init__(self, pick):
+        super().__init__()
+        torch.manual_seed(0)
+        self.pick = pick
+        self.embed, self.hidden, self.head = nn.Embedding(7, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.head(self.pick(torch.relu(self.hidden(self.embed(t))), t))
+
+
+def test_an_index_into_all_images_is_run_by_the_reference_engine():
+    tokens = torch.randint(0, 7, (16, 4), generator=torch.Generator().manual_seed(0))
+    model = AtPlaces(lambda h, t: h.reshape(-1, 16)[t.argmax(-1) + 4 * torch.arange(t.size(0))]).eval()
+    snn = convert(model, tokens, tokens)
+    with pytest.raises(StageError, match=r"'arange' .*place in the batch.*reference engine"):
+        snn.run(tokens, engine=Engine.SWEEP)
+    for options in ({}, {"batch": 3}, {"engine": Engine.EVENT}):
+        assert torch.equal(snn.run(tokens, **options).answer, snn.qann(tokens))
+    assert verify(snn, tokens).equal
+
+
+def rows(t: Tensor) -> Tensor:
+    return torch.arange(t.size(0))
+
+
+@pytest.mark.parametrize(
+    "pick",
+    [
+        lambda h, t: h[rows(t), t.argmax(-1)],
+        lambda h, t: h[rows(t), -1],
+        lambda h, t: h[rows(t)[:, None], t[:, :3].int() % 4 - 4].sum(1),
+        lambda h, t: h.transpose(1, 2)[rows(t), :, t[:, 0] % 4 - 2],
+    ],
+)
+def test_one_place_of_each_image(pick):
+    tokens = torch.randint(0, 7, (16, 4), generator=torch.Generator().manual_seed(0))
+    model = AtPlaces(pick).eval()
+    assert torch.equal(capture(model, tokens)(tokens), model(tokens))
+    snn = convert(model, tokens, tokens)
+    for options in ({"engine": Engine.SWEEP}, {"engine": Engine.SWEEP, "batch": 3}, {"engine": Engine.EVENT}):
+        assert torch.equal(snn.run(tokens, **options).answer, snn.qann(tokens))
+
+
 def test_outputs_come_images_first_wherever_the_network_puts_them():
     images = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
     snn = convert(Elsewhere(), images[:2], images)

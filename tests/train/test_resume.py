@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from training_nets import chain, pet_plan, resumable_plan, same, small_data
 
@@ -26,46 +26,47 @@ from spikezip.train import (
     Cooldown,
     CrossEntropy,
     Distil,
+    EpochDone,
     Event,
     Plan,
+    Saved,
     StepDone,
     Trajectory,
     finetune,
     train,
 )
-from spikezip.train import checkpoint as files
 from spikezip.train.checkpoint import Checkpoint, read, write
 from spikezip.train.plan import describe
 
 CHILD = """
-import os, signal, sys
+import os, pathlib, signal, sys
 import torch
-from spikezip.train import StepDone, train, checkpoint as files
+from spikezip.train import StepDone, train
 from training_nets import chain, pet_plan, resumable_plan, small_data
 
 torch.set_num_threads(1)
 how, out = sys.argv[1:]
 saved = []
-write = files.save_file
+write = pathlib.Path.write_bytes
 
-def killed_while_writing(tensors, path, metadata=None):
+def killed_while_writing(path, data):
     saved.append(path)
-    if len(saved) == 4:
-        path.write_bytes(b"half")
+    if len(saved) == (1 if how == "while-writing-the-first" else 4):
+        write(path, data[:100])
         os.kill(os.getpid(), signal.SIGKILL)
-    write(tensors, path, metadata)
+    write(path, data)
 
 def killed_between(event):
     if isinstance(event, StepDone) and (event.epoch, event.step) == (1, 3):
         os.kill(os.getpid(), signal.SIGKILL)
 
-if how == "while-writing":
-    files.save_file = killed_while_writing
+if how != "between":
+    pathlib.Path.write_bytes = killed_while_writing
 train(chain(), small_data(), resumable_plan(), out=out, on_event=killed_between if how == "between" else None)
 """
 
 
-@pytest.mark.parametrize("how", ["between", "while-writing"])
+@pytest.mark.parametrize("how", ["between", "while-writing", "while-writing-the-first"])
 def test_killed_and_resumed_gives_the_same_bits(how: str, tmp_path: Path):
     out = tmp_path / "run"
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -74,7 +75,7 @@ def test_killed_and_resumed_gives_the_same_bits(how: str, tmp_path: Path):
         [sys.executable, "-c", CHILD, how, str(out)], env=environment, capture_output=True, text=True, timeout=120
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    assert (out / "checkpoint.safetensors").is_file()
+    assert (out / "checkpoint.safetensors").is_file() == (how != "while-writing-the-first")
     assert not (out / "network.safetensors").exists()
 
     with pytest.raises(OutputError, match=r"not empty.*resume"):
@@ -228,19 +229,50 @@ def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(tmp_path: Pat
     }  # fmt: skip
 
 
-def test_what_an_earlier_run_left_goes_before_a_new_one_begins(tmp_path: Path):
-    for name in ("network.safetensors", "snn.spikezip", "notes.txt"):
-        (tmp_path / name).write_text("of the earlier run")
-    with pytest.raises(RecipeError, match="training has diverged"):
-        train(chain(), small_data(), pet_plan(optimizer=SGD(1e30)), out=tmp_path, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+def test_what_an_earlier_run_left_goes_when_the_new_one_has_saved(tmp_path: Path):
+    old = ("checkpoint.safetensors", "history.json", "network.safetensors", "snn.spikezip", "notes.txt")
+    events = tmp_path / "tensorboard" / "events.out.tfevents.1.host.2.0"
+    events.parent.mkdir()
+    for path in (*(tmp_path / name for name in old), events):
+        path.write_text("of the earlier run")
+    for plan, words in (
+        (pet_plan(batch=90, accumulate=3), "equal parts"),
+        (pet_plan(optimizer=SGD(1e30)), "training has diverged"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            train(chain(), small_data(), plan, out=tmp_path, overwrite=True)
+        assert {(tmp_path / name).read_text() for name in old} == {events.read_text()}
+
+    def after_the_first(event: Event) -> None:
+        if isinstance(event, Saved):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(chain(), small_data(), pet_plan(), out=tmp_path, overwrite=True, on_event=after_the_first)
+    left = {"checkpoint.safetensors", "history.json", "notes.txt", "tensorboard"}
+    assert {p.name for p in tmp_path.iterdir()} == left
+    assert not events.exists()
+
+
+def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path):
+    refusals = []
+
+    def another(event: Event) -> None:
+        if isinstance(event, EpochDone):  # before the first checkpoint, and after
+            with pytest.raises(OutputError, match="Another training is writing to") as refusal:
+                train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, overwrite=True)
+            refusals.append(refusal)
+
+    train(chain(), small_data(), pet_plan(epochs=2), out=tmp_path, on_event=another)
+    assert len(refusals) == 2
+    train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, overwrite=True)
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(*_: object, **__: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match=r"checkpoint' cannot be written: .*No space left.*has room"):
         write(Checkpoint({}, {}), tmp_path / "checkpoint")
     assert not list(tmp_path.iterdir())

@@ -1,13 +1,17 @@
 """The command line: one file a verb. Each parses, calls the library, prints.
 
 Errors the user can mend (:class:`~spikezip.errors.SpikezipError`) become one message on stderr and exit code 2;
-``--traceback`` or ``SPIKEZIP_TRACEBACK=1`` shows where they came from.
+``--traceback`` or ``SPIKEZIP_TRACEBACK=1`` shows where they came from. Ctrl-C ends with 130, SIGTERM with 143;
+drafts of files are removed.
 """
 
 from __future__ import annotations
 
 import inspect as inspection
+import io
 import os
+import signal
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +22,8 @@ from spikezip.cli import bench, convert, demo, inspect, report, run, screen, tra
 from spikezip.errors import SpikezipError
 
 EXIT_MENDABLE = 2
+EXIT_STOPPED = 130
+EXIT_TERMINATED = 143
 
 
 class _Verbs(TyperGroup):
@@ -37,6 +43,9 @@ class _Verbs(TyperGroup):
                 raise
             screen.error(str(problem))
             raise typer.Exit(EXIT_MENDABLE) from problem
+        except KeyboardInterrupt as problem:
+            screen.note("Stopped.")
+            raise typer.Exit(EXIT_STOPPED) from problem
 
 
 app = typer.Typer(
@@ -85,4 +94,8 @@ for _verb in (demo, inspect, convert, train, run, verify, report, bench):
 
 def main() -> None:
     """Entry point of ``spikezip`` and ``python -m spikezip``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without, say, an ellipsis is no reason to end
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # blocks that clean up behind them end so
     app()

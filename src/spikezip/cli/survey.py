@@ -16,6 +16,7 @@ from spikezip.graph.capture import capture
 from spikezip.levels import Levels
 from spikezip.morph import RULES, Morph, Rule
 from spikezip.quantize import Quantizer, quantize
+from spikezip.spike.swap import check_qann
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def survey(
         for node, quantizer in neurons:
             place = places[_home(network.origin(node), places)]
             place.neurons.append((network.origin(node), quantizer.levels.lowest, quantizer.levels.highest))
+        if not neurons:  # where there are some, their scales are not calibrated yet
+            check_qann(qann)
     except SpikezipError as reason:
         refused.append(str(reason))
         _blame(str(reason), places)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spikezip.cli import screen
 from spikezip.errors import OutputError
 
 
@@ -28,15 +29,13 @@ def output_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         If the block raises, ``target`` is as it was and nothing is left beside it.
 
     Raises:
-        OutputError: ``target`` exists and ``overwrite`` is False, is a folder, or cannot be written.
+        OutputError: ``target`` exists and ``overwrite`` is False, is no regular file, or cannot be written.
     """
-    if target.is_dir():
-        raise OutputError(f"'{target}' is a folder; give the name of a file.")
-    if target.exists() and not overwrite:
-        raise OutputError(f"'{target}' exists. Give another name or add --overwrite.")
+    _check_file(target, overwrite)
     with _scratch(target) as scratch:
         draft = scratch / target.name
         yield draft
+        _check_file(target, overwrite)  # another may have written it meanwhile
         _move(draft, target)
 
 
@@ -57,16 +56,30 @@ def output_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: ``target`` is not empty and ``overwrite`` is False, is a file, or cannot be written.
     """
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"'{target}' is a file; give the name of a folder.")
-    if target.is_dir() and not overwrite and any(_listed(target)):
-        raise OutputError(f"'{target}' is not empty. Give another folder or add --overwrite.")
+    _check_folder(target, overwrite)
     with _scratch(target) as scratch:
         draft = scratch / target.resolve().name
         draft.mkdir()
         yield draft
+        _check_folder(target, overwrite, ours=scratch)
         for file in sorted(path for path in draft.rglob("*") if path.is_file()):
             _move(file, target / file.relative_to(draft))
+
+
+def _check_file(target: Path, overwrite: bool) -> None:
+    if target.is_dir():
+        raise OutputError(f"'{target}' is a folder; give the name of a file.")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"'{target}' is a pipe or a device, and is not replaced. Give the name of a file.")
+    if target.exists() and not overwrite:
+        raise OutputError(f"'{target}' exists. Give another name or add --overwrite.")
+
+
+def _check_folder(target: Path, overwrite: bool, ours: Path | None = None) -> None:
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"'{target}' is a file; give the name of a folder.")
+    if target.is_dir() and not overwrite and any(path.name != (ours and ours.name) for path in _listed(target)):
+        raise OutputError(f"'{target}' is not empty. Give another folder or add --overwrite.")
 
 
 @contextmanager
@@ -86,6 +99,9 @@ def _scratch(target: Path) -> Iterator[Path]:
         ) from reason
     try:
         yield scratch
+    except KeyboardInterrupt:
+        screen.note(f"Nothing was written to '{target}'.")
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

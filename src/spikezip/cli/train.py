@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,7 +86,9 @@ def command(
         ann, qann = _quantized(plan, source, images)
     # Logits are those of the network as given; features are compared with the ANN that was quantized.
     teacher = ann if plan.learns_features else source.module if plan.needs_teacher else None
-    with contextlib.ExitStack() as stack:
+    checkpoint = target / "checkpoint.safetensors"
+    before = None if resume else _written(checkpoint)
+    with contextlib.ExitStack() as stack, _telling(target, lambda: _written(checkpoint) not in (None, before)):
         done = train(
             qann or source.module,
             images,
@@ -105,6 +108,24 @@ def command(
     screen.say(f"[bold]{screen.literal(target)}[/] holds the trained weights.")
     if plan.stage is not Stage.ANN:
         _save(done.network, plan, images, target, bits)
+
+
+def _written(file: Path) -> int | None:
+    """When a file was written, if there is one."""
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
+@contextlib.contextmanager
+def _telling(folder: Path, saved: Callable[[], bool]) -> Iterator[None]:
+    """Tell whoever stops a training what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if saved():
+            screen.note(f"'{folder}' holds the last checkpoint: go on from it with --resume.")
+        else:
+            screen.note(f"No checkpoint was written to '{folder}' yet.")
+        raise
 
 
 def _check_outputs(source: ModelSource, images: ImageData) -> None:

@@ -35,7 +35,7 @@ def command(
     """Run the spiking network in BUNDLE until it settles and compare every neuron with the quantized network.
 
     Writes a certificate: mismatches per layer, the conditions that equality rests on, the bound on T_eq, versions, and
-    the hash of the weights. Ends with 1 if anything differs.
+    the hash of the weights. Ends with 1 if anything differs or has not settled.
 
     [bold]Examples[/]
       spikezip verify resnet20.spikezip --data cifar10
@@ -59,11 +59,19 @@ def command(
 
 def show(certificate: dict[str, Any]) -> None:
     """Print what a decoded certificate says."""
-    verdict = "[bold green]equal[/]" if certificate["equal"] else "[bold red]different[/]"
-    screen.say(
-        f"{verdict}: {certificate['mismatches']:,} codes differ on {certificate['images']:,} images; settled at step "
-        f"{certificate['settled_at']['max']} at most (static bound {certificate['bound']})."
-    )
+    differ = f"{certificate['mismatches']:,} codes differ"
+    images, settled = certificate["images"], certificate["settled_at"]
+    if certificate["outcome"] == "STEP_LIMIT":
+        screen.say(
+            f"[bold red]not settled[/]: {settled['unsettled']:,} of {images:,} images need more than "
+            f"{certificate['steps']} steps ({differ} by then); give more --steps."
+        )
+    else:
+        verdict = "[bold green]equal[/]" if certificate["equal"] else "[bold red]different[/]"
+        screen.say(
+            f"{verdict}: {differ} on {images:,} images; settled at step {settled['max']} at most "
+            f"(static bound {certificate['bound']})."
+        )
     for layer in certificate["layers"]:
         if layer["mismatches"]:
             screen.say(f"  {layer['name']}: {layer['mismatches']:,} of {layer['codes_checked']:,} codes differ")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import fx, nn
 
 from spikezip.errors import BundleError, OutputError, StageError
@@ -78,7 +78,7 @@ def save_bundle(
     try:
         document, tensors = _document(net, provenance)
         with replacing(target) as draft:
-            save_file(tensors, draft, metadata={KEY: dumps(document)})
+            draft.write_bytes(save(tensors, {KEY: dumps(document)}))
             _read(draft)
     except BundleError as problem:
         raise StageError(f"This network cannot be saved: {problem}.") from None

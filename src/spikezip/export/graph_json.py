@@ -17,7 +17,7 @@ from spikezip.graph.network import Spec
 MOST_NODES = 50_000
 
 _ROW = {"op": str, "name": str, "target": str, "args": list, "kwargs": dict, "origin": str}
-_MARKS = {"neuron": str, "outer": bool, "inner": bool}
+_MARKS = {"neuron": str, "outer": bool, "inner": bool, "placed": bool}
 
 
 def write_graph(graph: fx.Graph) -> list[dict[str, Any]]:
@@ -40,6 +40,8 @@ def write_graph(graph: fx.Graph) -> list[dict[str, Any]]:
         spec = node.meta.get("spec")
         if isinstance(spec, Spec) and not (spec.outer and not spec.inner):
             row.update(outer=spec.outer, inner=spec.inner)
+        if isinstance(spec, Spec) and spec.placed:
+            row["placed"] = True
         rows.append(row)
     return rows
 
@@ -164,7 +166,8 @@ def _meta(row: dict[str, Any]) -> dict[str, Any]:
     meta: dict[str, Any] = {"origin": origin}
     if neuron:
         meta["neuron"] = neuron
-    if "outer" in row or "inner" in row:
-        # Where the batch lies cannot be told from shapes; shapes.annotate keeps these two and finds the rest.
-        meta["spec"] = Spec((), torch.float32, None, row.get("outer", True), row.get("inner", False))
+    where = {key: row[key] for key in ("outer", "inner", "placed") if key in row}
+    if where:
+        # Where the batch lies cannot be told from shapes; shapes.annotate keeps these and finds the rest.
+        meta["spec"] = Spec((), torch.float32, None, **where)
     return meta

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import network, purity, rewrite, shapes
 from spikezip.graph.network import InputSpec, Stage
+from spikezip.graph.picks import spell_picks
 from spikezip.graph.quiet import evaluating, quiet
 from spikezip.graph.recurrent import RECURRENT
 
@@ -83,14 +84,22 @@ def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
     return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).long() if num_classes > 0 else NotImplemented
 
 
+def _copy(x: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:
+    """What ``h[:, 1:3] = value`` puts there."""
+    value = value.to(x.dtype)
+    return value if value.shape == x.shape else value.expand(x.shape)
+
+
 _decompositions = core_aten_decompositions()
-#: Operations that hide products, or a fixed shape: spelled out, so that these receive spikes and are counted.
+#: Operations that hide products, a fixed shape, or a mere place: spelled out, so that these receive spikes, are counted
+#: and can be saved.
 _SPELLED = {
     **{
         op: _decompositions[op]
         for op in (_aten.einsum.default, _aten.inner.default, _aten.tensordot.default, _aten.glu.default)
     },
     _aten.bilinear.default: _bilinear,
+    _aten.copy.default: _copy,
     _aten.lerp.Tensor: _lerp,
     _aten.lerp.Scalar: _lerp,
     _aten.addcmul.default: _addcmul,
@@ -182,6 +191,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     network.mark(graph_module, Stage.ANN, [InputSpec.of(x) for x in examples])
     with quiet():
         shapes.annotate(graph_module)
+        spell_picks(graph_module)
     purity.refuse_half_precision(graph_module)
     purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)

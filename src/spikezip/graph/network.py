@@ -100,6 +100,8 @@ class Spec:
         batch_dim: the dimension whose size grows with the batch; None for a value that does not depend on it.
         outer: the batch is the slowest index within that dimension (it may be merged with others, ``B * windows``).
         inner: it is the fastest (``tokens * B``). A dimension that is neither cannot hold time steps as well.
+        placed: a sample's part depends on its place in the batch, as ``arange(B)`` does. In a batch of which samples
+            leave, or which holds time steps as well, it says something else.
     """
 
     shape: tuple[int, ...]
@@ -107,6 +109,7 @@ class Spec:
     batch_dim: int | None
     outer: bool = True
     inner: bool = False
+    placed: bool = False
 
     @property
     def numel(self) -> int:

@@ -62,7 +62,7 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     Found by running pairs of batches that agree in one sample only, the first or the last (so that what looks one way
     along the batch is seen too), beside very negative and very positive ones (so that extremes over the batch move);
     and by running a sample alone, as the size of the batch may itself be reckoned with. Where the batch is not the
-    slowest index of its dimension, the node is marked (see :class:`Spec`).
+    slowest index of its dimension, or a sample's value depends on its place, the node is marked (see :class:`Spec`).
     """
     specs = network.info(gm).inputs
     generator, device = torch.Generator().manual_seed(0), network.device(gm)
@@ -101,6 +101,7 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
             )
 
     _check_size(gm, shared, pairs[0][0])
+    _check_places(gm, [torch.cat(samples) for samples in zip(first, shared, strict=True)], pairs[0][0], pairs[1][0])
 
 
 def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node, Tensor]) -> None:
@@ -124,8 +125,48 @@ def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node
     _values(gm, sample, first_of_two)
 
 
+def _check_places(
+    gm: fx.GraphModule, batch: list[Tensor], other: dict[fx.Node, Tensor], found: dict[fx.Node, Tensor]
+) -> None:
+    """Mark what gives a sample another value at another place in the batch; refuse an output that does.
+
+    ``found`` are the values of ``batch``, ``other`` those of the same two samples in the other order. Where they are
+    not the same to the bit, each node is given what its operands were in that order, so that no rounding grows.
+    """
+    swapped: dict[fx.Node, Tensor] = {}
+    for node, value in other.items():
+        spec: Spec | None = node.meta.get("spec")
+        if spec is None:
+            continue
+        node.meta["spec"] = replace(spec, placed=False)
+        if spec.batch_dim is not None and (spec.outer or spec.inner) and value.numel():
+            dim, inner = spec.batch_dim, not spec.outer
+            swapped[node] = value.unflatten(dim, (-1, 2) if inner else (2, -1)).flip(dim + inner).flatten(dim, dim + 1)
+    if all(torch.equal(torch.nan_to_num(found[n]), torch.nan_to_num(value)) for n, value in swapped.items()):
+        return
+
+    def as_swapped(node: fx.Node, value: Any) -> Any:
+        if node not in swapped or _alike(value, swapped[node]):
+            return swapped.get(node, value)
+        node.meta["spec"] = replace(network.spec(node), placed=True)
+        return value
+
+    _values(gm, batch, as_swapped)
+    blamed = [n for n in network.outputs(gm) if network.spec(n).placed]
+    for node in blamed:  # what placed values come from, back to the first
+        blamed += [n for n in node.all_input_nodes if n not in blamed and "spec" in n.meta and network.spec(n).placed]
+    if blamed:
+        culprit = next(n for n in gm.graph.nodes if n in blamed)
+        raise CaptureError(
+            f"The node {network.describe(culprit)} answers by its place in the batch: an image has another answer as "
+            "the first of two than as the second. Go by the size of positions, x.size(1), not of the batch, x.size(0)."
+        )
+
+
 def _alike(alone: Tensor, first: Tensor) -> bool:
     """Whether two tensors are the same, but for rounding."""
+    if not (alone.is_floating_point() or alone.is_complex()):
+        return torch.equal(alone, first)
     a, b = (torch.nan_to_num(t.detach().abs() if t.is_complex() else t.detach()).double() for t in (alone, first))
     return float((a - b).abs().amax()) <= 1e-3 * float(b.abs().amax()) if a.numel() else True
 

@@ -28,6 +28,13 @@ def lstm_cell(x: Tensor, state: Sequence[Tensor], *weights: Tensor | None) -> tu
     return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
+def _projected(x: Tensor, state: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, Tensor]:
+    """An LSTM whose hidden state is projected, ``h' = P (s(o) tanh(c'))`` (Sak et al., Interspeech 2014)."""
+    *own, projection = weights
+    hidden, cell = lstm_cell(x, state, *own)
+    return F.linear(hidden, projection), cell
+
+
 def gru_cell(x: Tensor, hidden: Tensor, *weights: Tensor | None) -> Tensor:
     """``r, z`` from ``s(W x + U h + b)``; ``n = tanh(W x + b + r (U h + b'))``; ``h' = n + z (h - n)``.
 
@@ -71,7 +78,9 @@ def _lstm(
     both: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     starts = list(zip(hx[0].unbind(0), hx[1].unbind(0)))
-    y, ends = _layers(lstm_cell, x, starts, weights, len(weights) // len(starts), layers, both, batch_first)
+    each = len(weights) // len(starts)
+    cell = lstm_cell if each == (4 if biases else 2) else _projected
+    y, ends = _layers(cell, x, starts, weights, each, layers, both, batch_first)
     return y, torch.stack([h for h, _ in ends]), torch.stack([c for _, c in ends])
 
 
@@ -94,8 +103,6 @@ def _layers(
     cell: _Cell, x: Tensor, starts: Sequence[tuple[Tensor, ...]], weights: Sequence[Tensor], each: int, layers: int,
     both: bool, batch_first: bool,
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:  # fmt: skip
-    if each == 5 or (weights and starts[0][0].shape[1] != weights[1].shape[1]):
-        raise NotImplementedError("an LSTM with projections (proj_size): write it as a loop over steps")
     time = 1 if batch_first else 0
     sequence, ends = list(x.unbind(time)), []
     for layer in range(layers):

@@ -91,7 +91,7 @@ void quantize(uint8_t *__restrict goal, const A *__restrict sum, A theta, A low,
 #define EACH(ratio)                                 \
     for (int64_t i = 0; i < n; i++) {               \
         A q = std::floor((ratio) + A(0.5));         \
-        q = q < low ? low : q;                      \
+        q = q > low ? q : low; /* NaN is low */     \
         q = q > high ? high : q;                    \
         goal[i] = uint8_t(int32_t(q - low));        \
     }

@@ -99,7 +99,8 @@ def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels
     one = float(threshold) == 1.0
     kind = Levels(-levels.range, levels.range).storage  # holds differences too
     ratio = value if one else value / threshold
-    goals = torch.add(ratio, 0.5, out=None if one else ratio).floor_().clamp_(levels.lowest, levels.highest).to(kind)
+    goals = torch.add(ratio, 0.5, out=None if one else ratio).floor_().nan_to_num_(levels.lowest)
+    goals = goals.clamp_(levels.lowest, levels.highest).to(kind)
     channels_last = layout_of(goals) is torch.channels_last
 
     def flat(values: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ if triton is not None:
                     else:
                         drive = tl.div_rn(drive, tl.load(theta))  # `/` is approximate in float32
                 code = tl.floor(drive + 0.5)
-                code = tl.minimum(tl.maximum(code, low.to(FLOAT)), high.to(FLOAT))
+                code = tl.where(code > low.to(FLOAT), code, low.to(FLOAT))  # NaN is low
+                code = tl.minimum(code, high.to(FLOAT))
                 goal = code.to(tl.int32) - low
             if moved | behind:
                 move = tl.minimum(tl.maximum(goal - now, -slew), slew)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, fx
 from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Stage
-from spikezip.measure.saving import save_text
+from spikezip.measure.saving import finite, save_json
 from spikezip.measure.side_by_side import Tally, longest, read_network, read_snn, tap
 from spikezip.run import Engine
 from spikezip.run.engine import check_inputs
@@ -105,12 +104,15 @@ class Comparison:
         return next((layer for layer in self.layers if layer.differ[-1] > threshold), None)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"format": "spikezip.comparison/1", **asdict(self)}
+        """As plain data; None for what is NaN or infinite, such as an output before spikes have reached a logarithm."""
+        content = asdict(self)
+        for row in (*content["layers"], *content["outputs"]):
+            row.update({key: finite(value) for key, value in row.items() if isinstance(value, tuple)})
+        return {"format": "spikezip.comparison/1", **content}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it as JSON in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
-        return save_text(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", overwrite=overwrite)
+        return save_json(path, self.to_json(), indent=1, overwrite=overwrite)
 
     def __str__(self) -> str:
         return _table(self)

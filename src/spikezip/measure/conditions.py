@@ -13,6 +13,7 @@ from spikezip.graph import network, purity
 from spikezip.quantize.exact import Exactness, first_rounded
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine
+from spikezip.run.plan import unfoldable
 from spikezip.spike.encoding import Encoding
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
@@ -43,9 +44,10 @@ def conditions(snn: SpikingNetwork, engine: Engine | None = None, steps: int | N
 
 
 def default_engine(snn: SpikingNetwork) -> Engine:
-    """SWEEP where arithmetic is exact, REFERENCE (the QANN's own operations on its own batches) where it is not."""
+    """SWEEP where arithmetic is exact and time steps can be folded into the batch; elsewhere REFERENCE, which runs the
+    QANN's own operations on its own batches."""
     exact = bool(network.note(snn.graph, "weight_bits")) and not _off_the_grid(snn)
-    return Engine.SWEEP if exact else Engine.REFERENCE
+    return Engine.SWEEP if exact and unfoldable(snn.graph) is None else Engine.REFERENCE
 
 
 def exactness(snn: SpikingNetwork) -> list[dict[str, Any]]:

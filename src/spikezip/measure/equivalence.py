@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from spikezip.graph.weights_hash import weights_sha256
 from spikezip.kernels import exactly
 from spikezip.measure.conditions import Condition, conditions, default_engine, exactness
 from spikezip.measure.provenance import versions
-from spikezip.measure.saving import save_text
+from spikezip.measure.saving import save_json
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs, check_numbers
@@ -48,6 +48,7 @@ class Certificate:
         layers: one :class:`LayerCheck` per neuron layer.
         settled_at: T_eq per image; -1 where the steps ran out.
         bound: the static bound on T_eq.
+        steps: how many steps the SNN ran; of several batches, the one that took longest.
         conditions: C1 to C6.
         exactness: arithmetic per operation, for an integer network (empty otherwise).
         weights_sha256: of the SNN's weights.
@@ -65,6 +66,7 @@ class Certificate:
     layers: tuple[LayerCheck, ...]
     settled_at: tuple[int, ...]
     bound: int
+    steps: int
     conditions: tuple[Condition, ...]
     exactness: tuple[Mapping[str, Any], ...]
     weights_sha256: str
@@ -73,22 +75,23 @@ class Certificate:
     nan: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The certificate as plain data; ``settled_at`` as mean, maximum and histogram."""
-        settled = torch.tensor(self.settled_at, dtype=torch.float64)
-        times, counts = torch.tensor(self.settled_at).unique(return_counts=True)
+        """The certificate as plain data; ``settled_at`` as mean and maximum (None unless all settled) and histogram."""
+        settled = [t for t in self.settled_at if t > 0]
+        all_settled = len(settled) == self.images
         return {
             "format": "spikezip.certificate/1",
             **asdict(self),
             "settled_at": {
-                "mean": float(settled.mean()),
-                "max": int(settled.max()),
-                "histogram": {str(int(t)): int(c) for t, c in zip(times, counts, strict=True)},
+                "mean": sum(settled) / len(settled) if all_settled else None,
+                "max": max(settled) if all_settled else None,
+                "unsettled": self.images - len(settled),
+                "histogram": {str(t): count for t, count in sorted(Counter(settled).items())},
             },
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it as JSON in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
-        return save_text(path, json.dumps(self.to_json(), indent=1) + "\n", overwrite=overwrite)
+        return save_json(path, self.to_json(), indent=1, overwrite=overwrite)
 
     def require(self) -> Certificate:
         """Return the certificate, or raise EquivalenceError naming the first layer that differs and the step.
@@ -166,7 +169,7 @@ def verify(
     mismatches = {name: 0 for name, _ in snn.layers}
     checked = {name: 0 for name, _ in snn.layers}
     settled: list[int] = []
-    outputs_equal, nan = True, 0
+    outputs_equal, nan, taken = True, 0, 0
     for _, piece in pieces(inputs, batch):
         run = execute(snn, piece, steps, engine=engine, batch=batch)
         codes, outputs = qann_codes(snn, piece)
@@ -176,6 +179,7 @@ def verify(
         outputs_equal &= all(torch.equal(mine[-1], theirs) for mine, theirs in zip(run.outputs, outputs, strict=True))
         nan += int(torch.stack([y.isnan().reshape(len(y), -1).any(1) for y in outputs]).any(0).sum())
         settled += run.settled_at.tolist()
+        taken = max(taken, run.steps)
         if on_batch:
             on_batch(piece[0].shape[0])
     total = sum(mismatches.values())
@@ -190,6 +194,7 @@ def verify(
         layers=tuple(LayerCheck(n, mismatches[n], checked[n]) for n, _ in snn.layers),
         settled_at=tuple(settled),
         bound=snn.t_off(steps or 1) + snn.bound,
+        steps=taken,
         conditions=conditions(snn, engine, steps),
         exactness=tuple(exactness(snn)),
         weights_sha256=weights_sha256(snn.graph),

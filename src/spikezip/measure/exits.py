@@ -120,7 +120,7 @@ def exit_curve(
         names = ", ".join(known.__name__ for known in CONFIDENCES.values())
         raise InputError(f"{kind!r} has no threshold to choose; give one of the classes {names}.")
     _check(run, labels)
-    greatest = kind.confidence(run.logits).clamp(0, 1).flatten()
+    greatest = kind.confidence(run.logits).flatten()
     if bool(greatest.isnan().any()):
         raise InputError("The run's logits hold NaN or infinity, so no confidence can be told. Clean the data first.")
     if thresholds is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from spikezip.measure.energy import DEFAULT_MODELS, EnergyModel, energy_record
 from spikezip.measure.equivalence import Certificate, qann_codes
 from spikezip.measure.exits import CURVE, check_labels, exit_steps
 from spikezip.measure.provenance import provenance
-from spikezip.measure.saving import save_text
+from spikezip.measure.saving import save_json
 from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
@@ -42,8 +41,11 @@ class Record:
         return self.content[key]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write ``record.json`` in one step; OutputError if it exists and not ``overwrite``, or cannot be written."""
-        return save_text(path, json.dumps(self.content, allow_nan=False) + "\n", overwrite=overwrite)
+        """Write ``record.json`` in one step; OutputError if it exists and not ``overwrite``, or cannot be written.
+
+        Also raised where a number is NaN or infinite; the message names its place.
+        """
+        return save_json(path, self.content, overwrite=overwrite)
 
 
 @torch.no_grad()
@@ -84,8 +86,8 @@ def measure(
         name: name of the run; the model's if not given.
         certificate: proof to keep with the record.
         seed: written into the record.
-        distances: how many images the distance from the QANN, layer by layer and step by step, is taken over (it costs
-            more than the run itself); everything else is counted on all.
+        distances: on how many images, in whole batches from the first, codes are compared with the QANN's, layer by
+            layer and step by step (it costs more than the run itself); the record says on how many as ``compared``.
         on_batch: told how many images were done, batch by batch (for a progress bar).
         energy: count operations and memory accesses too, and price them (see docs/energy.md).
         energy_images: how many images that is done on, step by step; the first ones.
@@ -285,6 +287,7 @@ class _Tally:
                 "bound": self.snn.t_off(self.steps) + self.snn.bound,
                 "t_eq_histogram": {str(int(t)): int(c) for t, c in zip(times, counts)} if done else {},
             },
+            "compared": self.compared,
             "layers": [self._layer(name) for name, _ in self.snn.layers],
             "early_exit": [leaving.result(n, labelled) for leaving in self.exits] or None,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -216,4 +217,4 @@ def _codes(layer: Layer, other: Layer, factor: float) -> Tensor:
 
 def _correlation(a: float, b: float, aa: float, bb: float, ab: float) -> float | None:
     spread = (aa - a * a) * (bb - b * b)
-    return max(-1.0, min(1.0, (ab - a * b) / spread**0.5)) if spread > 1e-24 else None
+    return max(-1.0, min(1.0, (ab - a * b) / spread**0.5)) if 1e-24 < spread < math.inf else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spikezip.measure.equivalence import qann_codes
+from spikezip.measure.saving import finite
 from spikezip.run.reference import reference
 from spikezip.spike.swap import SpikingNetwork
 
@@ -53,6 +54,7 @@ def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int
     """Drive, membrane, tracer and spikes of the neurons that fire most, ``each`` per chosen layer.
 
     The membrane is that of the published neuron: ``v = theta/2 + U - theta*S``; the target is the QANN's code.
+    A value that is not finite, as a logarithm before spikes arrive, is None.
     """
     neurons, targets = dict(snn.layers), qann_codes(snn, image)[0]
     found = []
@@ -66,10 +68,10 @@ def traces(snn: SpikingNetwork, image: tuple[Tensor, ...], steps: int, each: int
                     "layer": name,
                     "neuron": index,
                     "image": 0,
-                    "membrane": (theta / 2 + drive - theta * tracer).tolist(),
+                    "membrane": finite((theta / 2 + drive - theta * tracer).tolist()),
                     "tracer": [int(s) for s in tracer],
                     "spikes": [int(s) for s in spikes[:, index]],
-                    "drive": drive.tolist(),
+                    "drive": finite(drive.tolist()),
                     "target": int(targets[name].flatten()[index]),
                     "scale": theta,
                 }

@@ -209,7 +209,7 @@ def _from_file(
         if example_shape is None:
             raise CaptureError(
                 f"{spec} does not say what input the model takes. Return (model, example_input) from the function, or"
-                " give example_shape=(C, H, W)."
+                " give example_shape=(C, H, W) (--shape C,H,W)."
             )
         example = _example(example_shape)
     return ModelSource(spec, module, example)

@@ -58,7 +58,9 @@ def _load(path: Path) -> ModuleType:
         raise CaptureError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up here
-    sys.path.insert(0, str(path.parent))  # as `python file.py` does, so that it can import its neighbours
+    # As `python file.py` does, so that it can import its neighbours: now, and when the function or the model is called.
+    if sys.path[:1] != [str(path.parent)]:
+        sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -67,8 +69,6 @@ def _load(path: Path) -> ModuleType:
         raise CaptureError(
             f"{path} cannot be imported: {type(error).__name__}: {error}{where}. Mend the file first."
         ) from error
-    finally:
-        sys.path.remove(str(path.parent))
     return module
 
 

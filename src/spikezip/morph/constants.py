@@ -41,7 +41,7 @@ def fold_constants(gm: fx.GraphModule) -> int:
         made_of = sources[node] if value.is_floating_point() else set()
         kept = value.detach().clone(memory_format=torch.contiguous_format)
         with gm.graph.inserting_before(node):
-            name = _name(node, values)
+            name = _name(gm, node)
             new = rewrite.new_constant(gm, name, _stored(kept, made_of), like=node)
         new.meta["spec"] = node.meta.get("spec")
         node.replace_all_uses_with(new)
@@ -119,7 +119,7 @@ def _is_repeated(node: fx.Node, one: Any, two: Any) -> bool:
     return torch.allclose(two, torch.cat([one, one], dim), equal_nan=True)
 
 
-def _name(node: fx.Node, values: dict[fx.Node, Any]) -> str:
+def _name(gm: fx.GraphModule, node: fx.Node) -> str:
     """The greatest stored tensor's name that a value comes from, else its module's."""
     found, todo, seen = [], [node], set()
     while todo:
@@ -132,4 +132,4 @@ def _name(node: fx.Node, values: dict[fx.Node, Any]) -> str:
         todo.extend(current.all_input_nodes)
     if not found:
         return f"{network.origin(node)}.constant"
-    return str(max(found, key=lambda n: values[n].numel()).target)
+    return str(max(found, key=lambda n: network.get_tensor(gm, n.target).numel()).target)

@@ -22,6 +22,7 @@ def layer_table(record: Record) -> Table | None:
     if not record.layers:
         return None
     units = [layer_unit(record, layer) for layer in record.layers]
+    where = f" in the {record.compared_images}" if record.compared_images else ""
     columns = [
         Column("layer", numeric=False),
         Column("neurons"),
@@ -30,8 +31,8 @@ def layer_table(record: Record) -> Table | None:
         Column("levels sent / image" if record.graded else "spikes / image", compact),
         Column("negative", percent),
         *([] if record.graded else [Column("sparsity", percent)]),
-        Column("settled at t"),
-        Column("codes differing at end", percent),
+        Column(f"settled at t{where}"),
+        Column(f"codes differing at end{where}", percent),
     ]
     rows = []
     for layer, unit in zip(record.layers, units, strict=True):

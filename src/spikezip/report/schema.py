@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Series = tuple[float, ...]
+Gaps = tuple[float | None, ...]  # None where the value was not finite
 Shares = tuple[Share, ...]
 Count = Annotated[int, Field(ge=0)]
 
@@ -158,10 +159,10 @@ class Trace(_Part):
     layer: str
     neuron: int
     image: int = 0
-    membrane: Series
+    membrane: Gaps
     tracer: Series
     spikes: Series
-    drive: Series = ()
+    drive: Gaps = ()
     target: float | None = None
     scale: Annotated[float, Field(gt=0)]
 
@@ -270,6 +271,7 @@ class Record(_Part):
     accuracy: Accuracy | None = None
     agreement: Shares | None = None
     settled: SettledPart | None = None
+    compared: Count | None = None  # images, from the first, that l1 and differ of the layers are taken over
     layers: tuple[Layer, ...] = ()
     weights: tuple[Weights, ...] = ()
     energy: Energy | None = None
@@ -286,7 +288,15 @@ class Record(_Part):
         """Whether a spike may have several levels; it is counted as so many spikes then."""
         return self.slew not in (None, 1)
 
-    def series(self) -> Iterator[tuple[str, Series]]:
+    @property
+    def compared_images(self) -> str | None:
+        """Which images codes were compared with the QANN's on; None for all. An older record does not say."""
+        if self.compared is None:
+            return "images compared"
+        known = self.data is not None and self.data.images == self.compared
+        return None if known else f"first {self.compared:,} images"
+
+    def series(self) -> Iterator[tuple[str, Gaps]]:
         """Every per-step series with the place it is written at."""
         yield "accuracy.snn", (self.accuracy and self.accuracy.snn) or ()
         yield "agreement", self.agreement or ()

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
+from spikezip.errors import StageError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.kernels import exactly
@@ -24,6 +26,7 @@ _aten = torch.ops.aten
 _SHARE = "(share of the biases)"
 _MEMBRANE = "(membrane)"
 _BARE = "(without bias)"
+_ADDED_UP = {Rule.LINEAR, Rule.BILINEAR, Rule.RELEASED, Rule.MEMBRANE}  #: rules that read what is sent
 
 
 @torch.no_grad()
@@ -64,6 +67,9 @@ def event(
 
     Returns:
         The :class:`Run`, of as many steps as were run; its ``memory`` holds membranes and accumulated values.
+
+    Raises:
+        StageError: a value whose differences are sent is NaN or infinite at one step and not at another.
 
     Source: the neuron and the rule for products are You et al., "SpikeZIP-TF", ICML 2024, eq. 5-8 and 11.
     Departs: biases are injected once, by their schedule, not added and taken away again at every step.
@@ -289,11 +295,19 @@ class _Pass:
         m = self.machine
         before = m.total.get(node)
         if before is None:
-            self.change[node] = _over(value, m.wide)
+            change = _over(value, m.wide)
         else:
             self.earlier[node] = before
-            self.change[node] = _over(value, lambda v, w: m.wide(v) - m.wide(w), before)
-        m.total[node] = value
+            # What stays infinite, such as a masked score, does not change.
+            change = _over(value, lambda v, w: (m.wide(v) - m.wide(w)).masked_fill_(v == w, 0), before)
+        if any(m.rules.of.get(user) in _ADDED_UP for user in node.users):
+            for part in tree_leaves(change):
+                if bool((part.isnan() if before is None else ~part.isfinite()).any()):
+                    raise StageError(
+                        f"{network.origin(node)!r} was not finite at a step, as the quotient or logarithm of 0 before "
+                        "spikes arrive, and the event engine sends differences. Run this network with another engine."
+                    )
+        self.change[node], m.total[node] = change, value
 
     def _add_up(self, node: fx.Node) -> None:
         m, change = self.machine, self.change[node]

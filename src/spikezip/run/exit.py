@@ -98,7 +98,7 @@ class Entropy:
     def confidence(logits: Tensor) -> Tensor:
         """``[..., C]`` to ``[...]``, 0 to 1."""
         entropy = torch.special.entr(logits.double().softmax(-1)).sum(-1)
-        return 1 - entropy / math.log(logits.shape[-1])
+        return (1 - entropy / math.log(logits.shape[-1])).clamp(0, 1)
 
     def confident(self, logits: Tensor) -> Tensor:
         """Which of ``[..., C]`` are clear enough, ``[...]`` bool."""

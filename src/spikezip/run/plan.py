@@ -66,7 +66,7 @@ def plan_of(snn: SpikingNetwork) -> Plan:
     """The plan of a network, made anew only when its tensors have changed.
 
     Raises:
-        StageError: a neuron layer's values do not keep an image's together, so time cannot be folded into the batch.
+        StageError: time cannot be folded into the batch (see :func:`unfoldable`).
     """
     mark = [(id(t), t.data_ptr(), None if t.is_inference() else t._version, t.device) for t in _tensors(snn.graph)]
     known = vars(snn.graph).get("_sweep_plan", _Known())
@@ -88,13 +88,11 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _plan(gm: fx.GraphModule) -> Plan:
     nodes = tuple(n for n in gm.graph.nodes if n.op != "output" and not is_size(n))
+    if (reason := unfoldable(gm)) is not None:
+        raise StageError(
+            f"{reason}, so time steps cannot be folded into the batch. Run this network with the reference engine."
+        )
     neurons = dict(network.modules_of(gm, STBIF))
-    for node in neurons:
-        if scattered(network.spec(node)):
-            raise StageError(
-                f"The values of {network.origin(node)!r} do not keep one image's together, so time steps cannot be "
-                "folded into the batch. Run this network with the reference engine."
-            )
     dependent: set[fx.Node] = set()
     for node in nodes:
         if node in neurons or any(n in dependent for n in node.all_input_nodes):
@@ -126,6 +124,18 @@ def _plan(gm: fx.GraphModule) -> Plan:
         widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
         most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
     )
+
+
+def unfoldable(gm: fx.GraphModule) -> str | None:
+    """Why time steps cannot be folded into the batch of an SNN; None where they can."""
+    for node in gm.graph.nodes:
+        spec: Spec | None = node.meta.get("spec")
+        if spec is not None and spec.placed:
+            return f"The node {network.describe(node)} depends on an image's place in the batch"
+    for node, _ in network.modules_of(gm, STBIF):
+        if scattered(network.spec(node)):
+            return f"The values of {network.origin(node)!r} do not keep one image's together"
+    return None
 
 
 def _constants(gm: fx.GraphModule) -> dict[fx.Node, Tensor]:

@@ -64,7 +64,8 @@ def sweep(
         The :class:`Run`, of as many steps as were run.
 
     Raises:
-        StageError: a neuron layer's values do not keep an image's together, so time cannot be folded into the batch.
+        StageError: time cannot be folded into the batch: a value depends on an image's place in it, or a neuron layer's
+            values do not keep an image's together.
     """
     so_far = _Results(snn, plan_of(snn), inputs, steps, state, early_exit)
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)

@@ -92,8 +92,11 @@ class STBIF(nn.Module):
         self.register_buffer("threshold", threshold.detach().clone())
 
     def target(self, drive: Tensor) -> Tensor:
-        """Where the tracer is heading: ``Q(drive)``, the QANN's code."""
-        return self.levels.codes(drive, self.threshold)
+        """Where the tracer is heading: ``Q(drive)``, the QANN's code; where the drive is NaN, the lowest.
+
+        A quotient of two sums is 0/0 before spikes arrive: such a drive reaches no level.
+        """
+        return self.levels.codes(drive, self.threshold).nan_to_num(self.levels.lowest)
 
     def forward(self, drive: Tensor, tracer: Tensor) -> Tensor:
         """The tracer after one step with accumulated input ``drive`` (same shape)."""

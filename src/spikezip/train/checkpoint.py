@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from spikezip.errors import BundleError
@@ -147,7 +147,8 @@ def write_tensors(tensors: dict[str, Tensor], target: Path, header: dict[str, st
     # Tied weights would share memory, which safetensors refuses; a clone each is what loading makes of them anyway.
     apart = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     with replacing(target) as draft:
-        save_file(apart, draft, metadata=header)
+        # Not save_file: it writes to a name of its own beside the draft, which would stay when the machine stops.
+        draft.write_bytes(save(apart, header))
 
 
 def read(source: Path) -> Checkpoint:
@@ -172,4 +173,4 @@ def read(source: Path) -> Checkpoint:
 def write_json(value: Any, target: Path) -> None:
     """Write JSON in one step."""
     with replacing(target) as draft:
-        draft.write_text(json.dumps(value, indent=1) + "\n")
+        draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -84,7 +84,8 @@ def train(
         out: folder for ``checkpoint.safetensors`` (the latest), ``history.json`` and, at the end,
             ``network.safetensors``; None writes nothing.
         resume: go on from the checkpoint in ``out``, if there is one.
-        overwrite: start anew although ``out`` holds files; those of an earlier run are removed, ``snn.spikezip`` too.
+        overwrite: start anew although ``out`` holds files; those of an earlier run, ``snn.spikezip`` too, are removed
+            when the first checkpoint is written.
         on_event: is told of steps, epochs and files, in the main process. By default a progress bar on a
             terminal, and lines where there is none.
 
@@ -97,7 +98,8 @@ def train(
         StageError: the network cannot be trained with this objective, or not under ``torch.inference_mode()``.
         DataError: there is nothing to train on.
         InputError: images are of another type than a captured network takes, or the data has no batches to ask for.
-        OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, or cannot be written.
+        OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, cannot be written, or
+            another training is writing there.
         BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
 
     >>> from spikezip.train import SGD, Plan, TensorBatches
@@ -118,7 +120,10 @@ def train(
         device = accelerator.device
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         folder = Folder(Path(out), accelerator) if out is not None else None
-        start = folder.open(resume=resume, overwrite=overwrite) if folder is not None else None
+        start = None
+        if folder is not None:
+            stack.enter_context(folder.claimed())
+            start = folder.open(resume=resume, overwrite=overwrite)
         run = _Run(network, data, plan, accelerator, tell)
         if start is not None:
             run.restore(start)

@@ -66,7 +66,7 @@ def firing_rates(run: Run) -> Sequence[Drawing | Absent]:
 
 
 def settled_step(layer: Layer) -> int | None:
-    """First step from which every neuron of the layer, in every image, holds its QANN code; none if it never does."""
+    """First step from which every neuron of the layer holds its QANN code in all images compared; none if never."""
     if not layer.differ or layer.differ[-1] > 0:
         return None
     return 1 + max((t for t, share in enumerate(layer.differ, start=1) if share > 0), default=0)
@@ -85,12 +85,15 @@ def l1_distance(run: Run) -> Sequence[Drawing | Absent]:
         if step is not None:
             reached += 1
             axes.plot([step - 0.5] * 2, [row - 0.5, row + 0.5], color=colour("s2"), linewidth=2)
+    some = run.record.compared_images
     caption = (
-        "Mean distance between tracer S at step t and the QANN's code Q, in levels (the data give it in units too)."
+        "Mean distance between tracer S at step t and the QANN's code Q, in levels (the data give it in units too)"
+        f"{f', over the {some}' if some else ''}."
     )
     if any(layer.differ for layer in layers):
         caption += (
-            f" The orange edge is where a layer holds its QANN's codes for good, in every image:"
+            f" The orange edge is where a layer holds its QANN's codes for good, in"
+            f" {f'each of the {some}' if some else 'every image'}:"
             f" {reached} of {len(layers)} layers do."
         )
     rows: list[tuple[Cell, ...]] = [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from spikezip.report.figures.drawing import Absent, Drawing, Run, legend_below, step_axis, steps_of, steps_shown
-from spikezip.report.schema import Trace
+from spikezip.report.schema import Gaps, Trace
 from spikezip.report.style import colour, label, new_figure
 from spikezip.report.tables import Cell, Table, plain
 
@@ -75,12 +76,17 @@ def traces(run: Run) -> Sequence[Drawing | Absent]:
     return drawings
 
 
+def _in_levels(values: Gaps, scale: float) -> list[float]:
+    """In units of the threshold; NaN, which is drawn as a gap, for what is not finite."""
+    return [math.nan if value is None else value / scale for value in values]
+
+
 def _trace(run: Run, trace: Trace, number: int) -> Drawing:
     steps = list(steps_of(trace.tracer))
     figure = new_figure(330)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     if trace.drive:
-        drive = [d / trace.scale for d in trace.drive]
+        drive = _in_levels(trace.drive, trace.scale)
         upper.plot(steps, drive, color=colour("s2"), linewidth=1.1, linestyle=(0, (5, 1.5)), label="drive U / θ")
     upper.step(steps, trace.tracer, where="post", color=colour("s1"), label="tracer S")
     if trace.target is not None:
@@ -90,9 +96,8 @@ def _trace(run: Run, trace: Trace, number: int) -> Drawing:
     upper.set_ylabel("levels")
     upper.grid(axis="y")
     lower.axhspan(0, 1, color=colour("grid"), alpha=0.6, linewidth=0)
-    lower.plot(
-        steps, [v / trace.scale for v in trace.membrane], color=colour("s4"), label="membrane v / θ after firing"
-    )
+    membrane = _in_levels(trace.membrane, trace.scale)
+    lower.plot(steps, membrane, color=colour("s4"), label="membrane v / θ after firing")
     low, high = lower.get_ylim()
     for sign, mark in ((1, "^"), (-1, "v")):
         at = [t for t, o in zip(steps, trace.spikes, strict=False) if o * sign > 0]
@@ -116,6 +121,8 @@ def _trace(run: Run, trace: Trace, number: int) -> Drawing:
         f"{f' towards the QANN code {trace.target:g}{end}' if trace.target is not None else ''}."
         f" Triangles are spikes ({signs}); shaded is {_REST}, where no spike is due."
     )
+    if None in (*trace.drive, *trace.membrane):
+        caption += " Lines have gaps where a value is not finite, such as the logarithm of 0 before spikes arrive."
     series = (trace.membrane, trace.tracer, trace.spikes, trace.drive)
     rows = [(t, *(s[t - 1] if s else None for s in series)) for t in steps]
     table = Table.of(

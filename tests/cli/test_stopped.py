@@ -1,0 +1,67 @@
+"""Whoever stops a verb is told what there is, and no draft stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from spikezip import cli
+from spikezip.cli.target import output_file
+from spikezip.train import EpochDone
+
+RECIPE = """
+name: short
+stage: ann
+model: spikezip:digits
+data: digits
+epochs: 2
+train_images: 64
+batch: 64
+validation_images: 10
+"""
+
+
+def test_ctrl_c_is_told_and_ends_with_130(spikezip, monkeypatch):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spikezip.cli.sources.open_both", stop)
+    done = spikezip("convert", "spikezip:digits", "--data", "digits", "--out", "x.spikezip")
+    assert done.exit_code == 130
+    assert done.stderr.splitlines() == ["Nothing was written to 'x.spikezip'.", "Stopped."]
+    assert not list(Path().iterdir())
+
+
+def test_a_training_that_is_stopped_says_how_to_go_on(spikezip, monkeypatch, tmp_path):
+    def stop(event: object) -> None:  # before the checkpoint of that epoch
+        if isinstance(event, EpochDone) and event.epoch == stopped_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("spikezip.train.loop.bar_or_lines", lambda stack: stop)
+    (tmp_path / "short.yaml").write_text(RECIPE)
+    train = ("train", tmp_path / "short.yaml", "--out", "short")
+    none, some = "No checkpoint was written to 'short' yet.", "'short' holds the last checkpoint: go on from it"
+    for stopped_at, words in ((1, none), (2, some), (1, none)):  # noqa: B007  # stop reads it
+        done = spikezip(*train, "--overwrite")
+        assert done.exit_code == 130
+        assert words in done.stderr
+
+
+def test_sigterm_ends_with_143_and_removes_drafts(monkeypatch, tmp_path):
+    def terminated() -> None:
+        with output_file(tmp_path / "x.json") as draft:
+            draft.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "app", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # were main() to set none, the tests would end here
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
