@@ -5,8 +5,8 @@
 Training-free at 8 levels (pulse, from code 0 and from mean codes; even release) and 16 (pulse), the networks kept in
 experiments/networks, and (``--trained``) those that `spikezip train` has made in runs/ of the recipes in ``SETS``.
 Writes experiments/results/DATA-SET-resnet20.json and the figure beside it. Rows that are in the file are kept, not run
-again (``--again`` runs what can be run). The ANN is the published one for CIFAR-10; for CIFAR-100, the one that
-experiments/recipes/cifar100-resnet20-ann-transfer.yaml trains.
+again (``--again`` runs what can be run). The ANN is the published one for CIFAR-10; for CIFAR-100, the one in
+experiments/networks that experiments/recipes/cifar100-resnet20-ann-transfer.yaml trained.
 """
 
 from __future__ import annotations
@@ -67,12 +67,14 @@ KEPT = {
         "cifar10-resnet20-for-T-4-MS-from-code-1-0"
     ),
 }
-TRAINED_100 = {
-    "trajectory for t=2 (2 epochs), MS blocks, 4 levels from code 1, pulse": "cifar100-resnet20-t2-initial",
+KEPT_100 = {
+    "trajectory for t=2 (QAT, then 5 epochs), MS blocks, 4 levels from code 1, pulse": (
+        "cifar100-resnet20-for-T-2-MS-from-code-1-0"
+    ),
 }
 SETS = {
     "cifar10": Part("CIFAR-10", "pretrained", TRAINED, KEPT),
-    "cifar100": Part("CIFAR-100", "runs/cifar100-resnet20-ann-transfer/network.safetensors", TRAINED_100, {}),
+    "cifar100": Part("CIFAR-100", str(NETWORKS / "cifar100-resnet20-ann.safetensors"), {}, KEPT_100),
 }
 
 

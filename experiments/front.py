@@ -8,12 +8,12 @@
     python experiments/front.py --only "for T=2" --start experiments/networks ...    # on from a network that was kept
     python experiments/front.py --only "for T=2" --start FOLDER --halfway ...    # and the mean of both ends
 
-Where the data set has published weights for the network they are the ANN; otherwise it is trained once. Each product is
-fine-tuned from it for ``--epochs`` passes over the training images (less those held out for validation, unless
-``--all-images`` says that nothing is left to be chosen with them), given 8-bit weights, and run on the test split once.
-On a GPU, where there is one: a small network does not fill it, so that several calls with ``--train-only`` are best
-made at once, and then one without to measure. What is cut off goes on from its checkpoint in runs/front; rows in
-experiments/results/front-DATASET-NETWORK.json are not made again.
+Where the data set has published weights for the network they are the ANN; otherwise it is trained once, unless
+``--ann`` gives its weights. Each product is fine-tuned from it for ``--epochs`` passes over the training images (less
+those held out for validation, unless ``--all-images`` says that nothing is left to be chosen with them), given 8-bit
+weights, and run on the test split once. On a GPU, where there is one: a small network does not fill it, so that several
+calls with ``--train-only`` are best made at once, and then one without to measure. What is cut off goes on from its
+checkpoint in runs/front; rows in experiments/results/front-DATASET-NETWORK.json are not made again.
 
 ``--keep FOLDER`` writes every product that is measured as an SNN for ``spikezip run``, and its trained weights as they
 were before they became integers; ``--start FOLDER`` goes on from such weights: a mean's, or the first seed's. With
@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-set", choices=["digits", "cifar10", "cifar100"], default="cifar10")
     parser.add_argument("--network", choices=sorted(MODELS), default="resnet20")
+    parser.add_argument("--ann", type=Path, metavar="FILE", help="the ANN's weights; else published, or trained")
     parser.add_argument("--ann-epochs", type=int, default=200, help="where an ANN must be trained")
     parser.add_argument("--epochs", type=int, default=60, help="of each product")
     parser.add_argument("--batch", type=int, default=128)
@@ -156,18 +157,21 @@ def main() -> None:
         settings["mixed"] = True
     how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
     published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
+    ann_weights = str(options.ann) if options.ann else "pretrained" if published else None
     source, data = open_both(
         f"spikezip:{options.network}",
         options.data_set,
-        weights="pretrained" if published else None,
+        weights=ann_weights,
         classes=None,
         image_size=None,
         root=options.data,
     )
-    if not published:
+    if ann_weights is None:
         lines = {"epochs": options.ann_epochs, "batch": options.batch, "precision": options.precision, **how}
         train_ann(source, data, lines, RUNS / name / "ann")
-    settings["ann_epochs"] = None if published else options.ann_epochs
+    settings["ann_epochs"] = None if ann_weights else options.ann_epochs
+    if options.ann:
+        settings["ann"] = ann_weights
     anns = {"ann": source.module}
     if options.teacher:
         anns["teacher"] = resolve(f"spikezip:{options.teacher}", weights="pretrained", root=options.data).module
