@@ -187,10 +187,15 @@ def test_whole_numbers_times_a_real_one(dtype):
 
     torch.manual_seed(0)
     x = torch.randint(0, 9, (8, 4)).to(dtype)
-    snn = spike(quantize(morph(capture(Halved(), x[:2])), 8, x))
+    model = Halved()
+    with torch.no_grad():  # in eighths, as the codes: sums are exact in any batch
+        for weight in model.parameters():
+            weight.mul_(8).round_().div_(8)
+    qann = quantize(morph(capture(model, x[:2])), 8, x)
+    qann.get_submodule("relu").scale.data.fill_(0.375)
+    snn = spike(qann)
     found, wanted = (execute(snn, x, 8, engine=engine) for engine in (Engine.SWEEP, Engine.REFERENCE))
-    assert torch.equal(found.codes["relu"], wanted.codes["relu"])
-    torch.testing.assert_close(found.logits, wanted.logits)  # in floats a sum may round otherwise in another batch
+    assert torch.equal(found.logits, wanted.logits)
 
 
 def test_too_few_steps_say_so(plain):

@@ -61,7 +61,7 @@ def output_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         draft = scratch / target.resolve().name
         draft.mkdir()
         yield draft
-        _check_folder(target, overwrite, ours=scratch)
+        _check_folder(target, overwrite, scratch.name)
         for file in sorted(path for path in draft.rglob("*") if path.is_file()):
             _move(file, target / file.relative_to(draft))
 
@@ -75,10 +75,10 @@ def _check_file(target: Path, overwrite: bool) -> None:
         raise OutputError(f"'{target}' exists. Give another name or add --overwrite.")
 
 
-def _check_folder(target: Path, overwrite: bool, ours: Path | None = None) -> None:
+def _check_folder(target: Path, overwrite: bool, ours: str = "") -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"'{target}' is a file; give the name of a folder.")
-    if target.is_dir() and not overwrite and any(path.name != (ours and ours.name) for path in _listed(target)):
+    if target.is_dir() and not overwrite and any(path.name != ours for path in _listed(target)):
         raise OutputError(f"'{target}' is not empty. Give another folder or add --overwrite.")
 
 
