@@ -71,7 +71,6 @@ class Synapse:
                 return _sums(rows, self.packed[codes.zero], self.weight.shape[0], self.geometry, codes.zero)
 
             sums = events.sums(codes, self.weight, self.geometry, self.packed, dense)
-            sums = dense(codes.rows) if sums is None else sums
         else:
             from spikezip.kernels import triton_synapse  # imports Triton
 
