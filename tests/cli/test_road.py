@@ -171,14 +171,14 @@ def test_answers_with_the_batch_behind_the_classes(spikezip, model_file):
     assert told[0] in first.stdout
 
 
-@pytest.mark.parametrize(("function", "answer"), [("maps", "[10, 8, 8]"), ("five", "[5]")])
+@pytest.mark.parametrize(("function", "answer"), [("maps", "[10, 8, 8]"), ("flat", "[]"), ("five", "[5]")])
 def test_a_network_that_is_no_classifier_is_converted_without_an_accuracy(spikezip, model_file, function, answer):
     done = spikezip("convert", f"{model_file}:{function}", "--data", "digits", "--out", "maps.spikezip")
     assert done.exit_code == 0, done.stderr
     assert "No accuracy" in done.stderr and f"{answer} an image" in done.stderr
     assert "Next: spikezip run maps.spikezip" in done.stdout
-    done = spikezip("run", "maps.spikezip", "--data", "digits", "--ann", f"{model_file}:maps", "--limit", "4")
-    assert done.exit_code == (0 if function == "maps" else 2), (
+    done = spikezip("run", "maps.spikezip", "--data", "digits", "--ann", f"{model_file}:{function}", "--limit", "4")
+    assert done.exit_code == (2 if function == "five" else 0), (
         done.stderr,
         done.exception,
     )

@@ -62,7 +62,8 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far outputs are apart, ``[T]`` each; ``agree`` is the share of images with the same greatest entry."""
+    """How far outputs are apart, ``[T]`` each; ``agree`` is the share of images with the same greatest entry; of
+    one value an image, with the very same."""
 
     l1: tuple[float, ...]
     maximum: tuple[float, ...]
