@@ -10,6 +10,7 @@ import pytest
 from spikezip.report.figures import Drawing, Run
 from spikezip.report.figures.cost import pareto_front
 from spikezip.report.figures.maps import firing_rates, l1_distance
+from spikezip.report.figures.over_time import accuracy
 from spikezip.report.record import parse_record
 from spikezip.report.run_tables import energy_tables, layer_tables
 from spikezip.report.style import house_style
@@ -38,6 +39,16 @@ def test_latex_sets_names_as_they_read():
 @pytest.mark.parametrize(("share", "text"), [(0.9999999, "> 99.99 %"), (1.0, "100 %"), (1e-9, "< 0.01 %"), (0, "0 %")])
 def test_rounding_never_claims_all_or_none(share, text):
     assert percent(share) == text
+
+
+def test_a_legend_never_claims_all(make_record):
+    record = make_record(steps=6, layers=3)
+    record["accuracy"] = {"ann": 0.99996, "qann": 0.99998, "snn": [0.99999] * 6}
+    with house_style():
+        (drawn,) = accuracy([Run(parse_record(record, "it"), "it", "it")])
+    assert isinstance(drawn, Drawing)
+    labels = [str(line.get_label()) for line in drawn.figure.axes[0].lines]
+    assert [text for text in labels if "%" in text] == [f"{name} > 99.99 %" for name in ("SNN", "QANN", "ANN")]
 
 
 @pytest.mark.parametrize(

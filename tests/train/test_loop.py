@@ -302,6 +302,11 @@ def test_a_log_gets_lines(capsys):
     assert told == ["epoch 1/2, step 3/5", "epoch 1/2", "epoch 2/2, step 3/5", "epoch 2/2"]
 
 
+def test_a_line_never_claims_all(capsys):
+    Lines(every=0, least=0)(EpochDone(1, 1, 5000, 0.1, {"accuracy": 0.9996}))
+    assert "accuracy 99.96 %" in capsys.readouterr().err
+
+
 def test_bfloat16_trains():
     done = train(chain(), small_data(), pet_plan(epochs=2, precision=Precision.BF16))
     assert done.network(torch.zeros(1, 6)).dtype == torch.float32
