@@ -111,7 +111,8 @@ def train(
     """
     _check_given(data, plan)
     _check_network(network)
-    accelerator = _accelerator(plan.precision)
+    # A captured graph has the parameters alone that it uses; of another network some may have no gradient.
+    accelerator = _accelerator(plan.precision, unused_parameters=not _is_captured(network))
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if on_event is None and accelerator.is_main_process:
@@ -537,14 +538,15 @@ def _check_network(network: nn.Module) -> None:
             )
 
 
-def _accelerator(precision: Precision) -> Accelerator:
-    from accelerate import Accelerator
+def _accelerator(precision: Precision, *, unused_parameters: bool) -> Accelerator:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     # A second training in one process may use another precision; accelerate would refuse. Processes stay as they are.
     AcceleratorState._reset_state(reset_partial_state=False)
     try:
-        accelerator = Accelerator(mixed_precision=precision.value)
+        processes = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
+        accelerator = Accelerator(mixed_precision=precision.value, kwargs_handlers=[processes])
     except ValueError as reason:
         raise RecipeError(f"precision {precision.value} cannot be used here: {reason} Use 'no' or 'bf16'.") from reason
     if precision is Precision.FP16 and accelerator.device.type == "cpu":  # accelerate would take float32 in silence
