@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -252,6 +253,19 @@ def test_what_an_earlier_run_left_goes_when_the_new_one_has_saved(tmp_path: Path
     left = {"checkpoint.safetensors", "history.json", "notes.txt", "tensorboard"}
     assert {p.name for p in tmp_path.iterdir()} == left
     assert not events.exists()
+
+
+def test_a_history_that_stayed_behind_its_checkpoint_is_written_at_the_end(tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OutputError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("spikezip.train.checkpoint.write_json", full)
+        with pytest.raises(OutputError, match="no room"):
+            train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path)
+    done = train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, resume=True)
+    assert json.loads((tmp_path / "history.json").read_text()) == [record.as_json() for record in done.history]
+    assert len(done.history) == 1
 
 
 def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path):

@@ -131,7 +131,7 @@ def train(
         run.run(folder)
         result = run.result(next(iter(network.parameters())).device)
         if folder is not None:
-            folder.finish(result)
+            folder.finish(result, [record.as_json() for record in run.history])
         return Training(result, tuple(run.history))
 
 
