@@ -357,6 +357,24 @@ def test_a_validation_loss_that_is_not_a_number_stops(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "value"), [("1.weight", math.inf), ("0.running_mean", math.nan)])
+def test_a_network_that_is_not_finite_is_refused_by_name(name: str, value: float):
+    network = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    network.register_buffer("mask", torch.full((3,), -math.inf))  # as attention stores it
+    train(network, small_data(), pet_plan(objective=QAT(), epochs=1))
+    network.state_dict()[name].flatten()[0] = value
+    with pytest.raises(StageError, match=rf"'{name}' has NaN or infinite values.*Load sound weights"):
+        train(network, small_data(), pet_plan(objective=QAT(), epochs=1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_that_are_not_finite_are_refused(value: float):
+    images, labels = clusters(9)
+    images[7, 2] = value
+    with pytest.raises(DataError, match="images have NaN or infinite values"):
+        TensorBatches(images, labels)
+
+
 def test_a_misspelt_validation_split_is_told_before_training():
     with pytest.raises(UnknownNameError, match="no split of tensors 'vla'"):
         train(chain(), small_data(), pet_plan(validation_split="vla"), on_event=lambda event: pytest.fail(str(event)))
