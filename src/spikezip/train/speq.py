@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError
 from spikezip.levels import Levels
-from spikezip.quantize.quantizer import Quantizer
+from spikezip.quantize.quantizer import Quantizer, widened
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import copy_of
 from spikezip.train.loss import (
@@ -54,7 +54,8 @@ class RandomQuantizer(nn.Module):
     def forward(self, drive: Tensor) -> Tensor:
         k = self.finer[int(torch.randint(len(self.finer), ()) if self.drawn is None else self.drawn)]
         scale = self.scale / k
-        return Levels(k * self.levels.lowest, k * self.levels.highest).codes(drive, scale) * scale
+        levels = Levels(k * self.levels.lowest, k * self.levels.highest)
+        return (levels.codes(widened(drive, scale), scale) * scale).to(drive.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.levels.lowest}..{self.levels.highest}, finer by {', '.join(map(str, self.finer))}"

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
-from spikezip.quantize.quantizer import gradient_scale
+from spikezip.quantize.quantizer import gradient_scale, widened
 from spikezip.spike.encoding import Encoding, Pulse, Shares
 from spikezip.spike.neuron import starting_code
 from spikezip.train.ensemble import check_shared
@@ -232,24 +232,27 @@ class _Track(torch.autograd.Function):
         out = _follow(drive, scale, lowest, highest, steps, initial)
         ctx.save_for_backward(drive, scale, out)  # out is kept anyway, by the operation that reads it
         ctx.limits = lowest, highest, steps
-        ctx.gain = gain
+        ctx.initial, ctx.gain = initial, gain
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         drive, scale, out = ctx.saved_tensors
+        if (wide := widened(drive, scale)).dtype is not drive.dtype:  # rounded values no longer tell codes
+            out = _follow(wide, scale, *ctx.limits, ctx.initial)
         through, per_scale = _hand_back(grad, drive, scale, out, *ctx.limits)
         return through, per_scale.to(scale.dtype) * ctx.gain, None, None, None, None, None
 
 
 @fused
 def _follow(drive: Tensor, scale: Tensor, lowest: int, highest: int, steps: int, initial: int) -> Tensor:
-    goals = torch.clamp(torch.floor(drive / scale + 0.5), lowest, highest)
+    goals = torch.clamp(torch.floor(widened(drive, scale) / scale + 0.5), lowest, highest)
     rows = [torch.clamp(goals[0], initial - 1, initial + 1)]
     for t in range(1, steps):
         rows.append(torch.maximum(torch.minimum(goals[t], rows[-1] + 1), rows[-1] - 1))
     rows += goals[steps:].unbind(0)
-    return torch.stack(rows) * scale  # scale has no dimension, so the drive's type stays
+    values = torch.stack(rows) * scale
+    return values if values.dtype is drive.dtype else values.to(drive.dtype)
 
 
 @fused
@@ -257,7 +260,7 @@ def _hand_back(
     grad: Tensor, drive: Tensor, scale: Tensor, out: Tensor, lowest: int, highest: int, steps: int
 ) -> tuple[Tensor, Tensor]:
     """From the last step to the first: a lagging tracer hands its gradient to the step before."""
-    ratio = drive / scale
+    ratio = widened(drive, scale) / scale
     codes = torch.floor(out / scale + 0.5)
     arrived = torch.clamp(torch.floor(ratio + 0.5), lowest, highest) == codes
     rows = list(grad.unbind(0))
