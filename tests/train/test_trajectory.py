@@ -313,5 +313,5 @@ def test_what_is_refused():
     assert (plan.objective.weights, plan.objective.encoding, plan.objective.settled) == ((0, 1), Even(2), 0.5)
     assert plan.objective.learn_bias_shares
     assert plan.objective.penalty == Penalty(settling=0.5)
-    with pytest.raises(RecipeError, match="weight is 0 or more"):
+    with pytest.raises(RecipeError, match="weight is a number, 0 or more"):
         Penalty(spikes=-1)

@@ -14,10 +14,11 @@ from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import gradient_scale, widened
 from spikezip.spike.encoding import Encoding, Pulse, Shares
 from spikezip.spike.neuron import starting_code
+from spikezip.train.checks import are_weights, check_flag, check_kind, is_whole
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch, parted
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
-from spikezip.train.objective import answers, beside, check_logits, with_features
+from spikezip.train.objective import answers, beside, check_logits, check_teacher, with_features
 
 
 def unroll(
@@ -217,8 +218,8 @@ class Penalty:
     settling: float = 0.0
 
     def __post_init__(self):
-        if any(not 0 <= w < float("inf") for w in (self.spikes, self.settling)):
-            raise RecipeError(f"{self}: a penalty's weight is 0 or more.")
+        if not are_weights((self.spikes, self.settling)):
+            raise RecipeError(f"{self}: a penalty's weight is a number, 0 or more.")
 
     def __bool__(self) -> bool:
         return bool(self.spikes or self.settling)
@@ -239,7 +240,7 @@ class _Track(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[override]
         drive, scale, out = ctx.saved_tensors
         if (wide := widened(drive, scale)).dtype is not drive.dtype:  # rounded values no longer tell codes
-            out = _follow(wide, scale, *ctx.limits, ctx.initial)
+            out = _follow(wide, scale, *ctx.limits, initial=ctx.initial)
         through, per_scale = _hand_back(grad, drive, scale, out, *ctx.limits)
         return through, per_scale.to(scale.dtype) * ctx.gain, None, None, None, None, None
 
@@ -305,9 +306,17 @@ class Trajectory:
     initial_code: int = 0
 
     def __post_init__(self):
-        if not self.weights or any(not 0 <= w < float("inf") for w in (*self.weights, self.settled)):
-            raise RecipeError(f"weights={self.weights}: give the loss's weight at each step, each 0 or more.")
-        if isinstance(self.initial_code, bool) or not isinstance(self.initial_code, int) or self.initial_code < 0:
+        if not (are_weights(self.weights) and self.weights):
+            raise RecipeError(
+                f"weights={self.weights!r}: give the loss's weight at each step, each 0 or more, as (0, 1)."
+            )
+        if not are_weights((self.settled,)):
+            raise RecipeError(f"settled={self.settled!r}: a loss's weight is a number, 0 or more.")
+        check_kind("criterion", self.criterion, CrossEntropy, "CrossEntropy()")
+        check_kind("penalty", self.penalty, Penalty, "Penalty(spikes=1e-6)")
+        check_flag("learn_bias_shares", self.learn_bias_shares)
+        check_teacher(self.teacher)
+        if not is_whole(self.initial_code) or self.initial_code < 0:
             raise RecipeError(f"initial_code={self.initial_code!r}: tracers start at a whole number, 0 or more.")
         if sum(self.weights) + self.settled == 0:
             raise RecipeError("All weights are 0: nothing would be trained. Give the last step a weight, as in (0, 1).")
