@@ -181,6 +181,13 @@ def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):
         train(other, small_data(), plan, out=tmp_path, resume=True)
     with pytest.raises(BundleError, match=r"data differ \(80 images of TensorBatches there, 50 images"):
         train(chain(), replace(small_data(), held_out=70), plan, out=tmp_path, resume=True)
+    relabelled = replace(small_data(), labels=small_data().labels.flip(0))
+    with pytest.raises(BundleError, match="another training: labels differ"):
+        train(chain(), relabelled, plan, out=tmp_path, resume=True)
+    older = _checkpoint(tmp_path)
+    del older.facts["outline"]["labels"]
+    write(older, tmp_path / "checkpoint.safetensors")
+    train(chain(), small_data(), plan, out=tmp_path, resume=True)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(BundleError, match="cannot be read as a checkpoint"):
         train(chain(), small_data(), plan, out=tmp_path, resume=True)

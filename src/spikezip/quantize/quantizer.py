@@ -101,7 +101,7 @@ def lsq(drive: Tensor, scale: Tensor, levels: Levels, batch_dim: int = 0) -> Ten
 
     ``y = scale * clip(floor(drive/scale + 1/2), lowest, highest)``; the gradient passes ``drive`` unchanged inside
     the range and is 0 outside; ``scale`` receives ``(q - drive/scale)`` inside and the limit outside, scaled by
-    ``1 / sqrt(features of a sample * highest)`` (see :func:`gradient_scale`).
+    ``1 / sqrt(features of a sample * magnitude)``, of the code of greatest magnitude (see :func:`gradient_scale`).
 
     Args:
         drive: pre-activations, any shape.

@@ -24,7 +24,7 @@ from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import encoding_text
 from spikezip.train import checkpoint as files
 from spikezip.train.average import Average
-from spikezip.train.batches import Data, stream
+from spikezip.train.batches import Data, TensorBatches, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
 from spikezip.train.loss import Numbers
@@ -234,7 +234,8 @@ class _Run:
 
     def _outline(self) -> dict[str, Any]:
         name = getattr(self.data, "name", type(self.data).__name__)
-        return files.outline(self.student, name, self.data.count(self.plan.train_split))
+        labels = self.data.labels if isinstance(self.data, TensorBatches) else None
+        return files.outline(self.student, name, self.data.count(self.plan.train_split), labels)
 
     def _beside(self) -> dict[str, Tensor]:
         """What the objective has beside the network (statistics, scales), without what never changes."""
