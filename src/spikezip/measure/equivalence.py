@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from spikezip.errors import EquivalenceError
 from spikezip.graph import network
 from spikezip.graph.weights_hash import weights_sha256
-from spikezip.kernels import exactly
+from spikezip.kernels import default_device, exactly
 from spikezip.measure.conditions import Condition, conditions, default_engine, exactness
 from spikezip.measure.provenance import versions
 from spikezip.measure.saving import save_json
@@ -131,6 +131,7 @@ class Certificate:
         )
 
 
+@default_device()
 def verify(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor],

@@ -15,6 +15,7 @@ from spikezip.errors import InputError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.graph.quiet import evaluating
+from spikezip.kernels import default_device
 from spikezip.measure.audit import audit_of
 from spikezip.measure.conditions import exactness, start_text
 from spikezip.measure.counts import count as count_operations
@@ -49,6 +50,7 @@ class Record:
 
 
 @torch.no_grad()
+@default_device()
 def measure(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor],
