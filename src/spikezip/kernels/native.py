@@ -177,6 +177,8 @@ def _compile(path: Path) -> str | None:
 def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
     """Scan rows that :func:`suits`."""
     steps, images = terms[0].map.shape
+    along = next((t.channels for t in terms if t.is_exact_sum), -1)  # the channels that are to lie fastest in memory
+    terms = [t.numbers() if t.is_exact_sum and t.channels != along else t for t in terms]
     layout = _layout(terms)
     rows = [t.rows.contiguous(memory_format=layout) for t in terms]
     shape = rows[0].shape[1:]
