@@ -174,6 +174,15 @@ def test_steps_without_change_cost_nothing(monkeypatch):
     assert max(rows.values()) <= settled * images.shape[0]
 
 
+@pytest.mark.parametrize(("block", "chunk"), [(32, 8), (3, 2)])
+def test_outputs_are_kept_for_no_more_steps_than_were_run(block, chunk):
+    snn, images = net()
+    found = sweep(snn, (images,), 200, block=block, chunk=chunk)
+    assert found.steps < 32
+    assert found.logits.untyped_storage().nbytes() == found.logits.nbytes
+    assert_same(found, reference(snn, (images,), 200))
+
+
 def test_a_plan_is_kept_until_a_weight_changes():
     snn, images = net()
     before = sweep(snn, (images,), 40)
