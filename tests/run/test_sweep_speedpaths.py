@@ -257,6 +257,39 @@ class Turned(nn.Module):
         return self.head(torch.relu(self.mix(pooled)).flatten(1))
 
 
+class Padded(nn.Module):
+    """Along one dimension, the last convolution's windows lie in padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 1)
+        self.second = nn.Conv2d(8, 8, (2, 1), stride=3, padding=(3, 1))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))).flatten(1)
+
+
+class Unbatched(nn.Module):
+    """Images are the lines of one image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 1)
+        self.second = nn.Conv2d(8, 8, (1, 3))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x.flatten(2).transpose(0, 1)))).mean(2).t()
+
+
+@pytest.mark.parametrize("model", [Padded, Unbatched])
+def test_convolutions_that_8_bit_kernels_do_not_take(model):
+    torch.manual_seed(0)
+    images = torch.randn(4, 2, 9, 1)
+    qann = to_integer(quantize(morph(capture(model().eval(), images[:2])), Levels(-14, 14), images))
+    snn = spike(qann)
+    assert_same(sweep(snn, (images,), 40), reference(snn, (images,), 40))
+
+
 def test_the_greatest_of_codes_times_a_negative_number(scans):
     torch.manual_seed(0)
     images = torch.randn(4, 1, 12, 12)
