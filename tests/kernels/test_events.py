@@ -85,6 +85,21 @@ def test_linear_layers(places):
     assert torch.equal(found.double(), F.linear(given.rows.double() - 2, weight.double()))
 
 
+@pytest.mark.parametrize(("tokens", "rows"), [(2, 1 << 14), (6, 6), (9, 6)])
+def test_linear_layers_whose_images_lie_along_the_second_dimension(tokens, rows):
+    """Seen along the first, a row of so many would lie gigabytes behind the last."""
+    weight = draw(-127, 127, 3, 16).to(torch.int8)
+    values = draw(0, 7, tokens, rows, 16).to(torch.uint8)
+    map = torch.arange(rows).reshape(-1, 2)
+    wanted = F.linear(values.float() - 2, weight.float())
+
+    def dense(rows: Tensor) -> Tensor:
+        return F.linear(rows.float() - 2, weight.float())
+
+    found = events.sums(Rows(values, map, torch.float32, 2, top=7), weight, None, costs(), dense)
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("outputs", [16, 32, 64])
 def test_sums_of_many_changes_do_not_overflow(outputs):
     """All that can change, by as much as it can, in one direction: sums pass 16 bits many times over."""

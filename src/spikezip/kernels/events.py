@@ -212,12 +212,15 @@ def _shape(rows: Tensor, weight: Tensor, geometry: Any) -> Any:
 
 def _changes(library: Any, rows: Tensor, codes: Rows) -> Tensor | None:
     """For each row in the order of time: its place, that of the row before it (-1: none), by how much neurons differ
-    from there at most, and how many do, ``[4, R]``. None if images share rows, or some are nobody's."""
+    from there at most, and how many do, ``[4, R]``. None if images share rows, some are nobody's, or rows do not lie
+    along the first dimension."""
     map = codes.map.contiguous()
     found = torch.empty((4, map.numel()), dtype=torch.int64)
-    neurons = rows.numel() // rows.shape[0]
-    count = library.spikezip_changes(rows.data_ptr(), map.data_ptr(), *map.shape, neurons, codes.zero, found.data_ptr())
-    return found[:, :count] if count == rows.shape[0] else None
+    held = rows.shape[0]
+    count = library.spikezip_changes(
+        rows.data_ptr(), held, map.data_ptr(), *map.shape, rows.numel() // held, codes.zero, found.data_ptr()
+    )
+    return found[:, :count] if count == held else None
 
 
 def _seconds(call: Callable[[], Any]) -> float:
