@@ -131,7 +131,7 @@ def unfoldable(gm: fx.GraphModule) -> str | None:
     for node in gm.graph.nodes:
         spec: Spec | None = node.meta.get("spec")
         if spec is not None and spec.placed:
-            return f"The node {network.describe(node)} depends on an image's place in the batch"
+            return f"The node {network.describe(node)} depends on an image's place in the batch, or on the others in it"
     for node, _ in network.modules_of(gm, STBIF):
         if scattered(network.spec(node)):
             return f"The values of {network.origin(node)!r} do not keep one image's together"
