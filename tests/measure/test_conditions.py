@@ -257,6 +257,28 @@ def test_nan_is_named():
         found.require()
 
 
+class Shared(nn.Module):
+    """Its answer is divided among the images of a large batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.hidden(x))) / max(x.shape[0], 300)
+
+
+def test_outputs_far_apart_are_not_laid_to_rounding():
+    x = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
+    found = verify(convert(Shared().eval(), x, x), x, batch=128, engine=Engine.SWEEP)
+    assert (found.equal, found.mismatches) == (False, 0) and found.apart > 0.1
+    with pytest.raises(EquivalenceError, match=r"% of the greatest output apart, which is no rounding"):
+        found.require()
+    with pytest.raises(EquivalenceError, match=r"round differently in engine sweep"):
+        replace(found, apart=1e-6).require()
+
+
 @pytest.mark.parametrize("result", ["certificate", "record"])
 def test_a_file_is_written_in_one_step_or_refused(snn, result, tmp_path):
     proof = verify(snn, torch.randn(2, 4))
