@@ -372,6 +372,14 @@ REFUSED = {
     ),
     "a number of samples": (Model(lambda m, x: x * ((x > -9).sum() <= 60)), "'sum_1' .*among 256"),
     "the size of a large batch": (Model(lambda m, x: x / max(x.shape[0], 20)), "mixes the samples.*among 256"),
+    "another branch for large batches": (
+        Model(lambda m, x: x if x.shape[0] <= 8 else -x),
+        r"chooses by the size of the batch, at test_capture.py:\d+ `.*<= 8 else.*a batch of 9\..*images or channels",
+    ),
+    "another branch for even batches": (
+        Model(lambda m, x: x if x.shape[0] % 2 == 0 else -x),
+        "chooses by the size of the batch, .*a batch of 3",
+    ),
     "times its number": (
         Model(lambda m, x: x * torch.arange(x.size(0))[:, None]),
         "'arange' .*by its place in the batch.*of positions, x.size\\(1\\)",

@@ -122,6 +122,8 @@ _BY_STRIDE = {_aten.view_as_complex.default}
 _CONTIGUOUS = {"memory_format": torch.contiguous_format}
 #: What a model is run and exported by: its lines are not the model's.
 _MACHINERY = (__file__, *(str(Path(torch.__file__).parent / part) for part in ("export", "_export", "_dynamo", "fx")))
+#: Sizes of the batch for which a graph is to hold.
+_BATCHES = (*range(2, 65), *(2**i for i in range(7, 17)))
 #: What is wrong with a model that answers differently when it is called again.
 _KEEPS = (
     "it keeps something from call to call outside its buffers, or draws at random. A network to be converted must be "
@@ -195,6 +197,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     purity.refuse_half_precision(graph_module)
     purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
+    _refuse_branches(program)
     return graph_module
 
 
@@ -361,6 +364,30 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}{_place(model, error)}: {reason}\n{mend}"
         ) from error
+
+
+def _refuse_branches(program: ExportedProgram) -> None:
+    """Raise CaptureError where the graph holds for some sizes of the batch alone, by the guards of torch.export.
+
+    That it holds for batches of two and more is what torch.export takes for granted, and no guard.
+    """
+    names = set(program.graph_signature.user_inputs)
+    inputs: list[Any] = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    sizes: list[Any] = [x.shape[0] for x in inputs]
+    free = [size.node for size in sizes if isinstance(size, torch.SymInt)]
+    symbols = {symbol for size in free for symbol in size.expr.free_symbols}
+    for guard in free[0].shape_env.guards if free else ():
+        if not guard.expr.free_symbols <= symbols:
+            continue
+        for size in _BATCHES:
+            if guard.expr.subs(dict.fromkeys(symbols, size)) == False:  # noqa: E712  (SymPy's, or an inequality)
+                at = guard.sloc.framework_loc
+                place = f", at {Path(at.filename).name}:{at.lineno} `{at.line}`" if hasattr(at, "filename") else ""
+                raise CaptureError(
+                    f"The model chooses by the size of the batch{place}: what it does with the example is not what it "
+                    f"does with a batch of {size}. A network to be converted answers each sample by itself: go by the "
+                    "size of images or channels, x.size(1), not of the batch, x.size(0)."
+                )
 
 
 def _reason(error: Exception) -> str:
