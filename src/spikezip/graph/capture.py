@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import keyword
 import linecache
 import operator
 import traceback
@@ -174,6 +175,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
             )
     examples = tuple(example) if isinstance(example, Sequence) else (example,)
     _check_examples(examples)
+    _check_names(model)
     _check_weights(model)
     twin = _twin(model)
     _check_example(twin, examples)
@@ -226,7 +228,10 @@ def _check_example(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
         weights: dict[str, str] = {}
         for name, weight in model.named_parameters():
             weights.setdefault(_digits(weight), name)
-        mend = "Give an input of the shape and type that it takes."
+        mend = (
+            "Give an input of the shape and type that it takes. Inputs are given by position: for a model that takes "
+            "them by name, write a module whose forward takes tensors and calls it."
+        )
         if weights and any(x.is_floating_point() for x in examples) and not weights.keys() & map(_digits, examples):
             dtype, name = next(iter(weights.items()))
             mend = f"Its weight {name!r} is {dtype}. Convert the model, model.float(), and its inputs, x.float()."
@@ -282,7 +287,10 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
         raise InputError("No example input was given. Pass one tensor of shape [B, ...], as the model takes it.")
     for index, x in enumerate(examples):
         if not isinstance(x, Tensor):
-            raise InputError(f"Example input {index} is a {type(x).__name__}; pass a torch.Tensor of shape [B, ...].")
+            raise InputError(
+                f"Example input {index} is a {type(x).__name__}; pass a torch.Tensor of shape [B, ...]. For a model "
+                "that takes others, write a module whose forward takes tensors and calls it."
+            )
         if x.dtype in (torch.float16, torch.bfloat16):
             raise InputError(
                 f"Example input {index} is {x.dtype}: sums of so few digits are exact in no engine. Convert the model, "
@@ -294,6 +302,18 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
             )
         if not bool(torch.isfinite(x).all()):
             raise InputError(f"Example input {index} holds NaN or infinity. Pass real data.")
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise CaptureError where something of the model's has a name that no graph can hold."""
+    own = [name for name, _ in (*model.named_children(), *model.named_parameters(), *model.named_buffers())]
+    for name in dict.fromkeys(name.split(".")[0] for name in own):
+        taken = name in ("meta", "_graph") or (hasattr(fx.GraphModule, name) and not hasattr(nn.Module, name))
+        if taken or keyword.iskeyword(name):
+            raise CaptureError(
+                f"{name!r} of {type(model).__name__} has a name that torch.fx keeps for itself. Rename it, or put the "
+                "model into another as self.net."
+            )
 
 
 @torch.no_grad()
@@ -312,8 +332,12 @@ def _check_weights(model: nn.Module) -> None:
                 f"The weight {name!r} was made under torch.inference_mode(), and torch.export does not take it "
                 "outside. Build the model outside too."
             )
+        if tensor.layout is not torch.strided:
+            raise CaptureError(f"The weight {name!r} is {tensor.layout}. Store it dense, {name}.to_dense().")
         if not tensor.is_floating_point():
             continue
+        if tensor.itemsize == 1:
+            raise CaptureError(f"The weight {name!r} is {tensor.dtype}. Convert the model, model.float().")
         sound = torch.isfinite(tensor)
         if name not in parameters:
             sound |= tensor == float("-inf")  # stored attention masks
