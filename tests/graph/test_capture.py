@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -329,7 +330,22 @@ def test_what_lies_beside_an_answer_does_not_hide_what_is_wrong_with_it(beside):
 with quiet():  # it is deprecated, but there are files of it
     SCRIPT = torch.jit.trace(nn.ReLU(), torch.zeros(2, 3))
 
+
+def with_buffer(tensor: Tensor) -> nn.Module:
+    model = nn.Linear(3, 2)
+    model.register_buffer("adjacency", tensor)
+    return model
+
+
 REFUSED = {
+    "a sparse buffer": (with_buffer(torch.eye(3).to_sparse()), r"'adjacency' is torch.sparse_coo.*to_dense"),
+    "a buffer of 8-bit floats": (
+        with_buffer(torch.eye(3).to(torch.float8_e4m3fn)),
+        "float8.*model.float",
+    ),
+    "a layer called graph": (nn.Sequential(OrderedDict(graph=nn.Linear(3, 2))), "'graph' .*torch.fx.*Rename it"),
+    "a layer called _graph": (nn.Sequential(OrderedDict(_graph=nn.Linear(3, 2))), "'_graph' .*torch.fx.*Rename it"),
+    "a layer called def": (nn.Sequential(OrderedDict({"def": nn.Linear(3, 2)})), "'def' .*torch.fx.*Rename it"),
     "a count of calls beside the answer": (
         Model(lambda m, x: (x, calls(m))),
         r"returns \[\d\], then \[\d\].*stateless",
@@ -372,6 +388,14 @@ REFUSED = {
     ),
     "a number of samples": (Model(lambda m, x: x * ((x > -9).sum() <= 60)), "'sum_1' .*among 256"),
     "the size of a large batch": (Model(lambda m, x: x / max(x.shape[0], 20)), "mixes the samples.*among 256"),
+    "another branch for large batches": (
+        Model(lambda m, x: x if x.shape[0] <= 8 else -x),
+        r"chooses by the size of the batch, at test_capture.py:\d+ `.*<= 8 else.*a batch of 9\..*images or channels",
+    ),
+    "another branch for even batches": (
+        Model(lambda m, x: x if x.shape[0] % 2 == 0 else -x),
+        "chooses by the size of the batch, .*a batch of 3",
+    ),
     "times its number": (
         Model(lambda m, x: x * torch.arange(x.size(0))[:, None]),
         "'arange' .*by its place in the batch.*of positions, x.size\\(1\\)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import keyword
 import linecache
 import operator
 import traceback
@@ -122,6 +123,8 @@ _BY_STRIDE = {_aten.view_as_complex.default}
 _CONTIGUOUS = {"memory_format": torch.contiguous_format}
 #: What a model is run and exported by: its lines are not the model's.
 _MACHINERY = (__file__, *(str(Path(torch.__file__).parent / part) for part in ("export", "_export", "_dynamo", "fx")))
+#: Sizes of the batch for which a graph is to hold.
+_BATCHES = (*range(2, 65), *(2**i for i in range(7, 17)))
 #: What is wrong with a model that answers differently when it is called again.
 _KEEPS = (
     "it keeps something from call to call outside its buffers, or draws at random. A network to be converted must be "
@@ -172,6 +175,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
             )
     examples = tuple(example) if isinstance(example, Sequence) else (example,)
     _check_examples(examples)
+    _check_names(model)
     _check_weights(model)
     twin = _twin(model)
     _check_example(twin, examples)
@@ -195,6 +199,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     purity.refuse_half_precision(graph_module)
     purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
+    _refuse_branches(program)
     return graph_module
 
 
@@ -223,7 +228,10 @@ def _check_example(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
         weights: dict[str, str] = {}
         for name, weight in model.named_parameters():
             weights.setdefault(_digits(weight), name)
-        mend = "Give an input of the shape and type that it takes."
+        mend = (
+            "Give an input of the shape and type that it takes. Inputs are given by position: for a model that takes "
+            "them by name, write a module whose forward takes tensors and calls it."
+        )
         if weights and any(x.is_floating_point() for x in examples) and not weights.keys() & map(_digits, examples):
             dtype, name = next(iter(weights.items()))
             mend = f"Its weight {name!r} is {dtype}. Convert the model, model.float(), and its inputs, x.float()."
@@ -279,7 +287,10 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
         raise InputError("No example input was given. Pass one tensor of shape [B, ...], as the model takes it.")
     for index, x in enumerate(examples):
         if not isinstance(x, Tensor):
-            raise InputError(f"Example input {index} is a {type(x).__name__}; pass a torch.Tensor of shape [B, ...].")
+            raise InputError(
+                f"Example input {index} is a {type(x).__name__}; pass a torch.Tensor of shape [B, ...]. For a model "
+                "that takes others, write a module whose forward takes tensors and calls it."
+            )
         if x.dtype in (torch.float16, torch.bfloat16):
             raise InputError(
                 f"Example input {index} is {x.dtype}: sums of so few digits are exact in no engine. Convert the model, "
@@ -291,6 +302,18 @@ def _check_examples(examples: tuple[Tensor, ...]) -> None:
             )
         if not bool(torch.isfinite(x).all()):
             raise InputError(f"Example input {index} holds NaN or infinity. Pass real data.")
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise CaptureError where something of the model's has a name that no graph can hold."""
+    own = [name for name, _ in (*model.named_children(), *model.named_parameters(), *model.named_buffers())]
+    for name in dict.fromkeys(name.split(".")[0] for name in own):
+        taken = name in ("meta", "_graph") or (hasattr(fx.GraphModule, name) and not hasattr(nn.Module, name))
+        if taken or keyword.iskeyword(name):
+            raise CaptureError(
+                f"{name!r} of {type(model).__name__} has a name that torch.fx keeps for itself. Rename it, or put the "
+                "model into another as self.net."
+            )
 
 
 @torch.no_grad()
@@ -309,8 +332,12 @@ def _check_weights(model: nn.Module) -> None:
                 f"The weight {name!r} was made under torch.inference_mode(), and torch.export does not take it "
                 "outside. Build the model outside too."
             )
+        if tensor.layout is not torch.strided:
+            raise CaptureError(f"The weight {name!r} is {tensor.layout}. Store it dense, {name}.to_dense().")
         if not tensor.is_floating_point():
             continue
+        if tensor.itemsize == 1:
+            raise CaptureError(f"The weight {name!r} is {tensor.dtype}. Convert the model, model.float().")
         sound = torch.isfinite(tensor)
         if name not in parameters:
             sound |= tensor == float("-inf")  # stored attention masks
@@ -361,6 +388,30 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}{_place(model, error)}: {reason}\n{mend}"
         ) from error
+
+
+def _refuse_branches(program: ExportedProgram) -> None:
+    """Raise CaptureError where the graph holds for some sizes of the batch alone, by the guards of torch.export.
+
+    That it holds for batches of two and more is what torch.export takes for granted, and no guard.
+    """
+    names = set(program.graph_signature.user_inputs)
+    inputs: list[Any] = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    sizes: list[Any] = [x.shape[0] for x in inputs]
+    free = [size.node for size in sizes if isinstance(size, torch.SymInt)]
+    symbols = {symbol for size in free for symbol in size.expr.free_symbols}
+    for guard in free[0].shape_env.guards if free else ():
+        if not guard.expr.free_symbols <= symbols:
+            continue
+        for size in _BATCHES:
+            if guard.expr.subs(dict.fromkeys(symbols, size)) == False:  # noqa: E712  (SymPy's, or an inequality)
+                at = guard.sloc.framework_loc
+                place = f", at {Path(at.filename).name}:{at.lineno} `{at.line}`" if hasattr(at, "filename") else ""
+                raise CaptureError(
+                    f"The model chooses by the size of the batch{place}: what it does with the example is not what it "
+                    f"does with a batch of {size}. A network to be converted answers each sample by itself: go by the "
+                    "size of images or channels, x.size(1), not of the batch, x.size(0)."
+                )
 
 
 def _reason(error: Exception) -> str:
