@@ -56,6 +56,21 @@ def test_an_existing_file_is_refused_before_the_work(tmp_path):
     assert target.read_text() == "old"
 
 
+def test_what_a_command_reads_is_not_replaced(tmp_path):
+    weights = tmp_path / "mine.safetensors"
+    weights.write_text("days of training")
+    (tmp_path / "link").symlink_to(weights)
+    for target, source in ((weights, weights), (tmp_path / "link", weights), (weights, f"{weights}:build")):
+        with (
+            pytest.raises(OutputError, match="what this command reads"),
+            output_file(target, overwrite=True, reads=(None, "digits", source)),
+        ):
+            pass
+    assert weights.read_text() == "days of training"
+    with output_file(tmp_path / "other", reads=("digits", weights)) as draft:
+        draft.write_text("new")
+
+
 def test_what_appears_during_the_work_is_kept(tmp_path):
     def write(target: Path, make, name: str) -> None:
         with make(target) as draft:

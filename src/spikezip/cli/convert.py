@@ -71,7 +71,7 @@ def command(
     count, bits = options.read_levels(levels), options.read_weight_bits(weight_bits)
     start = options.read_initial_code(initial_code)
     release, choice = parse_encoding(encoding), options.morph_choice(residual, pool)
-    with output_file(out, overwrite) as draft:
+    with output_file(out, overwrite, reads=(model, weights, data)) as draft:
         with screen.working(f"opening {model} and {data}"):
             torch.manual_seed(seed)
             source, images = open_both(

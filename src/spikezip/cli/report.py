@@ -34,6 +34,6 @@ def command(
     """
     from spikezip.report.page import write_report
 
-    with output_file(out, overwrite) as draft, screen.working("drawing"):
+    with output_file(out, overwrite, reads=records) as draft, screen.working("drawing"):
         write_report(records, draft, figures=figures, overwrite=overwrite)
     screen.say(f"[bold]{screen.literal(out)}[/] holds the report; open it in a browser.")

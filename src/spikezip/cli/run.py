@@ -102,7 +102,7 @@ def command(
     from spikezip.run import Engine
 
     models = [read_model(text) for text in energy_model or ()]
-    with output_file(out, overwrite) as draft:
+    with output_file(out, overwrite, reads=(bundle, ann, weights, data, *(energy_model or ()))) as draft:
         if weights is not None and ann is None:
             raise InputError("--weights are those of the network that --ann names; give both, or neither.")
         snn = spikezip.load(bundle)

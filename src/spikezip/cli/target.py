@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from spikezip.errors import OutputError
 
 
 @contextmanager
-def output_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def output_file(target: Path, overwrite: bool = False, *, reads: Iterable[str | Path | None] = ()) -> Iterator[Path]:
     """Give a path to write to; what was written becomes ``target`` in one step when the block ends well.
 
     Args:
         target: the file that is wanted. Missing parent folders are made at the end.
         overwrite: an existing file may be replaced.
+        reads: what the command reads, which is never replaced; names that are no files are passed over.
 
     Yields:
         A path in a temporary folder on the same disk, with ``target``'s name.
@@ -29,9 +30,14 @@ def output_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         If the block raises, ``target`` is as it was and nothing is left beside it.
 
     Raises:
-        OutputError: ``target`` exists and ``overwrite`` is False, is no regular file, or cannot be written.
+        OutputError: ``target`` exists and ``overwrite`` is False, is no regular file, is what the command reads, or
+            cannot be written.
     """
     _check_file(target, overwrite)
+    for source in filter(None, reads):
+        for path in (Path(source), Path(str(source).rpartition(":")[0] or source)):  # FILE.py:FUNCTION
+            if target.exists() and path.is_file() and path.samefile(target):
+                raise OutputError(f"'{target}' is what this command reads. Give another name.")
     with _scratch(target) as scratch:
         draft = scratch / target.name
         yield draft

@@ -44,7 +44,7 @@ def command(
     import spikezip
     from spikezip.cli.sources import open_for
 
-    with output_file(out, overwrite) as draft:
+    with output_file(out, overwrite, reads=(bundle, data)) as draft:
         snn = spikezip.load(bundle)
         images, _ = open_for(snn, data, data_root).tensors(split, limit)
         with screen.counting(len(images), "verifying") as done:
