@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from spikezip.graph import capture, network
+from spikezip.kernels import default_device
 from spikezip.levels import Levels
 from spikezip.measure import Certificate, Record, default_engine, mean_codes, measure, verify
 from spikezip.morph import Morph, morph
@@ -115,6 +116,7 @@ def spike(
     return SNN(value.graph, value.encoding, value.bias_encoding)
 
 
+@default_device()
 def load(path: str | Path) -> SNN:
     """Load an SNN that :meth:`SNN.save` wrote; BundleError says what is wrong with any other file."""
     from spikezip.export.bundle import load_snn
@@ -204,6 +206,7 @@ class SNN(SpikingNetwork):
             new, self.encoding, bias_encoding=self.bias_encoding, slew=self.slew, initial_code=self.initial_code
         )
 
+    @default_device()
     def save(self, path: str | Path, *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None) -> Path:
         """Write the network to one file (safetensors and JSON); OutputError if it exists and not ``overwrite``."""
         from spikezip.export.bundle import save_bundle

@@ -126,3 +126,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     for make in (output_file, output_folder):
         with pytest.raises(OutputError, match=r"cannot be written: .* Give an --out"), make(place):
             pytest.fail("the work began")
+
+
+@pytest.mark.parametrize("place", [output_file, output_folder])
+def test_where_the_disk_is_full_the_target_is_named(place, tmp_path):
+    target = tmp_path / "out.spikezip"
+
+    def fill() -> None:
+        with place(target) as draft, replacing(draft / "a" if draft.is_dir() else draft):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"No space left") as refusal:
+        fill()
+    assert f"'{target}" in str(refusal.value)
+    assert ".spikezip-" not in str(refusal.value)

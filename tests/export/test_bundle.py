@@ -284,6 +284,33 @@ def test_where_the_batch_lies_is_kept(tmp_path: Path):
     assert [n.meta.get("spec") for n in loaded.graph.nodes] == [n.meta.get("spec") for n in ann.graph.nodes]
 
 
+class OddlyNamed(nn.Module):
+    """Names that Python's names cannot be, and two that differ in that alone."""
+
+    def __init__(self):
+        super().__init__()
+        names = ("layer-1", "layer_1", "a->b", "1 2", "Über")
+        self.d = nn.ModuleDict({name: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for name in names})
+        self.p = nn.ParameterDict({"weight-x": torch.randn(4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.d.values():
+            x = torch.relu(layer(x)) + x
+        return x * self.p["weight-x"]
+
+
+def test_names_that_are_no_names_of_python_are_made_plain(tmp_path: Path):
+    torch.manual_seed(0)
+    model, x = OddlyNamed().eval(), torch.randn(8, 4)
+    ann = capture(model, x)
+    assert torch.equal(ann(x), model(x))
+    assert {"d.layer_1.0.weight", "d.layer_1_.0.weight", "p.weight_x"} <= dict(ann.named_parameters()).keys()
+    assert "d.layer-1.0" in {network.origin(n) for n in ann.graph.nodes}
+    snn = spike(to_integer(quantize(morph(ann), 8, x)))
+    loaded = load_snn(save_bundle(snn, tmp_path / "odd.spikezip"))
+    assert torch.equal(loaded.qann(x), snn.qann(x))
+
+
 def test_tied_weights_stay_tied(images: Tensor, tmp_path: Path):
     ann = capture(SmallNet().eval(), images[:1])
     # torch.export reads tied weights under one name; give them two, as a network of other origin may have.

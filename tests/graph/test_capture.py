@@ -213,6 +213,14 @@ def test_where_the_batch_lies():
     [
         (lambda x: x.reshape(-1, 3)[torch.arange(x.size(0)) * 4 + 2], {"arange", "mul", "add"}),
         (lambda x: x + torch.arange(4)[:, None] + x.new_ones(x.size(0))[:, None, None], set()),
+        (lambda x: x * ((x[:, :1, :1] > -9).long().cumsum(0) <= 900), {"cumsum"}),
+        (lambda x: x * ((x > -9).sum() <= 9000), {"sum"}),
+        (
+            lambda x: (
+                x.unflatten(1, (2, 2)).transpose(0, 1).flatten(0, 2).abs().unflatten(0, (2, -1, 2)).transpose(0, 1)
+            ),
+            set(),
+        ),
     ],
 )
 def test_what_depends_on_the_place_in_the_batch_is_marked(function, placed):
@@ -352,6 +360,18 @@ REFUSED = {
     "minimum of the batch": (Model(lambda m, x: x - x.min()), "mixes the samples"),
     "sums along the batch": (Model(lambda m, x: x.cumsum(0)), "mixes the samples"),
     "previous sample": (Model(lambda m, x: x + x.roll(1, 0)), "mixes the samples"),
+    "an expert that takes few of the batch": (
+        Model(lambda m, x: m.e(x) * ((x[:, :1] > -9).long().cumsum(0) <= 4), e=nn.Linear(3, 3)),
+        "'cumsum' .*mixes the samples of a batch: among 256 images.*Reckon within each image",
+    ),
+    "an expert that takes few of all tokens": (
+        Model(
+            lambda m, x: m.e(x.reshape(-1, 1)).mul((x.reshape(-1, 1) > -9).long().cumsum(0) <= 90), e=nn.Linear(1, 3)
+        ),
+        "'cumsum' .*mixes the samples of a batch: among 256",
+    ),
+    "a number of samples": (Model(lambda m, x: x * ((x > -9).sum() <= 60)), "'sum_1' .*among 256"),
+    "the size of a large batch": (Model(lambda m, x: x / max(x.shape[0], 20)), "mixes the samples.*among 256"),
     "times its number": (
         Model(lambda m, x: x * torch.arange(x.size(0))[:, None]),
         "'arange' .*by its place in the batch.*of positions, x.size\\(1\\)",

@@ -15,7 +15,7 @@ from spikezip.kernels.rows import Rows
 
 def costs(**others: float) -> dict[Any, Any]:
     """What a layer keeps once it has been timed; by default nothing but dense rows costs anything."""
-    free = dict.fromkeys(("copied", "looked", "fixed", "change"), 0.0)
+    free = dict.fromkeys(("apart", "looked", "fixed", "change"), 0.0)
     return {("costs", torch.get_num_threads()): events.Costs(**{"dense": 1.0, **free, **others})}
 
 
@@ -85,6 +85,21 @@ def test_linear_layers(places):
     assert torch.equal(found.double(), F.linear(given.rows.double() - 2, weight.double()))
 
 
+@pytest.mark.parametrize(("tokens", "rows"), [(2, 1 << 14), (6, 6), (9, 6)])
+def test_linear_layers_whose_images_lie_along_the_second_dimension(tokens, rows):
+    """Seen along the first, a row of so many would lie gigabytes behind the last."""
+    weight = draw(-127, 127, 3, 16).to(torch.int8)
+    values = draw(0, 7, tokens, rows, 16).to(torch.uint8)
+    map = torch.arange(rows).reshape(-1, 2)
+    wanted = F.linear(values.float() - 2, weight.float())
+
+    def dense(rows: Tensor) -> Tensor:
+        return F.linear(rows.float() - 2, weight.float())
+
+    found = events.sums(Rows(values, map, torch.float32, 2, top=7), weight, None, costs(), dense)
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("outputs", [16, 32, 64])
 def test_sums_of_many_changes_do_not_overflow(outputs):
     """All that can change, by as much as it can, in one direction: sums pass 16 bits many times over."""
@@ -108,8 +123,10 @@ def test_rows_in_which_much_changed_are_computed_densely():
     known = costs(dense=200.0, change=1.0)  # of 400: what an image begins with is more, what follows less
     found = events.sums(given, weight, geometry, known, dense)
     assert asked == [2]
-    assert torch.equal(found, F.conv2d(given.rows.float(), weight.float(), None, 1, 1))
-    assert events.sums(given, weight, geometry, costs(dense=0.0), dense) is None
+    wanted = F.conv2d(given.rows.float(), weight.float(), None, 1, 1)
+    assert torch.equal(found, wanted)
+    assert torch.equal(events.sums(given, weight, geometry, costs(dense=0.0), dense), wanted)
+    assert asked == [2, 8]
 
 
 def test_what_it_does_not_take():
@@ -118,7 +135,8 @@ def test_what_it_does_not_take():
     geometry = ([1, 1], [1, 1], [1, 1], 1)
 
     def taken(given: Rows, weight: Tensor, geometry) -> bool:
-        return events.sums(given, weight, geometry, costs(), never) is not None
+        left = torch.empty(0)
+        return events.sums(given, weight, geometry, costs(), lambda rows: left) is not left
 
     assert taken(given, weight, geometry)
     assert not taken(given, weight, ([1, 1], [1, 1], [2, 2], 1))
@@ -131,15 +149,42 @@ def test_what_it_does_not_take():
 
 def test_rows_are_parted_only_where_that_pays():
     changed = [500, 100, 150, 190]
-    dense = {"dense": 200.0, "change": 1.0}
-    assert costs(**dense).popitem()[1].sparse(changed) == [False, True, True, True]
-    # 160 are saved: not enough for a copy of one row, or for a look at four, that costs more.
-    assert costs(**dense, copied=150.0).popitem()[1].sparse(changed) == [False, True, True, True]
-    assert costs(**dense, copied=170.0).popitem()[1].sparse(changed) is None
-    assert costs(**dense, looked=39.0).popitem()[1].sparse(changed) == [False, True, True, True]
-    assert costs(**dense, looked=41.0).popitem()[1].sparse(changed) is None
-    assert costs(**dense, fixed=60.0).popitem()[1].sparse(changed) == [False, True, False, False]
-    assert costs(**dense).popitem()[1].sparse([300, 200]) is None
+    every = {"dense": 200.0, "change": 1.0}
+
+    def parted(**others: float) -> list[bool] | None:
+        choice = costs(**every, **others).popitem()[1].sparse(changed)
+        return choice and choice[0]
+
+    assert parted() == [False, True, True, True]
+    # 160 are saved: not enough for one row apart, or for a look at four, that costs more.
+    assert parted(apart=150.0) == [False, True, True, True]
+    assert parted(apart=170.0) is None
+    assert parted(looked=39.0) == [False, True, True, True]
+    assert parted(looked=41.0) is None
+    assert parted(fixed=60.0) == [False, True, False, False]
+    # 640 were expected, for 800.
+    assert parted(dearer=1.2) == [False, True, True, False]
+    assert parted(dearer=1.3) is None
+    assert costs(**every).popitem()[1].sparse([300, 200]) is None
+
+
+def test_what_was_expected_is_held_against_what_it_took():
+    known = events.Costs(dense=200.0, apart=0.0, looked=0.0, fixed=0.0, change=1.0)
+    choice = known.sparse([150, 150])
+    assert choice == ([True, True], 300.0)
+    known.took(450.0, 300.0)
+    assert known.dearer == 1.25
+    assert known.sparse([150, 150]) == ([True, True], 300.0)
+    known.took(450.0, 300.0)
+    assert known.sparse([150, 150]) is None
+    known.took_densely(520.0, 2)
+    assert known.dense == 230.0
+    assert known.sparse([150, 150]) == ([True, True], 300.0)
+    for _ in range(2):
+        known.took(1e6, 300.0)  # disturbed: something else ran
+        known.took_densely(1e6, 2)
+    assert known.dearer < 2
+    assert known.dense < 4 * 230
 
 
 def test_a_layer_is_timed_when_it_is_first_met():
@@ -157,7 +202,7 @@ def test_a_layer_is_timed_when_it_is_first_met():
     assert torch.equal(events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), packed, slow), wanted)
     found = packed["costs", torch.get_num_threads()]
     assert found.dense > found.fixed + 60 * found.change >= found.fixed >= 0
-    assert min(found.copied, found.looked, found.change) > 0
+    assert min(found.apart, found.looked, found.change) > 0
 
 
 def test_a_layer_that_gains_nothing_is_looked_at_less_and_less(monkeypatch):
@@ -167,19 +212,25 @@ def test_a_layer_that_gains_nothing_is_looked_at_less_and_less(monkeypatch):
     look = events._changes
     monkeypatch.setattr(events, "_changes", lambda *args: [looks.append(1), look(*args)][1])
     known = costs(dense=1.0, change=1.0)
+    left = torch.empty(0)
+    monkeypatch.setattr(events.Costs, "took_densely", lambda *seconds: None)
+    monkeypatch.setattr(events.Costs, "took", lambda *seconds: None)
+
+    def sums() -> Tensor:
+        return events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, lambda rows: left)
 
     def looked(calls: int) -> list[int]:
         """In which of some calls it looked."""
         found = []
         for call in range(calls):
             before = len(looks)
-            assert events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, never) is None
+            assert sums() is left
             found += [call] * (len(looks) - before)
         return found
 
     assert looked(50) == [0, 3, 8, 17, 34]
     next(iter(known.values())).change = 0.0
-    found = [events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, never) for _ in range(17)]
-    assert [f is not None for f in found[-2:]] == [True, True], "it pays now, so it is looked at every time"
+    found = [sums() for _ in range(17)]
+    assert [f is not left for f in found[-2:]] == [True, True], "it pays now, so it is looked at every time"
     next(iter(known.values())).rest = -1  # two threads counted the last call that was to be left out
-    assert events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), known, never) is not None
+    assert sums() is not left

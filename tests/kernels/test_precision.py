@@ -157,3 +157,19 @@ def test_autocast_changes_nothing(engine):
         assert torch.equal(snn.run(images, engine=engine).logits[-1], truth)
         assert spikezip.verify(snn, images, engine=engine).equal
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_the_default_device_changes_nothing(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
+    images, labels = torch.randn(8, 16), torch.arange(8) % 5
+    snn = spikezip.convert(model, images[:1], images)
+    truth = snn.qann(images)
+    with torch.device("meta"):  # of no data: whatever is made there cannot be computed with
+        for engine in Engine:
+            assert torch.equal(snn.run(images, engine=engine).logits[-1], truth)
+            assert spikezip.verify(snn, images, engine=engine).equal
+        assert spikezip.measure(snn, images, labels)["agreement"][-1] == 1
+        assert spikezip.audit(snn, images).rows
+        snn.save(tmp_path / "a.spikezip")
+        assert torch.equal(spikezip.load(tmp_path / "a.spikezip").run(images).logits[-1], truth)
+        assert torch.get_default_device().type == "meta"

@@ -99,6 +99,23 @@ def test_compiled_scan_is_the_torch_scan(levels, slew, shape, dtype, theta, seco
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("dims", [(1, 3), (3, 1), (3, 3)])
+def test_sums_whose_channels_lie_along_different_dimensions(monkeypatch, dims):
+    """As those of a convolution and of a linear layer on the same images."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sums(channels: int) -> Rows:
+        rows = torch.randint(-20, 40, (12, 5, 2, 5), generator=generator).float()
+        scale, bias = torch.rand((2, 5), generator=generator)
+        return Rows(rows, torch.arange(12).reshape(4, 3), torch.float32, 0, scale, bias, channels)
+
+    drive = Sum(sums(dims[0]), sums(dims[1]), torch.float32)
+    found = scan(drive, None, torch.tensor(1.0), Levels(0, 7), 1)
+    monkeypatch.setattr(native, "suits", lambda terms, start: False)
+    assert torch.equal(whole(found.codes), whole(scan(drive, None, torch.tensor(1.0), Levels(0, 7), 1).codes))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 @pytest.mark.parametrize("slew", [2**32, 2**31, 2**70])
 def test_a_slew_beyond_all_levels_does_not_wrap(slew):
     rows = Rows(torch.tensor([[9.0, 2.0]]), torch.zeros((1, 1), dtype=torch.int64), torch.float32)

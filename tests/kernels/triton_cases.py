@@ -60,6 +60,12 @@ class Draw:
         bias = torch.randn(width, generator=self.generator, dtype=self.dtype)
         return Rows(rows, map, self.dtype, 0, scale, bias, channels)
 
+    def last_sums(self) -> Rows:
+        """Of a linear layer: channels are the last dimension, and each has a scale of its own."""
+        rows, map = self.rows(-4000, 4000, torch.float32)
+        scale = torch.rand(rows.shape[-1], generator=self.generator, dtype=self.dtype) / 500
+        return Rows(rows, map, self.dtype, 0, scale, None, rows.dim() - 1)
+
     def codes(self) -> Rows:
         rows, map = self.rows(0, 9, torch.uint8)
         return Rows(rows, map, self.dtype, 4, 0.7, top=8)
@@ -88,6 +94,8 @@ CASES = [
     (Levels(0, 7), 1, (70,), torch.float32, 1.0, "fixed", "fixed", False),
     (Levels(-3, 4), 1, (5, 3, 4), torch.float64, 0.37, "rounded", "scaled", True),
     (Levels(-3, 4), 1, (70,), torch.float32, 0.37, "fixed", "rounded", True),
+    (Levels(0, 7), 1, (5, 3, 4), torch.float32, 1.0, "sums", "last_sums", False),
+    (Levels(0, 7), 1, (5, 3, 4), torch.float32, 1.0, "codes", "last_sums", True),
 ]
 
 

@@ -18,7 +18,7 @@ from spikezip.measure.conditions import conditions
 from spikezip.morph import morph
 from spikezip.pipeline import SNN, convert, spike, verify
 from spikezip.quantize import Quantizer, quantize, to_integer
-from spikezip.run import Engine
+from spikezip.run import Engine, execute
 from spikezip.spike import STBIF, Constant, Even, Pulse, Shares, SpikingNetwork
 from spikezip.spike.swap import check_qann
 
@@ -164,6 +164,37 @@ def test_c5_a_tracer_with_other_limits_than_its_quantizer(snn):
     assert broken(Beside(other.graph, other.encoding, other.bias_encoding)) == {"C5"}
 
 
+class Leaky(STBIF):
+    """Forgets part of what it has received."""
+
+    def forward(self, drive: torch.Tensor, tracer: torch.Tensor) -> torch.Tensor:
+        return super().forward(0.7 * drive, tracer)
+
+
+def test_c5_a_neuron_that_is_no_st_bif(snn):
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)) * 3
+    leaky = forked(snn)
+    ((node, neuron),) = network.modules_of(leaky.graph, STBIF)
+    leaky.graph.set_submodule(str(node.target), Leaky(neuron.levels, neuron.threshold))
+    with pytest.raises(StageError, match=r"are Leaky, which may differ from ST-BIF.* reference engine"):
+        verify(leaky, x, engine=Engine.SWEEP)
+    for engine in (None, Engine.EVENT):
+        proof = verify(leaky, x, engine=engine)
+        assert not proof.equal
+        assert [(c.id, c.evidence) for c in proof.conditions if not c.holds] == [
+            ("C5", f"not ST-BIF as it is: {node.target} is of Leaky")
+        ]
+    runs = [execute(leaky, x, 8, engine=engine) for engine in (Engine.REFERENCE, Engine.EVENT)]
+    assert torch.equal(runs[0].codes[str(node.target)], runs[1].codes[str(node.target)])
+
+
+def test_a_slew_that_was_set_is_refused_like_one_that_was_given(snn):
+    still = forked(snn)
+    next(network.modules_of(still.graph, STBIF))[1].slew = 0
+    with pytest.raises(StageError, match="slew=0: a neuron moves"):
+        verify(still, torch.zeros(2, 4))
+
+
 def test_c6_says_in_which_arithmetic(snn):
     told = conditions(snn)[-1].evidence
     assert "integer weights (8 bits)" in told
@@ -224,6 +255,28 @@ def test_nan_is_named():
     assert lost > 0
     with pytest.raises(EquivalenceError, match=f"the QANN itself returns NaN for {lost} of 32 images"):
         found.require()
+
+
+class Shared(nn.Module):
+    """Its answer is divided among the images of a large batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.hidden(x))) / max(x.shape[0], 300)
+
+
+def test_outputs_far_apart_are_not_laid_to_rounding():
+    x = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
+    found = verify(convert(Shared().eval(), x, x), x, batch=128, engine=Engine.SWEEP)
+    assert (found.equal, found.mismatches) == (False, 0) and found.apart > 0.1
+    with pytest.raises(EquivalenceError, match=r"% of the greatest output apart, which is no rounding"):
+        found.require()
+    with pytest.raises(EquivalenceError, match=r"round differently in engine sweep"):
+        replace(found, apart=1e-6).require()
 
 
 @pytest.mark.parametrize("result", ["certificate", "record"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikezip.errors import InputError, OutputError, StageError
 from spikezip.measure import Record, compare, measure
 from spikezip.pipeline import convert
-from spikezip.report import load_record
+from spikezip.report import load_record, write_report
 from spikezip.spike import Even
 
 IMAGES = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -65,6 +65,43 @@ def test_complex_outputs_are_no_answers():
     assert set(record["accuracy"].values()) == {None}
     assert record["agreement"] is None
     assert sum(record["layers"][0]["spikes"]) > 0
+
+
+class Flat(nn.Module):
+    """One number an image, in no dimension of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.several = Several()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.several(x)["logits"][:, 0]
+
+
+class Box(Several):
+    """One number an image, and something beside it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = super().forward(x)
+        return found["box"][:, :1], found["logits"]
+
+
+@pytest.mark.parametrize("model", [Flat(), Box()])
+def test_one_number_is_no_answer(model, tmp_path):
+    snn = convert(model, IMAGES[:2], IMAGES)
+    record = measure(snn, IMAGES)
+    assert set(record["accuracy"].values()) == {None}
+    assert record["agreement"] is None
+    page = write_report(record.save(tmp_path / "record.json"), tmp_path / "report.html").read_text()
+    assert "same prediction" not in page
+    with pytest.raises(InputError, match="gives one number an image, not classes; leave labels out"):
+        measure(snn, IMAGES, torch.zeros(40, dtype=torch.int64))
+
+
+def test_one_number_agrees_where_it_is_the_same():
+    snn = convert(Box(), IMAGES[:2], IMAGES)
+    found = compare(snn.qann, snn, IMAGES, steps=1).outputs[0]
+    assert found.l1[0] > 0 and found.agree[0] < 1
 
 
 def test_it_says_on_how_many_images_codes_were_compared():

@@ -46,6 +46,22 @@ def test_a_drive_keeps_its_type_and_is_not_written_to():
     assert torch.equal(drive, given)
 
 
+@pytest.mark.parametrize("count", [16, 64, 256])
+def test_a_half_precise_drive_has_the_codes_and_gradients_of_its_numbers(count: int):
+    """The value alone is rounded to bfloat16, and the gradient of the drive."""
+    levels, draw = Levels.unsigned(count), torch.Generator().manual_seed(0)
+    drive = (torch.rand(4, 999, generator=draw) * 1.2).bfloat16()
+    grad = torch.randn(4, 999, generator=draw).bfloat16()
+    answers = []
+    for given in (drive, drive.float()):
+        scale = torch.tensor(1.0 / 3 / levels.highest * 3.1, requires_grad=True)
+        out = lsq(given.requires_grad_(), scale, levels)
+        given_back = torch.autograd.grad(out, (given, scale), grad.to(out.dtype))
+        answers.append((out.bfloat16(), given_back[0].bfloat16(), given_back[1]))
+    for narrow, wide in zip(*answers, strict=True):
+        assert torch.equal(narrow, wide)
+
+
 @pytest.mark.parametrize(
     ("shape", "batch_dim", "wanted"),
     [((8, 3, 5), 0, 15), ((3, 8, 5), 1, 15), ((8,), 0, 1), ((), 0, 1), ((0, 4), 0, 1)],

@@ -9,7 +9,8 @@ import pytest
 
 from spikezip.report.figures import Drawing, Run
 from spikezip.report.figures.cost import pareto_front
-from spikezip.report.figures.maps import l1_distance
+from spikezip.report.figures.maps import firing_rates, l1_distance
+from spikezip.report.figures.over_time import accuracy
 from spikezip.report.record import parse_record
 from spikezip.report.run_tables import energy_tables, layer_tables
 from spikezip.report.style import house_style
@@ -38,6 +39,16 @@ def test_latex_sets_names_as_they_read():
 @pytest.mark.parametrize(("share", "text"), [(0.9999999, "> 99.99 %"), (1.0, "100 %"), (1e-9, "< 0.01 %"), (0, "0 %")])
 def test_rounding_never_claims_all_or_none(share, text):
     assert percent(share) == text
+
+
+def test_a_legend_never_claims_all(make_record):
+    record = make_record(steps=6, layers=3)
+    record["accuracy"] = {"ann": 0.99996, "qann": 0.99998, "snn": [0.99999] * 6}
+    with house_style():
+        (drawn,) = accuracy([Run(parse_record(record, "it"), "it", "it")])
+    assert isinstance(drawn, Drawing)
+    labels = [str(line.get_label()) for line in drawn.figure.axes[0].lines]
+    assert [text for text in labels if "%" in text] == [f"{name} > 99.99 %" for name in ("SNN", "QANN", "ANN")]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +84,25 @@ def test_figures_of_some_images_are_not_told_of_all(make_record, compared, image
         (drawn,) = l1_distance(Run(record, "it", "it"))
     assert isinstance(drawn, Drawing) and f"for good, in {images}: " in drawn.caption
     assert ("over the" in drawn.caption) == bool(where)
+
+
+def test_sparsity_is_that_of_the_steps_until_all_is_silent(make_record):
+    short, long = (parse_record(make_record(steps=steps, layers=3), "it") for steps in (40, 80))
+    last = short.settled.t_eq_max if short.settled else None
+    assert last
+    (column, found), (_, again) = (
+        next((c.title, [row[i] for row in t.rows]) for i, c in enumerate(t.columns) if "sparsity" in c.title)
+        for t in (layer_tables(short)[0], layer_tables(long)[0])
+    )
+    assert column == f"sparsity, t ≤ {last}"
+    assert found == pytest.approx([1 - sum(layer.rate[:last]) / last for layer in short.layers])
+    assert again == pytest.approx(found)
+    with house_style():
+        drawn = [firing_rates(Run(record, "it", "it"))[0] for record in (short, long)]
+    captions = [drawing.caption for drawing in drawn if isinstance(drawing, Drawing)]
+    assert captions == captions[:1] * 2 and f"up to t = {last}, T_eq of the slowest image" in captions[0]
+    unsettled = parse_record(make_record(steps=6), "it")
+    assert "sparsity, t ≤ 6" in [column.title for column in layer_tables(unsettled)[0].columns]
 
 
 def test_front_drops_what_is_beaten():

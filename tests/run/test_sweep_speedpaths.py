@@ -174,6 +174,15 @@ def test_steps_without_change_cost_nothing(monkeypatch):
     assert max(rows.values()) <= settled * images.shape[0]
 
 
+@pytest.mark.parametrize(("block", "chunk"), [(32, 8), (3, 2)])
+def test_outputs_are_kept_for_no_more_steps_than_were_run(block, chunk):
+    snn, images = net()
+    found = sweep(snn, (images,), 200, block=block, chunk=chunk)
+    assert found.steps < 32
+    assert found.logits.untyped_storage().nbytes() == found.logits.nbytes
+    assert_same(found, reference(snn, (images,), 200))
+
+
 def test_a_plan_is_kept_until_a_weight_changes():
     snn, images = net()
     before = sweep(snn, (images,), 40)
@@ -246,6 +255,39 @@ class Turned(nn.Module):
     def forward(self, x):
         pooled = torch.max_pool2d(-0.5 * torch.relu(self.conv(x)), 2)
         return self.head(torch.relu(self.mix(pooled)).flatten(1))
+
+
+class Padded(nn.Module):
+    """Along one dimension, the last convolution's windows lie in padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 1)
+        self.second = nn.Conv2d(8, 8, (2, 1), stride=3, padding=(3, 1))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))).flatten(1)
+
+
+class Unbatched(nn.Module):
+    """Images are the lines of one image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 1)
+        self.second = nn.Conv2d(8, 8, (1, 3))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x.flatten(2).transpose(0, 1)))).mean(2).t()
+
+
+@pytest.mark.parametrize("model", [Padded, Unbatched])
+def test_convolutions_that_8_bit_kernels_do_not_take(model):
+    torch.manual_seed(0)
+    images = torch.randn(4, 2, 9, 1)
+    qann = to_integer(quantize(morph(capture(model().eval(), images[:2])), Levels(-14, 14), images))
+    snn = spike(qann)
+    assert_same(sweep(snn, (images,), 40), reference(snn, (images,), 40))
 
 
 def test_the_greatest_of_codes_times_a_negative_number(scans):

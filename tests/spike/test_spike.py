@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -58,6 +61,19 @@ def test_tracers_start_at_one_code_where_codes_are_not_negative(qann):
 def test_initial_codes_are_whole_numbers(qann, code):
     with pytest.raises(StageError, match="a whole number, 0 or more"):
         spike(qann, initial_code=code)
+
+
+def test_it_is_copied_but_not_pickled(qann):
+    snn = spike(qann)
+    images = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
+    wanted = snn.qann(images)
+    for other in (copy.copy(snn), copy.deepcopy(snn)):
+        assert type(other) is type(snn)
+        assert torch.equal(other.qann(images), wanted)
+    assert copy.deepcopy(snn).graph is not snn.graph
+    for write in (pickle.dumps, lambda network: torch.save(network, io.BytesIO())):
+        with pytest.raises(StageError, match=r"Use snn.save\(path\) and spikezip.load\(path\)"):
+            write(snn)
 
 
 def test_the_snn_carries_its_qann(qann):

@@ -169,7 +169,7 @@ def test_the_teacher_is_the_ann_that_was_quantized(nets):
         QAT(criterion(1.0), teacher=ann).module(Net())
     with pytest.raises(StageError, match=r"no quantizer is found.*paths in one batch"):
         PET((Rescaled(1),), PETLoss(distil=Distil(features=1.0)), InTurn(), teacher=ann).module(qann)
-    with pytest.raises(RecipeError, match="features=-1: a loss's weight is 0 or more"):
+    with pytest.raises(RecipeError, match="features=-1: a loss's weight is a number, 0 or more"):
         Distil(features=-1)
     before = {n: t.clone() for n, t in ann.state_dict().items()}
     train(qann, TensorBatches(images, labels), Plan(QAT(criterion(1.0), ann), batch=8, optimizer=SGD(0.1)))

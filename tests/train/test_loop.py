@@ -40,6 +40,7 @@ from spikezip.train import (
     InTurn,
     Lines,
     MainLabels,
+    Penalty,
     PETLoss,
     Plan,
     Precision,
@@ -302,6 +303,11 @@ def test_a_log_gets_lines(capsys):
     assert told == ["epoch 1/2, step 3/5", "epoch 1/2", "epoch 2/2, step 3/5", "epoch 2/2"]
 
 
+def test_a_line_never_claims_all(capsys):
+    Lines(every=0, least=0)(EpochDone(1, 1, 5000, 0.1, {"accuracy": 0.9996}))
+    assert "accuracy 99.96 %" in capsys.readouterr().err
+
+
 def test_bfloat16_trains():
     done = train(chain(), small_data(), pet_plan(epochs=2, precision=Precision.BF16))
     assert done.network(torch.zeros(1, 6)).dtype == torch.float32
@@ -355,6 +361,24 @@ def test_a_validation_loss_that_is_not_a_number_stops(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"validation loss is nan at epoch 1"):
         train(chain(), data, pet_plan(), out=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("1.weight", math.inf), ("0.running_mean", math.nan)])
+def test_a_network_that_is_not_finite_is_refused_by_name(name: str, value: float):
+    network = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    network.register_buffer("mask", torch.full((3,), -math.inf))  # as attention stores it
+    train(network, small_data(), pet_plan(objective=QAT(), epochs=1))
+    network.state_dict()[name].flatten()[0] = value
+    with pytest.raises(StageError, match=rf"'{name}' has NaN or infinite values.*Load sound weights"):
+        train(network, small_data(), pet_plan(objective=QAT(), epochs=1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_that_are_not_finite_are_refused(value: float):
+    images, labels = clusters(9)
+    images[7, 2] = value
+    with pytest.raises(DataError, match="images have NaN or infinite values"):
+        TensorBatches(images, labels)
 
 
 def test_a_misspelt_validation_split_is_told_before_training():
@@ -519,6 +543,18 @@ def test_network_errors():
         ({"optimizer": torch.optim.SGD}, r"give SGD\(0\.01\) or AdamW"),
         ({"cooldown": Cooldown(1, 0.5)}, "both are whole numbers"),  # type: ignore[arg-type]
         ({"objective": PET}, r"give a value such as QAT\(\)"),
+        ({"epochs": None}, "epochs=None: give 1 or more"),
+        ({"batch": None}, "batch=None: give 1 or more"),
+        ({"accumulate": None}, "accumulate=None: give 1 or more"),
+        ({"log_every": None}, "log_every=None: give 1 or more"),
+        ({"warmup": None}, "warmup=None: give a finite number"),
+        ({"final_rate": None}, "final_rate=None: give a finite number"),
+        ({"train_split": None}, "train_split=None: give the name of a split"),
+        ({"validation_split": 3}, "validation_split=3: give the name of a split"),
+        ({"optimizer": SGD(rate=None)}, "rate=None: give a finite number"),  # type: ignore[arg-type]
+        ({"optimizer": SGD(scale_rate=None)}, "scale_rate=None: give a finite number"),  # type: ignore[arg-type]
+        ({"augment": "no"}, "augment='no': give True or False"),
+        ({"compile": "yes"}, "compile='yes': give True or False"),
     ],
 )
 def test_plans_out_of_range(change: dict, message: str):
@@ -547,6 +583,34 @@ def test_losses_out_of_range():
     for make in (lambda: PETLoss(alpha=-1), lambda: CrossEntropy(smoothing=1.0), lambda: MainLabels(0.0)):
         with pytest.raises(RecipeError):
             make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Trajectory(0.5), r"weights=0\.5: give the loss's weight at each step"),
+        (lambda: Trajectory(("a",)), r"weights=\('a',\): give the loss's weight at each step"),
+        (lambda: Trajectory((1,), settled=None), "settled=None: a loss's weight is a number"),
+        (lambda: Trajectory((1,), learn_bias_shares="no"), "learn_bias_shares='no': give True or False"),
+        (lambda: Penalty("1"), "spikes='1'.* a penalty's weight is a number"),
+        (lambda: Distil(temperature="x"), "temperature='x': give a number above 0"),
+        (lambda: Distil(mixed="no"), "mixed='no': give True or False"),
+        (lambda: CrossEntropy(smoothing="0"), "smoothing='0': label smoothing"),
+        (lambda: CrossEntropy(distil=1.0), r"distil=1\.0: give Distil\(\)"),
+        (lambda: PETLoss(alpha="1"), "alpha='1': a loss's weight is a number"),
+        (lambda: PETLoss(sub_labels="hard"), r"sub_labels='hard': give HardLabels\(\)"),
+        (lambda: SPEQ(weight="1"), "weight='1': give a number above 0"),
+        (lambda: SPEQ(finer=4), "finer=4: give how many times finer"),
+        (lambda: SPEQ(soft="kl"), r"soft='kl': give CosineLabels\(\)"),
+        (lambda: QAT(PETLoss()), r"criterion=PETLoss.*: give CrossEntropy\(\)"),
+        (lambda: PET(PET_PATHS, CrossEntropy()), r"criterion=CrossEntropy.*: give PETLoss\(\)"),
+        (lambda: QAT(teacher="ann"), "teacher='ann': give a network"),
+        (lambda: SGD(nesterov="no"), "nesterov='no': give True or False"),
+    ],
+)
+def test_choices_of_another_type(make: Any, message: str):
+    with pytest.raises(RecipeError, match=message):
+        make()
 
 
 def test_soft_labels_hold_their_target_fixed():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from training_nets import pet_plan, residual, residual_data
 
 from spikezip.errors import OutputError, RecipeError
@@ -21,6 +22,18 @@ OBJECTIVES = {
     "pet": PET((Capped(1), Rescaled(4))),
     "pet-in-turn": PET((Capped(1), Rescaled(4)), execution=InTurn()),
 }
+
+
+class Partly(nn.Module):
+    """A network of one's own that does not use all of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.unused = nn.Linear(16, 5), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
 
 
 def plan(name: str):
@@ -46,6 +59,7 @@ def main(out: str) -> None:
         (Path(out) / f"refused-{os.environ['RANK']}").touch()
     for name in OBJECTIVES:
         train(residual(), residual_data(), plan(name), out=Path(out) / name)
+    train(Partly(), residual_data(), plan("qat"), out=Path(out) / "partly")
 
 
 def launch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -86,6 +100,15 @@ def test_two_processes_give_the_losses_and_weights_of_one(name: str, two_process
         if key.endswith("scale"):
             moved = (tensor - before[key]).abs()
             assert moved > 100 * (tensor - weights[key]).abs(), "the scale must move for this to say anything"
+
+
+def test_a_parameter_that_is_not_used_is_left_as_it_is(two_processes: Path):
+    """As by one process."""
+    one = train(Partly(), residual_data(), plan("qat")).network
+    weights = load_file(two_processes / "partly" / "network.safetensors")
+    for key, tensor in one.state_dict().items():
+        torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
+    assert torch.equal(weights["unused.weight"], Partly().unused.weight)
 
 
 def test_what_the_main_process_refuses_all_refuse(two_processes: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -180,6 +181,13 @@ def test_only_its_own_checkpoints_are_resumed(tmp_path: Path):
         train(other, small_data(), plan, out=tmp_path, resume=True)
     with pytest.raises(BundleError, match=r"data differ \(80 images of TensorBatches there, 50 images"):
         train(chain(), replace(small_data(), held_out=70), plan, out=tmp_path, resume=True)
+    relabelled = replace(small_data(), labels=small_data().labels.flip(0))
+    with pytest.raises(BundleError, match="another training: labels differ"):
+        train(chain(), relabelled, plan, out=tmp_path, resume=True)
+    older = _checkpoint(tmp_path)
+    del older.facts["outline"]["labels"]
+    write(older, tmp_path / "checkpoint.safetensors")
+    train(chain(), small_data(), plan, out=tmp_path, resume=True)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(BundleError, match="cannot be read as a checkpoint"):
         train(chain(), small_data(), plan, out=tmp_path, resume=True)
@@ -252,6 +260,19 @@ def test_what_an_earlier_run_left_goes_when_the_new_one_has_saved(tmp_path: Path
     left = {"checkpoint.safetensors", "history.json", "notes.txt", "tensorboard"}
     assert {p.name for p in tmp_path.iterdir()} == left
     assert not events.exists()
+
+
+def test_a_history_that_stayed_behind_its_checkpoint_is_written_at_the_end(tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OutputError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("spikezip.train.checkpoint.write_json", full)
+        with pytest.raises(OutputError, match="no room"):
+            train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path)
+    done = train(chain(), small_data(), pet_plan(epochs=1), out=tmp_path, resume=True)
+    assert json.loads((tmp_path / "history.json").read_text()) == [record.as_json() for record in done.history]
+    assert len(done.history) == 1
 
 
 def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path):

@@ -66,6 +66,12 @@ def test_signed_levels_keep_their_range():
     assert fine(drive).tolist() == [-2.0, -1.5, 0.0, 0.0, 0.25, 1.5]
 
 
+def test_a_half_precise_drive_is_read_at_the_finer_precision():
+    fine = RandomQuantizer(nn.Parameter(torch.tensor(0.3)), Levels(0, 63), (4,))
+    drive = (torch.rand(999, generator=torch.Generator().manual_seed(0)) * 20).bfloat16()
+    assert torch.equal(fine(drive), fine(drive.float()).bfloat16())
+
+
 @pytest.mark.parametrize("soft", [CosineLabels(2.0), TeacherLabels(2.0)], ids=str)
 def test_loss_and_gradients_are_those_of_the_student_with_fixed_soft_labels(soft):
     net, (x, labels) = chain(), clusters()

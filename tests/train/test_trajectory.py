@@ -98,6 +98,20 @@ def test_gradients_are_those_of_the_recurrence(levels: Levels, initial: int):
     assert 0.1 < float(late.double().mean()) < 0.9, "some tracers are to lag, and some not"
 
 
+def test_a_half_precise_drive_has_the_codes_and_gradients_of_its_numbers():
+    draw = torch.Generator().manual_seed(0)
+    levels, drive = Levels(0, 511), (torch.rand(6, 400, generator=draw) * 300).bfloat16()
+    grad, answers = torch.randn(6, 400, generator=draw).bfloat16(), []
+    for given in (drive, drive.float()):
+        scale = nn.Parameter(torch.tensor(0.7))
+        out = Tracker(scale, levels, 2, settled=True, initial=200)(given.requires_grad_())
+        given_back = torch.autograd.grad(out, (given, scale), grad.to(out.dtype))
+        answers.append((out.bfloat16(), given_back[0].bfloat16(), given_back[1]))
+    for narrow, wide in zip(*answers, strict=True):
+        torch.testing.assert_close(narrow, wide, rtol=0.02, atol=0.02)  # a late gradient is handed on in bfloat16
+    assert answers[0][1].count_nonzero() > 0.3 * drive.numel()
+
+
 def test_compiled_or_not_the_same(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(2)
     drive, grad = torch.randn(6, 33, 4) * 2, torch.randn(6, 33, 4)
@@ -299,5 +313,5 @@ def test_what_is_refused():
     assert (plan.objective.weights, plan.objective.encoding, plan.objective.settled) == ((0, 1), Even(2), 0.5)
     assert plan.objective.learn_bias_shares
     assert plan.objective.penalty == Penalty(settling=0.5)
-    with pytest.raises(RecipeError, match="weight is 0 or more"):
+    with pytest.raises(RecipeError, match="weight is a number, 0 or more"):
         Penalty(spikes=-1)

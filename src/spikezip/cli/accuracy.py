@@ -57,5 +57,6 @@ def tell(stages: Mapping[str, nn.Module], qann: fx.GraphModule, data: ImageData,
         )
         return
     with screen.working(f"classifying {len(labels)} images"):
-        found = [f"{name} [bold]{100 * accuracy(net, spec, images, labels):.1f} %[/]" for name, net in stages.items()]
+        right = {name: screen.percent(accuracy(net, spec, images, labels)) for name, net in stages.items()}
+    found = [f"{name} [bold]{share}[/]" for name, share in right.items()]
     screen.say(f"Right on {len(labels)} images ({split}): {', '.join(found)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,7 +98,7 @@ def command(
       spikezip run resnet20.spikezip --data cifar10 --energy-model my-chip.yaml
     """
     import spikezip
-    from spikezip.cli.sources import check_answers, open_ann, open_for
+    from spikezip.cli.sources import answer_shape, check_answers, open_ann, open_for
     from spikezip.run import Engine
 
     models = [read_model(text) for text in energy_model or ()]
@@ -121,7 +122,7 @@ def command(
             record = spikezip.measure(
                 snn,
                 images,
-                labels,
+                labels if math.prod(answer_shape(snn)) > 1 else None,
                 ann=trained,
                 steps=steps,
                 engine=Engine(engine.value),

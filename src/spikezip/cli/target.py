@@ -99,6 +99,9 @@ def _scratch(target: Path) -> Iterator[Path]:
         ) from reason
     try:
         yield scratch
+    except OutputError as reason:  # of a draft: the user knows of the target alone
+        told = str(reason).replace(str(scratch / target.resolve().name), str(target))
+        raise OutputError(told.replace(str(scratch / target.name), str(target))) from reason
     except KeyboardInterrupt:
         screen.note(f"Nothing was written to '{target}'.")
         raise

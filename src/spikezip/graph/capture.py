@@ -136,8 +136,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     """Capture a trained model as a graph that later stages can read and rewrite.
 
     The model is captured in evaluation mode with a free batch size. It is not changed: the graph owns copies of its
-    parameters, under the names they had; what its author froze is frozen there. Every node knows the module it came
-    from (:func:`network.origin`).
+    parameters, under the names they had (with ``_`` for what is no letter, digit or ``_``); what its author froze is
+    frozen there. Every node knows the module it came from (:func:`network.origin`).
 
     Args:
         model: any ``nn.Module`` that ``torch.export`` can capture.
@@ -388,6 +388,7 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
     copies: dict[int, Tensor] = {}
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
+    names = rewrite.plain_names(node.target for node in exported.graph.nodes if node.op == "get_attr")
     for node in exported.graph.nodes:
         if node.op == "call_module":  # guards of torch.export
             continue
@@ -405,7 +406,7 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
                 if isinstance(tensor, nn.Parameter):
                     own = nn.Parameter(own, tensor.requires_grad)
                 copies[id(tensor)] = own
-            rewrite.put_tensor(owned, node.target, own)
+            rewrite.put_tensor(owned, names[node.target], own)
         if node.op == "output":
             flat = [a for a in tree_leaves(node.args[0]) if isinstance(a, fx.Node)]
             for a in flat:
@@ -419,6 +420,8 @@ def _own(exported: fx.GraphModule) -> fx.GraphModule:
             continue
         new = graph.node_copy(node, lambda n: values[n])
         new.meta = {"origin": _author_name(node), "dtype": getattr(node.meta.get("val"), "dtype", None)}
+        if node.op == "get_attr":
+            new.target = names[node.target]
         values[node] = new
     owned.graph = graph
     return owned

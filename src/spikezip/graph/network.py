@@ -100,8 +100,9 @@ class Spec:
         batch_dim: the dimension whose size grows with the batch; None for a value that does not depend on it.
         outer: the batch is the slowest index within that dimension (it may be merged with others, ``B * windows``).
         inner: it is the fastest (``tokens * B``). A dimension that is neither cannot hold time steps as well.
-        placed: a sample's part depends on its place in the batch, as ``arange(B)`` does. In a batch of which samples
-            leave, or which holds time steps as well, it says something else.
+        placed: a sample's part depends on its place in the batch, as ``arange(B)`` does, or on the other samples, as
+            sums along the batch do. In a batch of which samples leave, or which holds time steps as well, it says
+            something else.
     """
 
     shape: tuple[int, ...]

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.errors import CaptureError
-from spikezip.graph import network
+from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
+from spikezip.graph.ops import Kind
+
+_CROWD = 256  # images among which one is looked at, where two cannot tell
+_CROWD_VALUES = 1 << 29  # of all nodes together; for large networks the crowd is smaller, but not below:
+_LEAST_CROWD = 8
 
 
 def refuse_impure(gm: fx.GraphModule) -> None:
@@ -62,7 +67,9 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     Found by running pairs of batches that agree in one sample only, the first or the last (so that what looks one way
     along the batch is seen too), beside very negative and very positive ones (so that extremes over the batch move);
     and by running a sample alone, as the size of the batch may itself be reckoned with. Where the batch is not the
-    slowest index of its dimension, or a sample's value depends on its place, the node is marked (see :class:`Spec`).
+    slowest index of its dimension, or a sample's value depends on its place or on the others, the node is marked (see
+    :class:`Spec`). Where any is marked so, or reads the size of the batch, a sample alone is compared with the same
+    sample in a crowd too: an answer may depend on what two samples never reach, as the number of those an expert takes.
     """
     specs = network.info(gm).inputs
     generator, device = torch.Generator().manual_seed(0), network.device(gm)
@@ -75,18 +82,23 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
 
     pairs = [(run(shared, first), run(shared, second)), (run(first, shared), run(second, shared))]
     mixed: list[fx.Node] = []
+    mingled: set[fx.Node] = set()  # of these some value is made from more samples than one
     for node in gm.graph.nodes:
         if node not in pairs[0][0] or "spec" not in node.meta or network.spec(node).batch_dim is None:
             continue
         dim = network.spec(node).batch_dim or 0
         outer = inner = True
+        moved = []
         for place, (one, two) in enumerate(pairs):
             a, b = (torch.nan_to_num(values[node]).movedim(dim, 0) for values in (one, two))
             outer &= torch.equal(a.chunk(2)[place], b.chunk(2)[place])
             inner &= torch.equal(a[place::2], b[place::2])
+            moved.append(a != b)
         if not outer:
             node.meta["spec"] = replace(network.spec(node), outer=False, inner=inner)
             mixed.append(node)
+        if not outer and not inner and (network.spec(node).shape[dim] == 1 or bool((moved[0] & moved[1]).any())):
+            mingled.add(node)
     for node in network.outputs(gm):
         if network.spec(node).batch_dim is None:
             raise CaptureError(
@@ -100,12 +112,20 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
                 "answer. Normalise over channels or positions instead, or use BatchNorm in evaluation mode."
             )
 
-    _check_size(gm, shared, pairs[0][0])
+    alone = _check_size(gm, shared, pairs[0][0])
     _check_places(gm, [torch.cat(samples) for samples in zip(first, shared, strict=True)], pairs[0][0], pairs[1][0])
+    for node, value in alone.items():
+        if node.op == "call_function" and "spec" in node.meta and network.spec(node).batch_dim is None:
+            among = (torch.nan_to_num(values[node]) for pair in pairs for values in pair)
+            if not all(torch.equal(torch.nan_to_num(value), other) for other in among):
+                mingled.add(node)
+    for node in mingled:
+        node.meta["spec"] = replace(network.spec(node), placed=True)
+    _check_crowd(gm, shared, alone, generator)
 
 
-def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node, Tensor]) -> None:
-    """Refuse what gives a sample another value alone than as the first of two.
+def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+    """Refuse what gives a sample another value alone than as the first of two; return the values it has alone.
 
     Each node is given what its operands were among two, so that no rounding grows from node to node.
     """
@@ -122,7 +142,7 @@ def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node
             )
         return first
 
-    _values(gm, sample, first_of_two)
+    return _values(gm, sample, first_of_two)
 
 
 def _check_places(
@@ -152,15 +172,68 @@ def _check_places(
         return value
 
     _values(gm, batch, as_swapped)
-    blamed = [n for n in network.outputs(gm) if network.spec(n).placed]
-    for node in blamed:  # what placed values come from, back to the first
-        blamed += [n for n in node.all_input_nodes if n not in blamed and "spec" in n.meta and network.spec(n).placed]
-    if blamed:
-        culprit = next(n for n in gm.graph.nodes if n in blamed)
+    if (culprit := _placed_in_output(gm)) is not None:
         raise CaptureError(
             f"The node {network.describe(culprit)} answers by its place in the batch: an image has another answer as "
             "the first of two than as the second. Go by the size of positions, x.size(1), not of the batch, x.size(0)."
         )
+
+
+def _placed_in_output(gm: fx.GraphModule) -> fx.Node | None:
+    """The first of the placed values that a placed output comes from; None where no output is placed."""
+    blamed = [n for n in network.outputs(gm) if network.spec(n).placed]
+    for node in blamed:
+        blamed += [n for n in node.all_input_nodes if n not in blamed and "spec" in n.meta and network.spec(n).placed]
+    return next((n for n in gm.graph.nodes if n in blamed), None)
+
+
+def _check_crowd(
+    gm: fx.GraphModule, sample: list[Tensor], alone: dict[fx.Node, Tensor], generator: torch.Generator
+) -> None:
+    """Mark what gives a sample another value in a crowd than alone; refuse an output that does.
+
+    Only where some value depends on a sample's place, on the others, or is reckoned with the size of the batch: such
+    networks are rare, and pay for it alone.
+    The crowd is one quarter other samples, then copies of the one, so that all of them want the same. Each node is
+    given what its operands were alone, so that no rounding grows.
+    """
+    specs = {n: network.spec(n) for n in alone if "spec" in n.meta}
+    if not any(spec.placed or any(_is_size(argument) for argument in n.args) for n, spec in specs.items()):
+        return
+    size = min(_CROWD, max(_LEAST_CROWD, _CROWD_VALUES // sum(spec.numel for spec in specs.values())))
+    others = size // 4
+
+    def as_alone(node: fx.Node, value: Any) -> Any:
+        spec = specs.get(node)
+        if spec is None or spec.placed or not alone[node].numel():
+            return value
+        if spec.batch_dim is None:
+            alike, given = _alike(value, alone[node]), value
+        elif spec.outer or spec.inner:
+            dim, inner = spec.batch_dim, not spec.outer
+            by_sample = value.unflatten(dim, (-1, size) if inner else (size, -1)).movedim(dim + inner, 0)
+            one = alone[node].unsqueeze(0).expand(size - others, *alone[node].shape)
+            alike = _alike(by_sample[others:], one)
+            given = torch.cat([by_sample[:others], one]).movedim(0, dim + inner).flatten(dim, dim + 1)
+        else:
+            return value
+        if not alike:
+            node.meta["spec"] = replace(spec, placed=True)
+            return value
+        return given
+
+    inputs = network.info(gm).inputs
+    crowd = [torch.cat([s.draw(others, generator, x.device), *[x] * (size - others)]) for s, x in zip(inputs, sample)]
+    _values(gm, crowd, as_alone, keep=False)
+    if (culprit := _placed_in_output(gm)) is not None:
+        raise CaptureError(
+            f"The node {network.describe(culprit)} mixes the samples of a batch: among {size} images one has another "
+            "answer than alone. Reckon within each image; let no image take a place that another may then not have."
+        )
+
+
+def _is_size(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and "spec" not in argument.meta and ops.kind(argument) is Kind.SIZE
 
 
 def _alike(alone: Tensor, first: Tensor) -> bool:
@@ -172,9 +245,13 @@ def _alike(alone: Tensor, first: Tensor) -> bool:
 
 
 def _values(
-    gm: fx.GraphModule, inputs: list[Tensor], instead: Callable[[fx.Node, Any], Any] = lambda node, value: value
+    gm: fx.GraphModule,
+    inputs: list[Tensor],
+    instead: Callable[[fx.Node, Any], Any] = lambda node, value: value,
+    *,
+    keep: bool = True,
 ) -> dict[fx.Node, Tensor]:
-    """Each node's value; ``instead`` gives what its readers are to have."""
+    """Each node's value, where it is to be kept; ``instead`` gives what its readers are to have."""
     found: dict[fx.Node, Tensor] = {}
 
     class Values(fx.Interpreter):
@@ -187,11 +264,11 @@ def _values(
                     f"The graph fails at {network.describe(n)} on random inputs: {reason}. Give a "
                     "typical example of several samples: whole numbers are drawn from its range."
                 ) from error
-            if isinstance(result, Tensor):
+            if isinstance(result, Tensor) and keep:
                 found[n] = result
             return instead(n, result)
 
-    interpreter = Values(gm, garbage_collect_values=False)
+    interpreter = Values(gm, garbage_collect_values=not keep)
     interpreter.extra_traceback = False
     with torch.no_grad():
         interpreter.run(*inputs)

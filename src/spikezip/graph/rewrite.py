@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,12 +25,38 @@ def put_tensor(gm: nn.Module, name: str, tensor: Tensor) -> None:
         module.register_buffer(leaf, tensor)
 
 
+def plain(name: str) -> str:
+    """A dotted name with ``_`` for all but letters, digits and dots: ``d.layer-1`` -> ``d.layer_1``."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """The plain name of each of some dotted names; what differs stays different, and plain names stay as they are."""
+    below: dict[str, dict[str, str]] = {}  # by the path above: the parts there
+    split = {name: name.split(".") for name in names}
+    for parts in split.values():
+        for i, part in enumerate(parts):
+            below.setdefault(".".join(parts[:i]), {})[part] = plain(part)
+    for found in below.values():
+        taken = {part for part, as_plain in found.items() if part == as_plain}
+        for part, as_plain in found.items():
+            if part != as_plain:
+                while as_plain in taken:
+                    as_plain += "_"
+                found[part] = as_plain
+                taken.add(as_plain)
+    return {
+        name: ".".join(below[".".join(parts[:i])][part] for i, part in enumerate(parts))
+        for name, parts in split.items()
+    }
+
+
 def free_name(gm: nn.Module, wanted: str) -> str:
-    """``wanted``, or ``wanted_2``, ... : the first name nothing is stored under.
+    """``wanted``, made plain, or ``wanted_2``, ... : the first name nothing is stored under.
 
     Nothing may be stored inside a quantizer, a neuron or another leaf module either: its own name is changed then.
     """
-    wanted = wanted or "neuron"
+    wanted = plain(wanted) or "neuron"
     parts = wanted.split(".")
     for i in range(1, len(parts)):
         above = ".".join(parts[:i])

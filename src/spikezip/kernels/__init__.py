@@ -2,7 +2,7 @@
 
 from spikezip.kernels.alone import no_compiler, torch_alone
 from spikezip.kernels.events import dense_synapses
-from spikezip.kernels.precision import exactly, full_precision
+from spikezip.kernels.precision import default_device, exactly, full_precision
 from spikezip.kernels.rows import Rows, Sum, gather, layout_of, max_pool2d, tracers, union
 from spikezip.kernels.scan import Moves, Scan, scan
 from spikezip.kernels.synapse import Synapse, conv2d, pack
@@ -15,6 +15,7 @@ __all__ = [
     "Sum",
     "Synapse",
     "conv2d",
+    "default_device",
     "dense_synapses",
     "exactly",
     "full_precision",

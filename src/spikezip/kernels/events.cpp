@@ -298,21 +298,21 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
 }  // namespace
 
 // In which order rows follow one another, what lies before each (-1: nothing), by how many levels a neuron changed at most,
-// and how many changed: four lists of steps x images, one behind the other. Returns how many rows there are; -1 where one
-// holds for several images, or comes back.
-extern "C" int64_t spikezip_changes(const uint8_t *rows, const int64_t *map, int64_t steps, int64_t images, int64_t neurons,
-                                    int32_t zero, int64_t *found) {
+// and how many changed: four lists of steps x images, one behind the other. Returns how many rows the map has; -1 where one
+// holds for several images, comes back, or is none of the `held` ones (images may lie along another dimension).
+extern "C" int64_t spikezip_changes(const uint8_t *rows, int64_t held, const int64_t *map, int64_t steps, int64_t images,
+                                    int64_t neurons, int32_t zero, int64_t *found) {
     const int64_t most_rows = steps * images;
     int64_t *const order = found, *const before = order + most_rows, *const most = before + most_rows,
             *const changed = most + most_rows;
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
-    std::vector<bool> seen(most_rows);
+    std::vector<bool> seen(held);
     int64_t count = 0;
     for (int64_t b = 0; b < images; b++)
         for (int64_t t = 0; t < steps; t++) {
             const int64_t row = map[t * images + b], last = t ? map[(t - 1) * images + b] : -1;
             if (row == last) continue;
-            if (row >= most_rows || seen[row]) return -1;
+            if (row >= held || seen[row]) return -1;
             seen[row] = true;
             const uint8_t *const x = rows + row * neurons, *const y = t ? rows + last * neurons : nothing.data();
             int64_t total = 0;

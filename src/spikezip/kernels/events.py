@@ -2,8 +2,8 @@
 
 A row then costs what changed in it, where a dense kernel costs the same for one spike as for thousands. Which of the
 two is cheaper depends on layer and processor: both are timed on rows that a layer first meets. From then on each row
-goes where it is cheaper, if all that is saved so is more than it costs to look for changes and to part the rows. The
-sums are the same bits.
+goes where it is cheaper, if all that is saved so is more than it costs to look for changes and to part the rows; and
+what was expected is held against what it took, in every call. The sums are the same bits.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _BLOCKS = (16, 32, 64)  #: output channels that the kernel can take at a time
 _MOST = 64  #: levels between two rows that its products hold
 _WORTH = 1 << 22  #: multiplications; below, looking for what changed is not worth it
 _TRIED = 8  #: rows that are timed
+_TOGETHER = 32  #: rows that the dense kernel is timed on beside these: it may be faster on more
+_DEARER = 2.0  #: times what was expected; a call that took longer was disturbed
 _REST = 16  #: calls, at most, until a layer for which it did not pay is looked at again
 
 _off: ContextVar[bool] = ContextVar("dense_synapses", default=False)
@@ -40,31 +42,44 @@ class Costs:
 
     Attributes:
         dense: of a row, by the dense kernel.
-        copied: of a row, to bring it together with the others.
+        apart: of a row computed densely with few others: what it costs more, and bringing it together with the rest.
         looked: of a row, to find what changed.
         fixed: of a row, by the event-driven kernel.
         change: of a change, by that kernel.
+        dearer: times what these make of a call, it took: an average.
         misses: how many calls in a row it would not have paid.
         rest: how many calls are still to be computed densely without a look.
     """
 
     dense: float
-    copied: float
+    apart: float
     looked: float
     fixed: float
     change: float
+    dearer: float = 1.0
     misses: int = 0
     rest: int = 0
 
-    def sparse(self, changed: list[int]) -> list[bool] | None:
-        """Of rows with so many changes, which to compute from these; None for none of them."""
-        saved = [self.dense - self.fixed - self.change * count for count in changed]
-        gains = [gain for gain in saved if gain > 0]
-        parted = self.copied * (len(saved) - len(gains)) if gains else 0.0
-        pays = sum(gains) - parted - self.looked * len(changed) > 0
+    def sparse(self, changed: list[int]) -> tuple[list[bool], float] | None:
+        """Of rows with so many changes, which to compute from these, and what the call should take; None if all are
+        cheaper computed densely."""
+        each = [self.fixed + self.change * count for count in changed]
+        cheaper = [cost * self.dearer < self.dense for cost in each]
+        costs = [cost if way else self.dense + self.apart for cost, way in zip(each, cheaper, strict=True)]
+        expected = sum(costs) + self.looked * len(changed)
+        pays = any(cheaper) and expected * self.dearer < self.dense * len(changed)
         self.misses = 0 if pays else self.misses + 1
         self.rest = 0 if pays else min(2**self.misses, _REST)
-        return [gain > 0 for gain in saved] if pays else None
+        return (cheaper, expected) if pays else None
+
+    def took(self, seconds: float, expected: float) -> None:
+        """Learn from a call."""
+        if expected > 0:  # a coarse clock may see nothing pass
+            self.dearer = (self.dearer + min(seconds / expected, _DEARER)) / 2
+
+    def took_densely(self, seconds: float, rows: int) -> None:
+        """Learn from a call in which all rows were computed densely."""
+        self.dense = (self.dense + min(seconds / rows, _DEARER * self.dense)) / 2
 
 
 def dense_synapses() -> AbstractContextManager[None]:
@@ -72,8 +87,8 @@ def dense_synapses() -> AbstractContextManager[None]:
     return switched_on(_off)
 
 
-def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor | None:
-    """The sums of each row, ``[R, out, ...]`` float32; None if none of them is cheaper so.
+def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor:
+    """The sums of each row, ``[R, out, ...]`` float32.
 
     Args:
         codes: as bytes.
@@ -84,51 +99,61 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     """
     library = native.library(build=False)
     if _off.get() or library is None or not hasattr(library, "spikezip_events"):
-        return None
+        return dense(codes.rows)
     if codes.top > _MOST or (geometry and geometry[2:] != ([1, 1], 1)):
-        return None
+        return dense(codes.rows)
     shape = _shape(codes.rows, weight, geometry)
     if shape[2] % 8 or codes.rows.shape[0] * shape[3] * shape[4] * weight.numel() < _WORTH:
-        return None
+        return dense(codes.rows)
     key = ("costs", torch.get_num_threads())
     costs: Costs | None = packed.get(key)
     if costs is not None and costs.rest > 0:  # threads share it, and may count it below 0
         costs.rest -= 1
-        return None
+        return _densely(costs, codes.rows, dense)
     layout = torch.channels_last if geometry else torch.contiguous_format
-    rows = codes.rows.contiguous(memory_format=layout)
     began = time.thread_time()
+    rows = codes.rows.contiguous(memory_format=layout)
     found = _changes(library, rows, codes)
     looked = time.thread_time() - began
     if found is None:
-        return None
+        return dense(rows)
     if "events" not in packed:
         packed["events"] = pack(weight)
     size = (rows.shape[0], weight.shape[0], *shape[3:5]) if geometry else (*rows.shape[:-1], weight.shape[0])
-    out = torch.empty(size, dtype=torch.float32, memory_format=layout)
 
-    def add(found: Tensor) -> None:
+    def add(found: Tensor, out: Tensor) -> None:
         library.spikezip_events(
             ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight), rows.data_ptr(), codes.zero,
             found.data_ptr(), found.stride(0), found.shape[1], out.data_ptr(),
         )  # fmt: skip
 
     if costs is None:
+        out = torch.empty(size, dtype=torch.float32, memory_format=layout)
         costs = packed[key] = _costs(found, rows, out, add, dense, looked)
-    sparse = costs.sparse(found[3].tolist())
-    if sparse is None:
-        return None
-    if not all(sparse):
-        by_change, others = ([i for i, cheaper in enumerate(sparse) if cheaper is way] for way in (True, False))
+    choice = costs.sparse(found[3].tolist())
+    if choice is None:
+        return _densely(costs, rows, dense)
+    cheaper, expected = choice
+    out = torch.empty(size, dtype=torch.float32, memory_format=layout)
+    if not all(cheaper):
+        by_change, others = ([i for i, which in enumerate(cheaper) if which is way] for way in (True, False))
         which = found[0, others]
         out.index_copy_(0, which, dense(gather(rows, which)))
         found = found.index_select(1, torch.tensor(by_change))
-    add(found)
+    add(found, out)
+    costs.took(time.thread_time() - began, expected)
+    return out
+
+
+def _densely(costs: Costs, rows: Tensor, dense: Dense) -> Tensor:
+    began = time.thread_time()
+    out = dense(rows)
+    costs.took_densely(time.thread_time() - began, rows.shape[0])
     return out
 
 
 def _costs(
-    found: Tensor, rows: Tensor, out: Tensor, add: Callable[[Tensor], None], dense: Dense, looked: float
+    found: Tensor, rows: Tensor, out: Tensor, add: Callable[[Tensor, Tensor], None], dense: Dense, looked: float
 ) -> Costs:
     """Both ways timed on a few rows: those in which most changed, and those in which least did."""
     by_changes = found[3].argsort(descending=True)
@@ -136,12 +161,16 @@ def _costs(
     some = gather(rows, most[0])
     sums = dense(some)
     count = len(some)
-    slow, fast = (min(_seconds(lambda part=part: add(part)) for _ in range(2)) for part in (most, least))
+    slow, fast = (min(_seconds(lambda part=part: add(part, out)) for _ in range(2)) for part in (most, least))
     more = int(most[3].sum() - least[3].sum())
     change = (slow - fast) / more if more > 0 and slow > fast else slow / max(int(most[3].sum()), 1)
+    together = rows[:_TOGETHER]
+    whole = min(_seconds(lambda: dense(together)) for _ in range(2)) / len(together)
+    part = min(_seconds(lambda: dense(some)) for _ in range(2)) / count
+    copied = min(_seconds(lambda: out.index_copy_(0, most[0], sums)) for _ in range(2)) / count
     return Costs(
-        dense=min(_seconds(lambda: dense(some)) for _ in range(2)) / count,
-        copied=min(_seconds(lambda: out.index_copy_(0, most[0], sums)) for _ in range(2)) / count,
+        dense=whole,
+        apart=copied + max(part - whole, 0.0),
         looked=looked / found.shape[1],
         fixed=max(fast - change * int(least[3].sum()), 0.0) / count,
         change=change,
@@ -183,12 +212,15 @@ def _shape(rows: Tensor, weight: Tensor, geometry: Any) -> Any:
 
 def _changes(library: Any, rows: Tensor, codes: Rows) -> Tensor | None:
     """For each row in the order of time: its place, that of the row before it (-1: none), by how much neurons differ
-    from there at most, and how many do, ``[4, R]``. None if images share rows, or some are nobody's."""
+    from there at most, and how many do, ``[4, R]``. None if images share rows, some are nobody's, or rows do not lie
+    along the first dimension."""
     map = codes.map.contiguous()
     found = torch.empty((4, map.numel()), dtype=torch.int64)
-    neurons = rows.numel() // rows.shape[0]
-    count = library.spikezip_changes(rows.data_ptr(), map.data_ptr(), *map.shape, neurons, codes.zero, found.data_ptr())
-    return found[:, :count] if count == rows.shape[0] else None
+    held = rows.shape[0]
+    count = library.spikezip_changes(
+        rows.data_ptr(), held, map.data_ptr(), *map.shape, rows.numel() // held, codes.zero, found.data_ptr()
+    )
+    return found[:, :count] if count == held else None
 
 
 def _seconds(call: Callable[[], Any]) -> float:

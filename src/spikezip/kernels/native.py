@@ -124,7 +124,7 @@ def _load(path: Path) -> ctypes.CDLL:
     found.spikezip_numbers.argtypes = [pointer, i32, i64, i64, i64, pointer]
     if hasattr(found, "spikezip_events"):  # only where the processor has AVX2
         found.spikezip_changes.restype = i64
-        found.spikezip_changes.argtypes = [pointer, pointer, i64, i64, i64, i32, pointer]
+        found.spikezip_changes.argtypes = [pointer, i64, pointer, i64, i64, i64, i32, pointer]
         found.spikezip_events.restype = None
         found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, pointer, i64, i64, pointer]
     return found
@@ -177,6 +177,8 @@ def _compile(path: Path) -> str | None:
 def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
     """Scan rows that :func:`suits`."""
     steps, images = terms[0].map.shape
+    along = next((t.channels for t in terms if t.is_exact_sum), -1)  # the channels that are to lie fastest in memory
+    terms = [t.numbers() if t.is_exact_sum and t.channels != along else t for t in terms]
     layout = _layout(terms)
     rows = [t.rows.contiguous(memory_format=layout) for t in terms]
     shape = rows[0].shape[1:]

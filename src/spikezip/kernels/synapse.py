@@ -71,7 +71,6 @@ class Synapse:
                 return _sums(rows, self.packed[codes.zero], self.weight.shape[0], self.geometry, codes.zero)
 
             sums = events.sums(codes, self.weight, self.geometry, self.packed, dense)
-            sums = dense(codes.rows) if sums is None else sums
         else:
             from spikezip.kernels import triton_synapse  # imports Triton
 
@@ -170,6 +169,9 @@ def pack(node: fx.Node) -> Synapse | None:
     if node.target is _aten.conv2d.default:
         stride, padding, dilation, groups = [*node.args[3:], *[[1, 1], [0, 0], [1, 1], 1][max(len(node.args) - 3, 0) :]]
         geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
+        size = network.spec(node.args[0]).shape[2:]  # type: ignore[arg-type]
+        if len(size) != 2 or not all(map(_windows_see, size, weight.shape[2:], *geometry[:3])):
+            return None
     return Synapse(
         weight=whole.to(torch.int8),
         scale=(1 / steps).to(weight.dtype),
@@ -177,6 +179,15 @@ def pack(node: fx.Node) -> Synapse | None:
         dtype=weight.dtype,
         geometry=geometry,  # type: ignore[arg-type]
         reach=int(whole.abs().flatten(1).sum(1).max()),
+    )
+
+
+def _windows_see(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether every window sees some of the image, along one dimension; others make oneDNN add what is not there."""
+    last = size + 2 * padding - dilation * (kernel - 1) - 1
+    return all(
+        any(0 <= first + i * dilation < size for i in range(kernel))
+        for first in range(-padding, last - padding + 1, stride)
     )
 
 

@@ -11,6 +11,7 @@ set before the import it runs on the CPU, for tests.
 # What kernels hold is typed by Triton's compiler.
 # pyright: reportOperatorIssue=false, reportCallIssue=false
 
+import math
 from typing import Any
 
 import torch
@@ -208,9 +209,9 @@ def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> d
         exponent, limit = term.grid
         factor = 1.0 if term.scale is None else term.scale
         grid = torch.tensor([factor, 2.0**exponent, limit, 2.0**-exponent], dtype=torch.float64, device=device)
-    inner = 1
-    if term.channels > 0 and layout is not torch.channels_last:
-        inner = rows.shape[term.channels + 1 :].numel()
+    order = [0, 2, 3, 1] if layout is torch.channels_last else list(range(rows.dim()))  # of dimensions in memory
+    behind = order[order.index(term.channels % rows.dim()) + 1 :]
+    inner = math.prod(rows.shape[d] for d in behind)
     return {
         "pointers": (rows, to_device(term.map, device).contiguous(), rows if scale is None else scale,
                      rows if bias is None else bias, rows if grid is None else grid, term.zero, max(inner, 1),

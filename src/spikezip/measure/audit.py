@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spikezip.kernels import default_device
 from spikezip.measure.counts import count
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Reader
@@ -131,6 +132,7 @@ class Audit:
         return f"{said}Not spikes alone: {', '.join(others[:5])}{more}."
 
 
+@default_device()
 def audit(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor] | None = None,

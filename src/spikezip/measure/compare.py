@@ -14,6 +14,7 @@ from spikezip.graph import network
 from spikezip.graph.network import Stage
 from spikezip.measure.saving import finite, save_json
 from spikezip.measure.side_by_side import Tally, longest, read_network, read_snn, tap
+from spikezip.percent import percent
 from spikezip.run import Engine
 from spikezip.run.engine import check_inputs
 from spikezip.run.step import pieces
@@ -62,7 +63,8 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far outputs are apart, ``[T]`` each; ``agree`` is the share of images with the same greatest entry."""
+    """How far outputs are apart, ``[T]`` each; ``agree`` is the share of images with the same greatest entry; of
+    one value an image, with the very same."""
 
     l1: tuple[float, ...]
     maximum: tuple[float, ...]
@@ -219,7 +221,7 @@ def _table(c: Comparison) -> str:
     for i, output in enumerate(c.outputs):
         lines.append(
             f"output {i}: L1 {output.l1[-1]:.3g}, maximum {output.maximum[-1]:.3g}, "
-            f"same answer for {100 * output.agree[-1]:.4g} % of the images"
+            f"same answer for {percent(output.agree[-1])} of the images"
         )
     if first is not None:
         lines.append(f"< the first layer that differs: {first.name!r}; what lies behind it inherits its error")

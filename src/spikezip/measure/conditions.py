@@ -116,12 +116,13 @@ def _acyclic(snn: SpikingNetwork) -> Condition:
 
 def _neurons(snn: SpikingNetwork) -> Condition:
     quantizers = network.modules_of(snn.qann, Quantizer)
-    holds = all(
-        isinstance(n, STBIF) and n.slew >= 1 and q.levels == n.levels
-        for (_, n), (_, q) in zip(snn.layers, quantizers, strict=True)
+    odd = [f"{name} is of {type(n).__name__}" for name, n in snn.layers if type(n) is not STBIF]
+    holds = not odd and all(
+        n.slew >= 1 and q.levels == n.levels for (_, n), (_, q) in zip(snn.layers, quantizers, strict=True)
     )
     text = "both spike signs, the tracer's limits are the quantizer's, no leak"
-    return Condition("C5", text, holds, f"ST-BIF, slew {snn.slew}")
+    evidence = f"not ST-BIF as it is: {', '.join(odd[:5])}" if odd else f"ST-BIF, slew {snn.slew}"
+    return Condition("C5", text, holds, evidence)
 
 
 def _arithmetic(snn: SpikingNetwork, engine: Engine | None) -> Condition:

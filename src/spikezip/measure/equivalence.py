@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from spikezip.errors import EquivalenceError
 from spikezip.graph import network
 from spikezip.graph.weights_hash import weights_sha256
-from spikezip.kernels import exactly
+from spikezip.kernels import default_device, exactly
 from spikezip.measure.conditions import Condition, conditions, default_engine, exactness
 from spikezip.measure.provenance import versions
 from spikezip.measure.saving import save_json
@@ -23,6 +23,8 @@ from spikezip.run import Engine, Outcome, execute
 from spikezip.run.engine import check_inputs, check_numbers
 from spikezip.run.step import images_first, outputs_first, pieces
 from spikezip.spike.swap import SpikingNetwork
+
+_ROUNDING = 1e-3  # of the greatest output: what lies farther apart was not rounded differently
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Certificate:
         seed: as the caller gave it; the proof itself draws nothing.
         versions: of spikezip, torch and Python.
         nan: for how many images the QANN itself returns NaN, which equals nothing.
+        apart: the greatest difference of an output from the QANN's, as a part of the greatest output.
     """
 
     equal: bool
@@ -73,6 +76,7 @@ class Certificate:
     seed: int | None
     versions: Mapping[str, str]
     nan: int = 0
+    apart: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The certificate as plain data; ``settled_at`` as mean and maximum (None unless all settled) and histogram."""
@@ -125,12 +129,19 @@ class Certificate:
                 f"{self.images} images, and NaN equals nothing. Look for a logarithm or a root of a negative value, or "
                 "0 divided by 0."
             )
+        if self.apart > _ROUNDING:
+            raise EquivalenceError(
+                f"Every code of the SNN equals the QANN's, but its outputs do not, at step {max(self.settled_at)}: "
+                f"they are {100 * self.apart:.1f} % of the greatest output apart, which is no rounding. Find out "
+                "whether an image's answer depends on the others in its batch, and use the reference engine."
+            )
         raise EquivalenceError(
             f"Every code of the SNN equals the QANN's, but its outputs do not, at step {max(self.settled_at)}: "
             f"the last operations round differently in engine {self.engine}. Use the reference engine, or to_integer()."
         )
 
 
+@default_device()
 def verify(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor],
@@ -169,7 +180,7 @@ def verify(
     mismatches = {name: 0 for name, _ in snn.layers}
     checked = {name: 0 for name, _ in snn.layers}
     settled: list[int] = []
-    outputs_equal, nan, taken = True, 0, 0
+    outputs_equal, nan, taken, apart = True, 0, 0, 0.0
     for _, piece in pieces(inputs, batch):
         run = execute(snn, piece, steps, engine=engine, batch=batch)
         codes, outputs = qann_codes(snn, piece)
@@ -177,6 +188,7 @@ def verify(
             mismatches[name] += int((run.codes[name].reshape(expected.shape) != expected).sum())
             checked[name] += expected.numel()
         outputs_equal &= all(torch.equal(mine[-1], theirs) for mine, theirs in zip(run.outputs, outputs, strict=True))
+        apart = max(apart, *(_apart(mine[-1], theirs) for mine, theirs in zip(run.outputs, outputs, strict=True)))
         nan += int(torch.stack([y.isnan().reshape(len(y), -1).any(1) for y in outputs]).any(0).sum())
         settled += run.settled_at.tolist()
         taken = max(taken, run.steps)
@@ -201,7 +213,16 @@ def verify(
         seed=seed,
         versions=versions(),
         nan=nan,
+        apart=apart,
     )
+
+
+def _apart(mine: Tensor, theirs: Tensor) -> float:
+    """The greatest difference, as a part of the greatest value."""
+    if torch.equal(mine, theirs):
+        return 0.0
+    a, b = (torch.nan_to_num(t if t.is_complex() else t.double()) for t in (mine, theirs))
+    return float(((a - b).abs().amax() / b.abs().amax()).nan_to_num())
 
 
 @torch.no_grad()

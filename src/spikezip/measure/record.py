@@ -15,6 +15,7 @@ from spikezip.errors import InputError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.graph.quiet import evaluating
+from spikezip.kernels import default_device
 from spikezip.measure.audit import audit_of
 from spikezip.measure.conditions import exactness, start_text
 from spikezip.measure.counts import count as count_operations
@@ -26,7 +27,7 @@ from spikezip.measure.saving import save_json
 from spikezip.measure.traces import raster, traces
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
-from spikezip.run.exit import Settled, check_exit
+from spikezip.run.exit import Settled, are_logits, check_exit
 from spikezip.run.step import first_tensor, images_first, pieces
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
@@ -49,6 +50,7 @@ class Record:
 
 
 @torch.no_grad()
+@default_device()
 def measure(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor],
@@ -76,7 +78,8 @@ def measure(
     Args:
         snn: the network.
         images: inputs ``[N, ...]``.
-        labels: classes ``[N]``; None leaves the accuracies out.
+        labels: classes ``[N]``; None leaves the accuracies out. Where the network's (first) output is no row of
+            classes, accuracies and agreement are left out.
         ann: the network it came from, to be measured beside it.
         steps: steps of the run; None until every image has settled.
         engine: which engine runs it.
@@ -99,8 +102,8 @@ def measure(
         The :class:`Record`.
 
     Raises:
-        InputError: the images do not fit the network, or labels the images; a rule of early exit is none; or two energy
-            models have one name.
+        InputError: the images do not fit the network, or labels the images; there are labels, and the network gives
+            one number; a rule of early exit is none; or two energy models have one name.
         StageError: ``steps``, ``batch`` or ``distances`` is not a positive whole number.
     """
     inputs = check_inputs(snn, images)
@@ -108,6 +111,8 @@ def measure(
     check_numbers(steps=steps, batch=batch, distances=distances)
     if labels is not None:
         shape = tracer_shape(network.spec(network.outputs(snn.graph)[0]))
+        if shape.numel() == 1:
+            raise InputError("The network gives one number an image, not classes; leave labels out.")
         check_labels(labels, count, shape[0] if len(shape) == 1 else None)
     if not isinstance(early_exit, Sequence):
         raise InputError(f"early_exit={early_exit!r}: give a sequence of rules, such as [Margin(0.6), Settled()].")
@@ -217,7 +222,7 @@ class _Tally:
         self.agree = torch.zeros(steps, dtype=torch.int64)
         self.qann_right = self.ann_right = 0
         self.settled: list[int] = []
-        self.settle_possible = True
+        self.classifies = True
         zeros = lambda: {n: torch.zeros(steps, dtype=torch.float64) for n, _ in snn.layers}  # noqa: E731
         self.spikes, self.negative, self.l1, self.differ = zeros(), zeros(), zeros(), zeros()
         self.units = dict(network.note(snn.graph, "thresholds", ()))
@@ -238,7 +243,7 @@ class _Tally:
             outputs = qann_outputs(self.snn, piece)
             run = execute(self.snn, piece, self.steps, engine=engine, batch=images)
         self.images += images
-        answers = run.logits.argmax(-1) if run.logits.dim() == 3 and not run.logits.is_complex() else None
+        answers = run.logits.argmax(-1) if are_logits(run.logits) else None
         if answers is not None:
             truth = outputs[0].argmax(-1)
             self.agree += (answers == truth).sum(1).cpu()
@@ -252,7 +257,7 @@ class _Tally:
                     logits = images_first(first, network.spec(network.outputs(self.snn.graph)[0]), images)
                     self.ann_right += int((logits.argmax(-1) == labels).sum())
         else:
-            self.settle_possible = False
+            self.classifies = False
         self.settled += run.settled_at.tolist()
         for leaving in self.exits:
             leaving.add(run, labels)
@@ -268,7 +273,7 @@ class _Tally:
 
     def result(self, labelled: bool, with_ann: bool) -> dict[str, Any]:
         n = self.images
-        classify = self.settle_possible
+        classify = self.classifies
         done = [t for t in self.settled if t > 0]
         times, counts = torch.tensor(done or [0]).unique(return_counts=True)
         return {

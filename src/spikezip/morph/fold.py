@@ -107,7 +107,7 @@ def _is_function(node: fx.Node) -> bool:
 
 def _place_of(gm: fx.GraphModule, norm: fx.Node) -> str:
     """The author's name for a BatchNorm, if nothing but its own tensors is stored there; else a free one."""
-    name = network.origin(norm)
+    name = rewrite.plain(network.origin(norm))
     own = {str(n.target) for n in norm.all_input_nodes if n.op == "get_attr"}
     try:
         holder = gm.get_submodule(name)

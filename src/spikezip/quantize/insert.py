@@ -149,6 +149,7 @@ def _insert(
 
 def _module_name(gm: fx.GraphModule, origin: str) -> str:
     """The author's name; ``origin.neuron`` where that name already holds weights; numbered if asked for again."""
+    origin = rewrite.plain(origin)
     try:
         holder = gm.get_submodule(origin) if origin else None
     except AttributeError:

@@ -37,12 +37,18 @@ class LSQ(torch.autograd.Function):
         return through, per_scale * gain, None, None, None
 
 
+def widened(drive: Tensor, scale: Tensor) -> Tensor:
+    """The drive in a type that holds the scale too: a scale without dimensions would be rounded to bfloat16 by torch,
+    and with it the codes."""
+    return drive.to(torch.promote_types(drive.dtype, scale.dtype))
+
+
 def _climbed(drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit) -> Tensor:
     # torch.compile of torch 2.11 loses the gradient of a function whose result is changed in place or cast to its type.
     if torch.compiler.is_compiling():
-        values = torch.clamp(torch.floor(drive / scale + 0.5), lowest, highest) * scale
+        values = torch.clamp(torch.floor(widened(drive, scale) / scale + 0.5), lowest, highest) * scale
     else:
-        values = (drive / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale)
+        values = (widened(drive, scale) / scale).add_(0.5).floor_().clamp_(lowest, highest).mul_(scale)
     return values if values.dtype is drive.dtype else values.to(drive.dtype)
 
 
@@ -51,7 +57,7 @@ _climbed_in_one_pass = fused(_climbed)
 
 @fused
 def _hand_back(grad: Tensor, drive: Tensor, scale: Tensor, lowest: Limit, highest: Limit) -> tuple[Tensor, Tensor]:
-    ratio = drive / scale
+    ratio = widened(drive, scale) / scale
     codes = (ratio + 0.5).floor_().clamp_(lowest, highest)
     inside = (ratio > lowest) & (ratio < highest)
     # d(scale * q)/d scale = q - u/scale inside, and q = the limit outside (LSQ, eq. 3).
@@ -95,7 +101,7 @@ def lsq(drive: Tensor, scale: Tensor, levels: Levels, batch_dim: int = 0) -> Ten
 
     ``y = scale * clip(floor(drive/scale + 1/2), lowest, highest)``; the gradient passes ``drive`` unchanged inside
     the range and is 0 outside; ``scale`` receives ``(q - drive/scale)`` inside and the limit outside, scaled by
-    ``1 / sqrt(features of a sample * highest)`` (see :func:`gradient_scale`).
+    ``1 / sqrt(features of a sample * magnitude)``, of the code of greatest magnitude (see :func:`gradient_scale`).
 
     Args:
         drive: pre-activations, any shape.

@@ -30,7 +30,7 @@ def layer_table(record: Record) -> Table | None:
         *([Column("θ")] if None not in units else ()),
         Column("levels sent / image" if record.graded else "spikes / image", compact),
         Column("negative", percent),
-        *([] if record.graded else [Column("sparsity", percent)]),
+        *([] if record.graded else [Column(f"sparsity, t ≤ {record.busy_steps}", percent)]),
         Column(f"settled at t{where}"),
         Column(f"codes differing at end{where}", percent),
     ]
@@ -38,7 +38,7 @@ def layer_table(record: Record) -> Table | None:
     for layer, unit in zip(record.layers, units, strict=True):
         worth = [unit] if None not in units else []
         levels = f"{layer.lowest}..{layer.highest}"
-        rows.append([layer.name, layer.neurons, levels, *worth, *_activity(layer, record.graded)])
+        rows.append([layer.name, layer.neurons, levels, *worth, *_activity(layer, record)])
     return Table(f"Layers of {record.name}", columns, rows)
 
 
@@ -57,11 +57,11 @@ def layer_sentence(record: Record) -> str | None:
     return None
 
 
-def _activity(layer: Layer, graded: bool) -> list[Cell]:
+def _activity(layer: Layer, record: Record) -> list[Cell]:
     total = sum(layer.spikes) if layer.spikes else None
     negative = sum(layer.negative) / total if total and layer.negative else None
-    sparsity = 1 - sum(layer.rate) / len(layer.rate) if layer.rate else None
-    silent = [] if graded else [sparsity]
+    sparsity = 1 - sum(layer.rate) / record.busy_steps if layer.rate else None
+    silent = [] if record.graded else [sparsity]
     return [total, negative, *silent, settled_step(layer), layer.differ[-1] if layer.differ else None]
 
 

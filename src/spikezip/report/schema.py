@@ -289,6 +289,13 @@ class Record(_Part):
         return self.slew not in (None, 1)
 
     @property
+    def busy_steps(self) -> int:
+        """Steps up to T_eq of the slowest image, after which no neuron fires; all where not every image settled."""
+        if self.settled is None or self.settled.outcome != "SETTLED" or not self.settled.t_eq_max:
+            return self.steps
+        return min(self.steps, self.settled.t_eq_max)
+
+    @property
     def compared_images(self) -> str | None:
         """Which images codes were compared with the QANN's on; None for all. An older record does not say."""
         if self.compared is None:

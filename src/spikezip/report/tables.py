@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from spikezip.percent import percent as percentage
+
 Cell = str | int | float | bool | None
 
 _LATEX = {
@@ -66,20 +68,8 @@ def counted(number: int, thing: str) -> str:
 
 
 def percent(value: Cell) -> str:
-    """A share of 1 as a percentage; rounding never turns almost all into all, nor a few into none.
-
-    >>> percent(0.9173), percent(1.0), percent(0.99999), percent(0.00001)
-    ('91.73 %', '100 %', '> 99.99 %', '< 0.01 %')
-    """
-    if not isinstance(value, (int, float)):
-        return plain(value)
-    if value in (0, 1):
-        return f"{value * 100:.0f} %"
-    if 0.99995 <= value < 1:
-        return "> 99.99 %"
-    if 0 < value < 0.00005:
-        return "< 0.01 %"
-    return f"{value * 100:.2f} %"
+    """A share of 1 as a percentage (:func:`spikezip.percent.percent`); an absent one is a dash."""
+    return percentage(value) if isinstance(value, (int, float)) else plain(value)
 
 
 def compact(value: Cell) -> str:

@@ -119,9 +119,14 @@ def check_exit(rule: object) -> None:
         )
 
 
+def are_logits(logits: Tensor) -> bool:
+    """Whether these are real ``[T, B, C]`` of 2 classes or more: the greatest of one value says nothing."""
+    return logits.dim() == 3 and logits.shape[-1] >= 2 and not logits.is_complex()
+
+
 def check_logits(logits: Tensor) -> None:
     """StageError unless these are logits ``[T, B, C]``."""
-    if logits.dim() != 3 or logits.shape[-1] < 2 or logits.is_complex():
+    if not are_logits(logits):
         raise StageError(
             f"An early exit needs real logits [B, C] of 2 classes or more; this network's first output is "
             f"{logits.dtype} {tuple(logits.shape[1:])} a step. Run it without early_exit."

@@ -131,8 +131,10 @@ def unfoldable(gm: fx.GraphModule) -> str | None:
     for node in gm.graph.nodes:
         spec: Spec | None = node.meta.get("spec")
         if spec is not None and spec.placed:
-            return f"The node {network.describe(node)} depends on an image's place in the batch"
-    for node, _ in network.modules_of(gm, STBIF):
+            return f"The node {network.describe(node)} depends on an image's place in the batch, or on the others in it"
+    for node, neuron in network.modules_of(gm, STBIF):
+        if type(neuron) is not STBIF:
+            return f"The neurons of {network.origin(node)!r} are {type(neuron).__name__}, which may differ from ST-BIF"
         if scattered(network.spec(node)):
             return f"The values of {network.origin(node)!r} do not keep one image's together"
     return None

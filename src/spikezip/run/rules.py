@@ -69,7 +69,7 @@ class Rules:
 
     @property
     def by_drive(self) -> tuple[str, ...]:
-        """The neuron layers that have no membrane, as their drive is off the grid."""
+        """The neuron layers that have no membrane, as their drive is off the grid or they are no plain ST-BIF."""
         return tuple(str(node.target) for node, rule in self.of.items() if rule is Rule.TRACKER)
 
 
@@ -89,8 +89,11 @@ def _rule(gm: fx.GraphModule, node: fx.Node, found: dict[fx.Node, Rule], grids: 
     if node.op == "placeholder":
         return Rule.INPUT
     if node.op == "call_module":
-        if not isinstance(gm.get_submodule(str(node.target)), STBIF):
+        module = gm.get_submodule(str(node.target))
+        if not isinstance(module, STBIF):
             return Rule.DIFFERENCE
+        if type(module) is not STBIF:  # a neuron of its own: the membrane's rule is not known
+            return Rule.TRACKER
         return Rule.MEMBRANE if grids is None or grids.decides(node.all_input_nodes[0]) else Rule.TRACKER
     if not ops.is_signal(node):
         return Rule.SIZE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class _Results:
         self.exited_at = torch.full((self.images,), -1, dtype=torch.int64)
         self.spikes = {name: torch.zeros((steps, self.images), dtype=torch.int64) for name, _ in snn.layers}
         self.negative = {name: torch.zeros_like(counts) for name, counts in self.spikes.items()}
-        self.outputs: list[Tensor] = []
+        self.outputs: deque[tuple[int, Tensor | slice, list[Tensor]]] = deque()  # from which step, of which images
         self.done = 0
         self.lock = threading.Lock()  # of what all images share: who makes the tensors, and how far anyone came
 
@@ -130,7 +131,7 @@ class _Results:
                 leave = torch.minimum(rest, torch.where(sure > 0, sure, never))
             ended, left = rest < never, leave < never
             self._count(part, span, running, leave)
-            self._write(results, span, running, leave)
+            self._write(results, span, running, rest, leave)
             first = (
                 ended & (rest <= leave) & (self.settled_at[running] < 0)
             )  # without stop, settled ones are still here
@@ -177,17 +178,27 @@ class _Results:
         first, last = int(running[0]), int(running[-1])
         return slice(first, last + 1) if last - first + 1 == running.numel() else running.to(device)
 
-    def _write(self, results: list[Tensor], span: slice, running: Tensor, leave: Tensor) -> None:
-        with self.lock:
-            self.outputs = self.outputs or [r.new_empty((self.steps, self.images, *r.shape[2:])) for r in results]
-        steps = torch.arange(span.stop - span.start).unsqueeze(1)
+    def _write(self, results: list[Tensor], span: slice, running: Tensor, rest: Tensor, leave: Tensor) -> None:
+        """Outputs, until the last of these images has come to rest or left: how long a run will be is not known."""
+        steps = torch.arange(min(span.stop - span.start, int(torch.minimum(rest, leave).max()))).unsqueeze(1)
         early = bool((leave <= steps[-1]).any())
-        for whole, result in zip(self.outputs, results, strict=True):
-            images = self._where(running, whole.device)
+        for i, result in enumerate(results):
             if early:
-                result = result[torch.minimum(steps, leave - 1).to(result.device), torch.arange(running.numel())]
-            whole[span, images] = result
-            whole[span.stop :, images] = result[-1]
+                results[i] = result[torch.minimum(steps, leave - 1).to(result.device), torch.arange(running.numel())]
+            elif len(steps) < len(result):
+                results[i] = result[: len(steps)].clone()
+        self.outputs.append((span.start, self._where(running, results[0].device), results))
+
+    def _outputs(self, done: int) -> tuple[Tensor, ...]:
+        """All that was written, each image's held to the end."""
+        found = tuple(r.new_empty((done, self.images, *r.shape[2:])) for r in self.outputs[0][2])
+        while self.outputs:  # what is copied goes
+            first, images, results = self.outputs.popleft()
+            for whole, result in zip(found, results, strict=True):
+                last = min(first + len(result), done)
+                whole[first:last, images] = result[: last - first]
+                whole[last:, images] = result[last - first - 1]
+        return found
 
     def run(self, stop: bool) -> Run:
         """Everything, as a value."""
@@ -198,7 +209,7 @@ class _Results:
         elif outcome is Outcome.SETTLED and stop:
             done = min(done, int(self.settled_at.max()))
         return Run(
-            outputs=tuple(whole[:done] for whole in self.outputs),
+            outputs=self._outputs(done),
             settled_at=self.settled_at,
             outcome=outcome,
             spikes={k: v[:done] for k, v in self.spikes.items()},

@@ -74,8 +74,7 @@ class STBIF(nn.Module):
 
     def __init__(self, levels: Levels, threshold: Tensor, slew: int = 1, initial: int | Tensor = 0):
         super().__init__()
-        if isinstance(slew, bool) or not isinstance(slew, int) or slew < 1:
-            raise StageError(f"slew={slew!r}: a neuron moves a whole number of levels a step, at least 1.")
+        _check_slew(slew)
         codes = initial.to(levels.storage) if isinstance(initial, Tensor) else None
         if codes is None:
             fits = isinstance(initial, int) and not isinstance(initial, bool)
@@ -126,6 +125,7 @@ class STBIF(nn.Module):
 
         ``from_start``: if that is so from the first step on, so that it has gone nowhere before.
         """
+        _check_slew(self.slew)  # it may have been set since
         if from_start:
             least, most = self.starts
             return -(-max(self.levels.highest - least, most - self.levels.lowest) // self.slew)
@@ -135,6 +135,11 @@ class STBIF(nn.Module):
         said = f"{self.levels.lowest}..{self.levels.highest}, theta={float(self.threshold):.4g}, slew={self.slew}"
         least, most = self.starts
         return said if least == most == 0 else f"{said}, from {least}" + (f"..{most}" if least < most else "")
+
+
+def _check_slew(slew: object) -> None:
+    if isinstance(slew, bool) or not isinstance(slew, int) or slew < 1:
+        raise StageError(f"slew={slew!r}: a neuron moves a whole number of levels a step, at least 1.")
 
 
 def starting_code(levels: Levels, code: int) -> int:

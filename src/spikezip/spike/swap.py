@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, fx
@@ -93,6 +94,19 @@ class SpikingNetwork:
                 here += neuron.settling_steps(from_start=from_start and here == 0) - 1
             longest[node] = here
         return max(longest.values(), default=0)
+
+    def __copy__(self) -> Self:
+        return replace(self)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        values = {f.name: copy.deepcopy(getattr(self, f.name), memo) for f in fields(self)}
+        return replace(self, **values)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise StageError(
+            "An SNN cannot be pickled, by torch.save() or to another process: torch pickles a graph without what is "
+            "known of its nodes. Use snn.save(path) and spikezip.load(path)."
+        )
 
     def t_off(self, steps: int) -> int:
         """The first step at which input and biases are complete."""

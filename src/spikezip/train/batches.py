@@ -54,7 +54,7 @@ class TensorBatches:
 
     Raises:
         DataError: there are no images, their number is not the labels', or nothing is left to train on; or a label is
-            below 0.
+            below 0, or an image not finite.
         InputError: images or labels are no tensor, or labels no whole numbers ``[N]``.
 
     >>> data = TensorBatches(torch.arange(10.0)[:, None], torch.arange(10), held_out=4)
@@ -82,6 +82,8 @@ class TensorBatches:
         object.__setattr__(self, "labels", self.labels.long())
         if int(self.labels.min()) < 0:
             raise DataError(f"There is a label {int(self.labels.min())}; classes are counted from 0. Leave it out.")
+        if not all(bool(part.isfinite().all()) for part in self.images.split(1024)):
+            raise DataError("images have NaN or infinite values. Mend those images, or leave them out.")
 
     def count(self, split: str) -> int:
         """How many images ``train`` or ``val`` has."""

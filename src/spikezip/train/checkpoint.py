@@ -64,7 +64,7 @@ class Checkpoint:
                 "Resume with the network it was begun with, or start anew in another folder."
             )
         for what, here in outlined.items():
-            there = self.facts.get("outline", outlined).get(what)
+            there = self.facts.get("outline", outlined).get(what, here)  # it once held less
             if there != here:
                 raise BundleError(
                     f"The checkpoint is of another training: {what} differ ({_shown(there, here)}). Resume with the "
@@ -76,15 +76,19 @@ class Checkpoint:
         return cooldown is None or reached <= (cooldown["after"], 0)
 
 
-def outline(network: nn.Module, data: str, images: int) -> dict[str, Any]:
+def outline(network: nn.Module, data: str, images: int, labels: Tensor | None = None) -> dict[str, Any]:
     """What neither a plan nor the shapes of tensors say of a training, as JSON data.
 
     Args:
         network: to be trained.
         data: name of the data set.
         images: how many of them are trained on.
+        labels: of all of them, where they are at hand; a fingerprint of them is kept.
     """
-    return {**operations_of(network), "data": f"{images} images of {data}"}
+    outlined = {**operations_of(network), "data": f"{images} images of {data}"}
+    if labels is not None:
+        outlined["labels"] = hashlib.sha256(labels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return outlined
 
 
 def operations_of(network: nn.Module) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -110,10 +110,12 @@ class Folder:
 
         self._agree(on_main)
 
-    def finish(self, network: nn.Module) -> None:
-        """Write the trained weights, under the network's own names."""
+    def finish(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
+        """Write the trained weights, under the network's own names, and the history, which a checkpoint that training
+        stopped right after is ahead of."""
 
         def on_main() -> None:
+            files.write_json(history, self.path / "history.json")
             files.write_tensors(dict(network.state_dict()), self.path / "network.safetensors")
 
         self._agree(on_main)

@@ -24,7 +24,7 @@ from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import encoding_text
 from spikezip.train import checkpoint as files
 from spikezip.train.average import Average
-from spikezip.train.batches import Data, stream
+from spikezip.train.batches import Data, TensorBatches, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
 from spikezip.train.loss import Numbers
@@ -111,7 +111,8 @@ def train(
     """
     _check_given(data, plan)
     _check_network(network)
-    accelerator = _accelerator(plan.precision)
+    # A captured graph has the parameters alone that it uses; of another network some may have no gradient.
+    accelerator = _accelerator(plan.precision, unused_parameters=not _is_captured(network))
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if on_event is None and accelerator.is_main_process:
@@ -130,7 +131,7 @@ def train(
         run.run(folder)
         result = run.result(next(iter(network.parameters())).device)
         if folder is not None:
-            folder.finish(result)
+            folder.finish(result, [record.as_json() for record in run.history])
         return Training(result, tuple(run.history))
 
 
@@ -233,7 +234,8 @@ class _Run:
 
     def _outline(self) -> dict[str, Any]:
         name = getattr(self.data, "name", type(self.data).__name__)
-        return files.outline(self.student, name, self.data.count(self.plan.train_split))
+        labels = self.data.labels if isinstance(self.data, TensorBatches) else None
+        return files.outline(self.student, name, self.data.count(self.plan.train_split), labels)
 
     def _beside(self) -> dict[str, Tensor]:
         """What the objective has beside the network (statistics, scales), without what never changes."""
@@ -505,11 +507,20 @@ def _check_network(network: nn.Module) -> None:
         raise StageError(
             f"Only an ANN or a QANN is trained; this is {type(network).__name__}. Fine-tune before spike()."
         )
+    parameters = {name for name, _ in network.named_parameters()}
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if is_lazy(tensor):
             raise StageError(
                 f"The weight {name!r} is uninitialized: the network is lazy and has seen no input. Call it once on a "
                 "batch before."
+            )
+        sound = tensor.isfinite()
+        if name not in parameters:
+            sound |= tensor == float("-inf")  # stored attention masks
+        if not bool(sound.all()):
+            raise StageError(
+                f"The weight {name!r} has NaN or infinite values, from which nothing is learned. Load sound weights "
+                "before training."
             )
     if _is_captured(network) and graph_network.note(network, "weight_bits"):
         raise StageError("Integer weights are not trained. Fine-tune the QANN, and call to_integer() after.")
@@ -537,14 +548,15 @@ def _check_network(network: nn.Module) -> None:
             )
 
 
-def _accelerator(precision: Precision) -> Accelerator:
-    from accelerate import Accelerator
+def _accelerator(precision: Precision, *, unused_parameters: bool) -> Accelerator:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     # A second training in one process may use another precision; accelerate would refuse. Processes stay as they are.
     AcceleratorState._reset_state(reset_partial_state=False)
     try:
-        accelerator = Accelerator(mixed_precision=precision.value)
+        processes = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
+        accelerator = Accelerator(mixed_precision=precision.value, kwargs_handlers=[processes])
     except ValueError as reason:
         raise RecipeError(f"precision {precision.value} cannot be used here: {reason} Use 'no' or 'bf16'.") from reason
     if precision is Precision.FP16 and accelerator.device.type == "cpu":  # accelerate would take float32 in silence

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikezip.errors import RecipeError
+from spikezip.train.checks import check_flag, check_kind, is_number
 
 Numbers: TypeAlias = dict[str, Tensor]
 
@@ -81,6 +82,7 @@ class Distil:
     mixed: bool = False
 
     def __post_init__(self):
+        check_flag("mixed", self.mixed)
         if self.mixed and not self.weight:
             raise RecipeError("Of mixed images only the teacher's answer is learned: give its weight above 0.")
         _check_temperature(self.temperature)
@@ -102,6 +104,7 @@ class CrossEntropy:
 
     def __post_init__(self):
         _check_smoothing(self.smoothing)
+        check_kind("distil", self.distil, Distil | None, "Distil(), or None")
         if self.smoothing and mixes(self):
             raise RecipeError(f"smoothing={self.smoothing}: of mixed images no labels are learned. Leave one out.")
 
@@ -165,6 +168,8 @@ class PETLoss:
         CrossEntropy(self.smoothing, self.distil)  # says what is wrong with these
         _check_weight("alpha", self.alpha)
         _check_weight("beta", self.beta)
+        known = HardLabels | MainLabels | TeacherLabels
+        check_kind("sub_labels", self.sub_labels, known, "HardLabels(), MainLabels() or TeacherLabels()")
         if mixes(self) and (self.beta or isinstance(self.sub_labels, HardLabels)):
             raise RecipeError(
                 "Of mixed images no labels are learned: sub_labels must be MainLabels() or TeacherLabels(), and beta 0."
@@ -237,15 +242,15 @@ def _given(teacher: Tensor | None) -> Tensor:
 
 
 def _check_temperature(value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise RecipeError(f"temperature={value}: give a number above 0; 1 leaves the logits as they are.")
+    if not (is_number(value) and value > 0):
+        raise RecipeError(f"temperature={value!r}: give a number above 0; 1 leaves the logits as they are.")
 
 
 def _check_weight(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise RecipeError(f"{name}={value}: a loss's weight is 0 or more.")
+    if not (is_number(value) and value >= 0):
+        raise RecipeError(f"{name}={value!r}: a loss's weight is a number, 0 or more.")
 
 
 def _check_smoothing(value: float) -> None:
-    if not 0 <= value < 1:
-        raise RecipeError(f"smoothing={value}: label smoothing lies in 0 <= smoothing < 1, for example 0.1.")
+    if not (is_number(value) and 0 <= value < 1):
+        raise RecipeError(f"smoothing={value!r}: label smoothing lies in 0 <= smoothing < 1, for example 0.1.")

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, StageError
 from spikezip.graph.network import copied
+from spikezip.train.checks import check_kind
 from spikezip.train.ensemble import Folded, InTurn, ensemble
 from spikezip.train.features import distance, features_of
 from spikezip.train.loss import CrossEntropy, Numbers, PETLoss, mixes
@@ -42,6 +43,10 @@ class QAT:
 
     criterion: CrossEntropy = field(default_factory=CrossEntropy)
     teacher: nn.Module | None = None
+
+    def __post_init__(self):
+        check_kind("criterion", self.criterion, CrossEntropy, "CrossEntropy()")
+        check_teacher(self.teacher)
 
     def module(self, network: nn.Module) -> nn.Module:
         """The network itself, or the network beside its teacher."""
@@ -82,6 +87,10 @@ class PET:
             raise RecipeError(
                 f"paths={self.paths!r}: give a tuple of paths, such as (Capped(1), Capped(2)); paths_for() finds them."
             )
+        check_kind("criterion", self.criterion, PETLoss, "PETLoss()")
+        check_kind("execution", self.execution, Folded | InTurn, "Folded() or InTurn()")
+        check_kind("scale", self.scale, PathScale, "PathScale.SHARED or FREE")
+        check_teacher(self.teacher)
 
     def module(self, network: nn.Module) -> nn.Module:
         """The ensemble of all paths, beside the teacher if there is one."""
@@ -113,6 +122,11 @@ class _Taught(nn.Module):
         with torch.no_grad():
             answer = self.teacher(images)
         return self.student(images), answer
+
+
+def check_teacher(teacher: Any) -> None:
+    """Raise RecipeError unless this is a network, or None."""
+    check_kind("teacher", teacher, nn.Module | None, "a network, such as the ANN, or None")
 
 
 def beside(

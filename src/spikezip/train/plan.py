@@ -19,6 +19,7 @@ from spikezip.graph.network import get_tensor
 from spikezip.graph.ops import Kind, is_constant, kind
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.train.checks import check_flag, check_kind, is_number, is_whole
 from spikezip.train.objective import QAT, Objective
 
 
@@ -53,7 +54,8 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self):
-        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+        check_flag("nesterov", self.nesterov)
+        if not (is_number(self.momentum) and 0 <= self.momentum < 1):
             raise RecipeError(f"momentum={self.momentum!r}: give a share from 0 to below 1, for example 0.9.")
         if self.nesterov and self.momentum <= 0:
             raise RecipeError("nesterov looks ahead along the momentum, which is 0. Use momentum=0.9, or no nesterov.")
@@ -76,7 +78,7 @@ class AdamW:
         if (
             not isinstance(self.betas, tuple | list)
             or len(self.betas) != 2
-            or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas)
+            or not all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
         ):
             raise RecipeError(f"betas={self.betas!r}: give two shares from 0 to below 1, for example (0.9, 0.999).")
 
@@ -162,30 +164,38 @@ class Plan:
             ("optimizer", SGD | AdamW, "SGD(0.01) or AdamW(0.001)"),
             ("cooldown", Cooldown | None, "Cooldown(after=2), or None"),
             ("precision", Precision, "Precision.NO, BF16 or FP16"),
+            ("train_split", str, "the name of a split, such as 'train'"),
+            ("validation_split", str | None, "the name of a split, such as 'val', or None"),
         ):
-            if not isinstance(value := getattr(self, name), wanted):
-                raise RecipeError(f"{name}={value!r}: give {example}.")
+            check_kind(name, getattr(self, name), wanted, example)
+        check_flag("compile", self.compile)
+        check_flag("augment", self.augment)
         if isinstance(self.objective, type) or not hasattr(self.objective, "loss"):
             raise RecipeError(
                 f"objective={self.objective!r}: give a value such as QAT() or PET((Capped(1), Capped(2)))."
             )
-        for owner, names in ((self, "warmup final_rate clip ema"), (self.optimizer, "rate scale_rate weight_decay")):
-            for name in names.split():
-                if (value := getattr(owner, name)) is not None and not _is_number(value):
+        for owner, names in ((self, "warmup final_rate clip? ema?"), (self.optimizer, "rate scale_rate weight_decay")):
+            for given in names.split():
+                name, optional = given.rstrip("?"), given.endswith("?")
+                value = getattr(owner, name)
+                if not (is_number(value) or (value is None and optional)):
                     raise RecipeError(f"{name}={value!r}: give a finite number.")
-        if not _is_whole(self.seed) or self.seed < 0:
+        if not is_whole(self.seed) or self.seed < 0:
             raise RecipeError(f"seed={self.seed!r}: give a whole number, 0 or more.")
-        for name in (
+        for given in (
             "epochs",
             "batch",
             "accumulate",
             "log_every",
-            "train_images",
-            "validation_images",
-            "checkpoint_every",
+            "train_images?",
+            "validation_images?",
+            "checkpoint_every?",
         ):
+            name, optional = given.rstrip("?"), given.endswith("?")
             value = getattr(self, name)
-            if value is not None and not (_is_whole(value) and value >= 1):
+            if value is None and optional:
+                continue
+            if not is_whole(value) or value < 1:
                 raise RecipeError(f"{name}={value!r}: give 1 or more, a whole number.")
         check_splits(self.train_split, self.validation_split)
         if self.batch % self.accumulate:
@@ -205,10 +215,7 @@ class Plan:
                 "0 <= final_rate <= 1."
             )
         if (c := self.cooldown) is not None and not (
-            _is_whole(c.after)
-            and _is_whole(c.epochs)
-            and min(c.after, c.epochs) >= 1
-            and self.last_epoch <= self.epochs
+            is_whole(c.after) and is_whole(c.epochs) and min(c.after, c.epochs) >= 1 and self.last_epoch <= self.epochs
         ):
             raise RecipeError(
                 f"cooldown={self.cooldown}: both are whole numbers, 1 or more, and together no more than "
@@ -259,14 +266,6 @@ class Plan:
             for params, rate, decay in rows
             if params
         ]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_splits(train: str, validation: str | None) -> None:

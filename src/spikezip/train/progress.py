@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from spikezip.errors import OutputError
+from spikezip.percent import percent
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _epoch_line(event: EpochDone) -> str:
 
 def _line(loss: float, numbers: dict[str, float]) -> str:
     accuracies = [
-        f"{name.removeprefix('accuracy').removeprefix('/') or 'accuracy'} {100 * value:.1f} %"
+        f"{name.removeprefix('accuracy').removeprefix('/') or 'accuracy'} {percent(value)}"
         for name, value in numbers.items()
         if name.startswith("accuracy")
     ]

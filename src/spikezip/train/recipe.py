@@ -28,7 +28,7 @@ from spikezip.spike.encoding import parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
-from spikezip.train.paths import Capped, PathScale, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision, check_splits
 from spikezip.train.speq import SPEQ
@@ -312,6 +312,10 @@ class Recipe(_Part):
                 raise ValueError("loss.distil.features compares paths that share a batch; use execution: folded")
         check_splits(self.train_split, self.validation_split)
         self._sub_paths()
+        if self.initial_code > self._widest.highest:
+            raise ValueError(
+                f"initial_code: {self.initial_code} is above the greatest code, {self._widest.highest}; lower it"
+            )
         parse_encoding(self.encoding)
         return self
 
@@ -394,9 +398,13 @@ class Recipe(_Part):
             **{name: getattr(self, name) for name in shared},
         )
 
-    def _sub_paths(self) -> tuple[SubPath, ...]:
+    @property
+    def _widest(self) -> Levels:
         levels = self.quantizer_levels()
-        widest = levels if isinstance(levels, Levels) else Levels.unsigned(levels)
+        return levels if isinstance(levels, Levels) else Levels.unsigned(levels)
+
+    def _sub_paths(self) -> tuple[SubPath, ...]:
+        widest = self._widest
         if self.paths is not None:
             if len(set(self.paths)) < len(self.paths):
                 raise ValueError("paths: the same path is there twice; remove one")
@@ -405,6 +413,9 @@ class Recipe(_Part):
                 raise ValueError(
                     f"paths: capped: {beyond[0]} is above the greatest code, {widest.magnitude}; remove it"
                 )
+            main = [part.rescaled for part in self.paths if part.path().reading(widest) == Main().reading(widest)]
+            if any(main):
+                raise ValueError(f"paths: rescaled: {main[0]} is the main path a second time; remove it")
             return tuple(part.path() for part in self.paths)
         return paths_for(parse_encoding(self.encoding), widest) if self.stage is Stage.PET else ()
 

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError
 from spikezip.levels import Levels
-from spikezip.quantize.quantizer import Quantizer
+from spikezip.quantize.quantizer import Quantizer, widened
+from spikezip.train.checks import check_kind, is_number, is_whole
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import copy_of
 from spikezip.train.loss import (
@@ -54,7 +55,8 @@ class RandomQuantizer(nn.Module):
     def forward(self, drive: Tensor) -> Tensor:
         k = self.finer[int(torch.randint(len(self.finer), ()) if self.drawn is None else self.drawn)]
         scale = self.scale / k
-        return Levels(k * self.levels.lowest, k * self.levels.highest).codes(drive, scale) * scale
+        levels = Levels(k * self.levels.lowest, k * self.levels.highest)
+        return (levels.codes(widened(drive, scale), scale) * scale).to(drive.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.levels.lowest}..{self.levels.highest}, finer by {', '.join(map(str, self.finer))}"
@@ -116,15 +118,17 @@ class SPEQ:
     smoothing: float = 0.0
 
     def __post_init__(self):
-        if not self.finer or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.finer):
+        finer = self.finer if isinstance(self.finer, tuple | list) else ()
+        if not finer or not all(is_whole(k) and k >= 1 for k in finer):
             raise RecipeError(
-                f"finer={self.finer}: give how many times finer the teacher's steps may be, whole numbers from 1, for "
-                "example (1, 2, 4, 8)."
+                f"finer={self.finer!r}: give how many times finer the teacher's steps may be, whole numbers from 1, "
+                "for example (1, 2, 4, 8)."
             )
         if max(self.finer) == 1:
             raise RecipeError("finer=(1,): the teacher would always be the student. Add a finer precision, such as 2.")
-        if not 0 < self.weight < float("inf"):
-            raise RecipeError(f"weight={self.weight}: give a number above 0; without soft labels this is QAT.")
+        if not (is_number(self.weight) and self.weight > 0):
+            raise RecipeError(f"weight={self.weight!r}: give a number above 0; without soft labels this is QAT.")
+        check_kind("soft", self.soft, CosineLabels | TeacherLabels, "CosineLabels() or TeacherLabels()")
         CrossEntropy(self.smoothing)
 
     def module(self, network: nn.Module) -> nn.Module:

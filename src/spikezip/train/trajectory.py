@@ -11,13 +11,14 @@ from torch import Tensor, fx, nn
 from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
-from spikezip.quantize.quantizer import gradient_scale
+from spikezip.quantize.quantizer import gradient_scale, widened
 from spikezip.spike.encoding import Encoding, Pulse, Shares
 from spikezip.spike.neuron import starting_code
+from spikezip.train.checks import are_weights, check_flag, check_kind, is_whole
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch, parted
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
-from spikezip.train.objective import answers, beside, check_logits, with_features
+from spikezip.train.objective import answers, beside, check_logits, check_teacher, with_features
 
 
 def unroll(
@@ -217,8 +218,8 @@ class Penalty:
     settling: float = 0.0
 
     def __post_init__(self):
-        if any(not 0 <= w < float("inf") for w in (self.spikes, self.settling)):
-            raise RecipeError(f"{self}: a penalty's weight is 0 or more.")
+        if not are_weights((self.spikes, self.settling)):
+            raise RecipeError(f"{self}: a penalty's weight is a number, 0 or more.")
 
     def __bool__(self) -> bool:
         return bool(self.spikes or self.settling)
@@ -232,24 +233,27 @@ class _Track(torch.autograd.Function):
         out = _follow(drive, scale, lowest, highest, steps, initial)
         ctx.save_for_backward(drive, scale, out)  # out is kept anyway, by the operation that reads it
         ctx.limits = lowest, highest, steps
-        ctx.gain = gain
+        ctx.initial, ctx.gain = initial, gain
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         drive, scale, out = ctx.saved_tensors
+        if (wide := widened(drive, scale)).dtype is not drive.dtype:  # rounded values no longer tell codes
+            out = _follow(wide, scale, *ctx.limits, initial=ctx.initial)
         through, per_scale = _hand_back(grad, drive, scale, out, *ctx.limits)
         return through, per_scale.to(scale.dtype) * ctx.gain, None, None, None, None, None
 
 
 @fused
 def _follow(drive: Tensor, scale: Tensor, lowest: int, highest: int, steps: int, initial: int) -> Tensor:
-    goals = torch.clamp(torch.floor(drive / scale + 0.5), lowest, highest)
+    goals = torch.clamp(torch.floor(widened(drive, scale) / scale + 0.5), lowest, highest)
     rows = [torch.clamp(goals[0], initial - 1, initial + 1)]
     for t in range(1, steps):
         rows.append(torch.maximum(torch.minimum(goals[t], rows[-1] + 1), rows[-1] - 1))
     rows += goals[steps:].unbind(0)
-    return torch.stack(rows) * scale  # scale has no dimension, so the drive's type stays
+    values = torch.stack(rows) * scale
+    return values if values.dtype is drive.dtype else values.to(drive.dtype)
 
 
 @fused
@@ -257,7 +261,7 @@ def _hand_back(
     grad: Tensor, drive: Tensor, scale: Tensor, out: Tensor, lowest: int, highest: int, steps: int
 ) -> tuple[Tensor, Tensor]:
     """From the last step to the first: a lagging tracer hands its gradient to the step before."""
-    ratio = drive / scale
+    ratio = widened(drive, scale) / scale
     codes = torch.floor(out / scale + 0.5)
     arrived = torch.clamp(torch.floor(ratio + 0.5), lowest, highest) == codes
     rows = list(grad.unbind(0))
@@ -302,9 +306,17 @@ class Trajectory:
     initial_code: int = 0
 
     def __post_init__(self):
-        if not self.weights or any(not 0 <= w < float("inf") for w in (*self.weights, self.settled)):
-            raise RecipeError(f"weights={self.weights}: give the loss's weight at each step, each 0 or more.")
-        if isinstance(self.initial_code, bool) or not isinstance(self.initial_code, int) or self.initial_code < 0:
+        if not (are_weights(self.weights) and self.weights):
+            raise RecipeError(
+                f"weights={self.weights!r}: give the loss's weight at each step, each 0 or more, as (0, 1)."
+            )
+        if not are_weights((self.settled,)):
+            raise RecipeError(f"settled={self.settled!r}: a loss's weight is a number, 0 or more.")
+        check_kind("criterion", self.criterion, CrossEntropy, "CrossEntropy()")
+        check_kind("penalty", self.penalty, Penalty, "Penalty(spikes=1e-6)")
+        check_flag("learn_bias_shares", self.learn_bias_shares)
+        check_teacher(self.teacher)
+        if not is_whole(self.initial_code) or self.initial_code < 0:
             raise RecipeError(f"initial_code={self.initial_code!r}: tracers start at a whole number, 0 or more.")
         if sum(self.weights) + self.settled == 0:
             raise RecipeError("All weights are 0: nothing would be trained. Give the last step a weight, as in (0, 1).")

@@ -73,10 +73,7 @@ def steps_shown(runs: Sequence[Run]) -> int:
 
 
 def _steps_shown(record: Record) -> int:
-    settled = record.settled
-    if settled is None or settled.outcome != "SETTLED" or not settled.t_eq_max:
-        return record.steps
-    return min(record.steps, settled.t_eq_max + max(3, settled.t_eq_max // 5))
+    return min(record.steps, record.busy_steps + max(3, record.busy_steps // 5))
 
 
 def step_axis(axes: Axes, steps: int) -> None:

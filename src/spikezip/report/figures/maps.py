@@ -18,7 +18,7 @@ from spikezip.report.figures.drawing import (
 )
 from spikezip.report.schema import Layer
 from spikezip.report.style import colour, new_figure
-from spikezip.report.tables import Cell, Table
+from spikezip.report.tables import Cell, Table, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,10 +56,12 @@ def firing_rates(run: Run) -> Sequence[Drawing | Absent]:
         table = Table.of(title, ["layer", "t", "rate"], rows)
     else:
         neurons = sum(layer.neurons for layer in layers) or 1
-        mean = sum(sum(layer.rate) * layer.neurons for layer in layers) / neurons / run.record.steps
+        steps = run.record.busy_steps
+        mean = sum(sum(layer.rate) * layer.neurons for layer in layers) / neurons / steps
+        until = f"t = {steps}{', T_eq of the slowest image' if steps < run.record.steps else ''}"
         caption = (
             f"Spikes of either sign per neuron, for each layer and step (mean over images). Sparsity is one minus it:"
-            f" over the whole run {100 * (1 - mean):.1f} % of neurons are silent in a step."
+            f" up to {until}, {percent(1 - mean)} of neurons are silent in a step."
         )
         table = Table.of(title, ["layer", "t", "rate", "sparsity"], [(*row, 1 - row[2]) for row in rows])
     return [Drawing("firing-rate", title, caption, table, figure)]

@@ -37,17 +37,15 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
         look = series_style(i)
         steps = steps_of(result.snn)
         name = "SNN" if alone else label(run.title, LEGEND)
-        last = 100 * result.snn[-1]
-        axes.plot(
-            steps, [100 * a for a in result.snn], **{**look, "marker": "o"}, markersize=3, label=f"{name} {last:.2f} %"
-        )
+        last = percent(result.snn[-1])
+        axes.plot(steps, [100 * a for a in result.snn], **{**look, "marker": "o"}, markersize=3, label=f"{name} {last}")
         if result.qann is not None:
             axes.axhline(
                 100 * result.qann,
                 color=colour("ink") if alone else look["color"],
                 linewidth=1.1,
                 linestyle=(0, (6, 3)) if alone else (0, (1, 1.5)),
-                label=f"QANN {100 * result.qann:.2f} %" if alone else None,
+                label=f"QANN {percent(result.qann)}" if alone else None,
             )
         if result.ann is not None and alone:
             axes.axhline(
@@ -55,7 +53,7 @@ def accuracy(runs: Sequence[Run]) -> Sequence[Drawing | Absent]:
                 color=colour("muted"),
                 linewidth=1.2,
                 linestyle=(0, (1, 2)),
-                label=f"ANN {100 * result.ann:.2f} %",
+                label=f"ANN {percent(result.ann)}",
             )
         settled = run.record.settled
         if not alone and settled and settled.t_eq_max and settled.t_eq_max <= len(steps):
