@@ -318,7 +318,6 @@ def _check_names(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _check_weights(model: nn.Module) -> None:
-    parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise CaptureError(
@@ -338,10 +337,7 @@ def _check_weights(model: nn.Module) -> None:
             continue
         if tensor.itemsize == 1:
             raise CaptureError(f"The weight {name!r} is {tensor.dtype}. Convert the model, model.float().")
-        sound = torch.isfinite(tensor)
-        if name not in parameters:
-            sound |= tensor == float("-inf")  # stored attention masks
-        if not bool(sound.all()):
+        if not network.is_sound(tensor):
             raise CaptureError(
                 f"The weight {name!r} holds NaN or infinity: the model is not a trained network. "
                 "Load sound weights before converting."

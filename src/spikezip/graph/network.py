@@ -232,6 +232,14 @@ def device(gm: nn.Module) -> torch.device:
     return next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
 
 
+def is_sound(weight: Tensor) -> bool:
+    """Whether a parameter or buffer holds finite numbers alone; buffers -inf too, as attention masks are stored."""
+    finite = weight.isfinite()
+    if not isinstance(weight, nn.Parameter):
+        finite |= weight == float("-inf")
+    return bool(finite.all())
+
+
 def get_tensor(gm: nn.Module, target: Any) -> Tensor:
     """The parameter or buffer under a dotted name."""
     path, _, leaf = str(target).rpartition(".")

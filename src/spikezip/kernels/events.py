@@ -120,27 +120,26 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     if "events" not in packed:
         packed["events"] = pack(weight)
     size = (rows.shape[0], weight.shape[0], *shape[3:5]) if geometry else (*rows.shape[:-1], weight.shape[0])
+    out = torch.empty(size, dtype=torch.float32, memory_format=layout)
 
-    def add(found: Tensor, out: Tensor) -> None:
+    def add(found: Tensor) -> None:
         library.spikezip_events(
             ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight), rows.data_ptr(), codes.zero,
             found.data_ptr(), found.stride(0), found.shape[1], out.data_ptr(),
         )  # fmt: skip
 
     if costs is None:
-        out = torch.empty(size, dtype=torch.float32, memory_format=layout)
         costs = packed[key] = _costs(found, rows, out, add, dense, looked)
     choice = costs.sparse(found[3].tolist())
     if choice is None:
         return _densely(costs, rows, dense)
     cheaper, expected = choice
-    out = torch.empty(size, dtype=torch.float32, memory_format=layout)
     if not all(cheaper):
         by_change, others = ([i for i, which in enumerate(cheaper) if which is way] for way in (True, False))
         which = found[0, others]
         out.index_copy_(0, which, dense(gather(rows, which)))
         found = found.index_select(1, torch.tensor(by_change))
-    add(found, out)
+    add(found)
     costs.took(time.thread_time() - began, expected)
     return out
 
@@ -153,7 +152,7 @@ def _densely(costs: Costs, rows: Tensor, dense: Dense) -> Tensor:
 
 
 def _costs(
-    found: Tensor, rows: Tensor, out: Tensor, add: Callable[[Tensor, Tensor], None], dense: Dense, looked: float
+    found: Tensor, rows: Tensor, out: Tensor, add: Callable[[Tensor], None], dense: Dense, looked: float
 ) -> Costs:
     """Both ways timed on a few rows: those in which most changed, and those in which least did."""
     by_changes = found[3].argsort(descending=True)
@@ -161,7 +160,7 @@ def _costs(
     some = gather(rows, most[0])
     sums = dense(some)
     count = len(some)
-    slow, fast = (min(_seconds(lambda part=part: add(part, out)) for _ in range(2)) for part in (most, least))
+    slow, fast = (min(_seconds(lambda part=part: add(part)) for _ in range(2)) for part in (most, least))
     more = int(most[3].sum() - least[3].sum())
     change = (slow - fast) / more if more > 0 and slow > fast else slow / max(int(most[3].sum()), 1)
     together = rows[:_TOGETHER]

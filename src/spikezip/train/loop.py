@@ -507,17 +507,13 @@ def _check_network(network: nn.Module) -> None:
         raise StageError(
             f"Only an ANN or a QANN is trained; this is {type(network).__name__}. Fine-tune before spike()."
         )
-    parameters = {name for name, _ in network.named_parameters()}
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if is_lazy(tensor):
             raise StageError(
                 f"The weight {name!r} is uninitialized: the network is lazy and has seen no input. Call it once on a "
                 "batch before."
             )
-        sound = tensor.isfinite()
-        if name not in parameters:
-            sound |= tensor == float("-inf")  # stored attention masks
-        if not bool(sound.all()):
+        if not graph_network.is_sound(tensor):
             raise StageError(
                 f"The weight {name!r} has NaN or infinite values, from which nothing is learned. Load sound weights "
                 "before training."

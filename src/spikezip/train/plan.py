@@ -102,6 +102,10 @@ class Cooldown:
     epochs: int = 1
 
 
+_COUNTS = ("train_images", "validation_images", "checkpoint_every")
+_OPTIONAL = {"clip", "ema", *_COUNTS}  #: numbers of a plan that may be None
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides how training goes, but for the network and the data.
@@ -174,26 +178,16 @@ class Plan:
             raise RecipeError(
                 f"objective={self.objective!r}: give a value such as QAT() or PET((Capped(1), Capped(2)))."
             )
-        for owner, names in ((self, "warmup final_rate clip? ema?"), (self.optimizer, "rate scale_rate weight_decay")):
-            for given in names.split():
-                name, optional = given.rstrip("?"), given.endswith("?")
+        for owner, names in ((self, "warmup final_rate clip ema"), (self.optimizer, "rate scale_rate weight_decay")):
+            for name in names.split():
                 value = getattr(owner, name)
-                if not (is_number(value) or (value is None and optional)):
+                if not (is_number(value) or (value is None and name in _OPTIONAL)):
                     raise RecipeError(f"{name}={value!r}: give a finite number.")
         if not is_whole(self.seed) or self.seed < 0:
             raise RecipeError(f"seed={self.seed!r}: give a whole number, 0 or more.")
-        for given in (
-            "epochs",
-            "batch",
-            "accumulate",
-            "log_every",
-            "train_images?",
-            "validation_images?",
-            "checkpoint_every?",
-        ):
-            name, optional = given.rstrip("?"), given.endswith("?")
+        for name in ("epochs", "batch", "accumulate", "log_every", *_COUNTS):
             value = getattr(self, name)
-            if value is None and optional:
+            if value is None and name in _OPTIONAL:
                 continue
             if not is_whole(value) or value < 1:
                 raise RecipeError(f"{name}={value!r}: give 1 or more, a whole number.")
