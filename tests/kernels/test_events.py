@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -203,6 +204,20 @@ def test_a_layer_is_timed_when_it_is_first_met():
     found = packed["costs", torch.get_num_threads()]
     assert found.dense > found.fixed + 60 * found.change >= found.fixed >= 0
     assert min(found.apart, found.looked, found.change) > 0
+
+
+def test_the_trials_of_a_first_call_are_not_held_against_it(monkeypatch):
+    weight = draw(-127, 127, 64, 64, 3, 3).to(torch.int8)
+    given = codes(6, 3, (64, 8, 8), 7, 0, 0.05)
+    clock = itertools.count()  # each look at it takes a second
+    monkeypatch.setattr(events.time, "thread_time", lambda: float(next(clock)))
+    monkeypatch.setattr(
+        events, "_costs", lambda *args: [[next(clock) for _ in range(100)], events.Costs(9, 0, 0, 0, 0)][1]
+    )
+    took = []
+    monkeypatch.setattr(events.Costs, "took", lambda self, seconds, expected: took.append(seconds))
+    events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), {}, never)
+    assert took == [2.0]  # looking, then the sums
 
 
 def test_a_layer_that_gains_nothing_is_looked_at_less_and_less(monkeypatch):
