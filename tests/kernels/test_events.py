@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -206,18 +206,28 @@ def test_a_layer_is_timed_when_it_is_first_met():
     assert min(found.apart, found.looked, found.change) > 0
 
 
-def test_the_trials_of_a_first_call_are_not_held_against_it(monkeypatch):
+def test_first_calls_are_dense_and_say_what_that_costs(monkeypatch):
     weight = draw(-127, 127, 64, 64, 3, 3).to(torch.int8)
     given = codes(6, 3, (64, 8, 8), 7, 0, 0.05)
-    clock = itertools.count()  # each look at it takes a second
-    monkeypatch.setattr(events.time, "thread_time", lambda: float(next(clock)))
+    trials = events._costs
+    monkeypatch.setattr(events, "_costs", lambda *args: replace(trials(*args), dense=800.0, change=0.0))
     monkeypatch.setattr(
-        events, "_costs", lambda *args: [[next(clock) for _ in range(100)], events.Costs(9, 0, 0, 0, 0)][1]
+        events.Costs, "took_densely", lambda self, seconds, rows: setattr(self, "dense", self.dense / 2)
     )
-    took = []
-    monkeypatch.setattr(events.Costs, "took", lambda self, seconds, expected: took.append(seconds))
-    events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), {}, never)
-    assert took == [2.0]  # looking, then the sums
+    left, packed = torch.empty(0), {}
+    found = [
+        events.sums(
+            given,
+            weight,
+            ([1, 1], [1, 1], [1, 1], 1),
+            packed,
+            lambda rows: F.conv2d(rows.float(), weight.float(), None, 1, 1),
+        )
+        for _ in range(3)
+    ]
+    assert packed["costs", torch.get_num_threads()].dense == 100.0
+    assert events.sums(given, weight, ([1, 1], [1, 1], [1, 1], 1), packed, lambda rows: left) is not left
+    assert torch.equal(found[0], found[2])
 
 
 def test_a_layer_that_gains_nothing_is_looked_at_less_and_less(monkeypatch):

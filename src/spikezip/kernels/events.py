@@ -29,6 +29,7 @@ _WORTH = 1 << 22  #: multiplications; below, looking for what changed is not wor
 _TRIED = 8  #: rows that are timed
 _TOGETHER = 32  #: rows that the dense kernel is timed on beside these: it may be faster on more
 _DEARER = 2.0  #: times what was expected; a call that took longer was disturbed
+_FIRST = 3  #: calls computed densely before the choice: trials alone may have been disturbed
 _REST = 16  #: calls, at most, until a layer for which it did not pay is looked at again
 
 _off: ContextVar[bool] = ContextVar("dense_synapses", default=False)
@@ -129,8 +130,8 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         )  # fmt: skip
 
     if costs is None:
-        costs = packed[key] = _costs(found, rows, out, add, dense, looked)
-        began = time.thread_time() - looked  # what follows is held against what is expected, not the trials
+        packed[key] = _costs(found, rows, out, add, dense, looked)
+        return _densely(packed[key], rows, dense)
     choice = costs.sparse(found[3].tolist())
     if choice is None:
         return _densely(costs, rows, dense)
@@ -174,6 +175,7 @@ def _costs(
         looked=looked / found.shape[1],
         fixed=max(fast - change * int(least[3].sum()), 0.0) / count,
         change=change,
+        rest=_FIRST - 1,
     )
 
 
