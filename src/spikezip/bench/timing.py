@@ -16,7 +16,6 @@ from spikezip.bench.contenders import CONTENDERS
 from spikezip.bench.memory import peak_mib
 from spikezip.errors import EquivalenceError
 
-
 _WARM = 6  #: runs after which layers of the sweep have chosen between their kernels
 
 
