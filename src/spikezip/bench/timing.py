@@ -63,9 +63,7 @@ def compare(case: Case, steps: Sequence[int], engines: Sequence[str], rounds: in
     ann = _ann(case)
     calls = {(t, name): _call(case, name, t) for t in steps for name in engines}
     ann()
-    for (
-        name
-    ) in engines:  # compilers, caches, packed weights, imports and learnt choices are ready before anything is timed
+    for name in engines:  # compilers, caches, packed weights, imports and choices are ready before anything is timed
         fast = CONTENDERS[name].fast
         for _ in range(_WARM if fast else 1):
             _call(case, name, max(steps) if fast else 1)()
