@@ -150,6 +150,21 @@ def test_integer_codes_stand_for_real_values(ann, qann):
     assert all(max(layer.differ) == 0 for layer in engines.layers)
 
 
+def test_integer_networks_of_unlike_levels_in_one_unit(ann, qann):
+    """8 levels beside 16: what the integers stand for is as far apart as the real values are."""
+    finer = quantize(ann, 16, IMAGES)
+    real = compare(qann, finer, IMAGES)
+    for a, b in ((to_integer(qann), finer), (qann, to_integer(finer)), (to_integer(qann), to_integer(finer))):
+        for whole, plain in zip(compare(a, b, IMAGES).layers, real.layers, strict=True):
+            assert whole.size[-1] == pytest.approx(plain.size[-1], rel=0.1)
+            assert whole.l1[-1] == pytest.approx(plain.l1[-1], rel=0.5)
+            assert whole.maximum[-1] < 2 * plain.maximum[-1]
+            assert whole.differ[-1] == pytest.approx(plain.differ[-1], abs=0.25)
+    # a's values under b's grid: the first layer's inputs are the same, so only rounding to the coarser one is left
+    first = real.layers[0]
+    assert first.levels[-1] <= 2
+
+
 def test_two_encodings_differ_on_their_way_and_meet(qann):
     found = compare(spike(qann), spike(qann, Even(4)), IMAGES, steps=30)
     assert max(layer.differ[0] for layer in found.layers) > 0.2

@@ -34,7 +34,8 @@ class LayerDifference:
         l1: mean ``|b - a|`` per neuron, ``[T]``.
         size: mean ``|a|`` per neuron, to see ``l1`` against, ``[T]``.
         maximum: greatest ``|b - a|``, ``[T]``.
-        differ: share of neurons whose codes differ, ``[T]``; an ANN's code is that of its value under b's quantizer.
+        differ: share of neurons whose codes differ, ``[T]``; the code of an ANN's value, and of one with other levels,
+            is taken under b's quantizer.
         levels: greatest difference of codes, ``[T]``.
         correlation: of a's values with b's (Pearson), ``[T]``; None where either is constant.
     """
@@ -132,8 +133,8 @@ def compare(
     """Compare two networks on the same images: every neuron layer at every step, and the outputs.
 
     Layers are matched by name. An ANN has no quantizers: its value at the place where b's quantizer sits is taken, so
-    pass the very (morphed) network that was quantized. Wires of an integer network carry codes: beside real values,
-    they are multiplied by the factor that brings them nearest, layer by layer.
+    pass the very (morphed) network that was quantized. Values are those of the trained network: the codes of an integer
+    network are multiplied by the thresholds that were divided out of it.
 
     Args:
         a: what should be: an ANN, a QANN or an SNN.

@@ -25,6 +25,7 @@ from spikezip.measure.exits import CURVE, check_labels, exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.saving import save_json
 from spikezip.measure.traces import raster, traces
+from spikezip.quantize.integer import divided_out
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
 from spikezip.run.exit import Settled, are_logits, check_exit
@@ -225,7 +226,7 @@ class _Tally:
         self.classifies = True
         zeros = lambda: {n: torch.zeros(steps, dtype=torch.float64) for n, _ in snn.layers}  # noqa: E731
         self.spikes, self.negative, self.l1, self.differ = zeros(), zeros(), zeros(), zeros()
-        self.units = dict(network.note(snn.graph, "thresholds", ()))
+        self.units = divided_out(snn.graph)
         self.codes = {n: torch.zeros(m.levels.count, dtype=torch.int64) for n, m in snn.layers}
         self.first_spike: int | None = None
 

@@ -15,6 +15,7 @@ from spikezip.graph import network
 from spikezip.graph.quiet import evaluating
 from spikezip.levels import Levels
 from spikezip.quantize.insert import insert_quantizers
+from spikezip.quantize.integer import divided_out
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine, execute
 from spikezip.run.step import images_first, outputs_first
@@ -23,15 +24,14 @@ from spikezip.spike.swap import SpikingNetwork
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of one network on a batch: ``[T, B, ...]`` codes with their levels and scale, or an ANN's values.
+    """One layer of one network on a batch: ``[T, B, ...]`` codes with their levels, or an ANN's values.
 
-    ``integer``: the scale was divided out of the network, so codes stand for some multiple of theirs.
+    ``scale``: what one level is worth in the values of the trained network, in an integer network as well.
     """
 
     data: Tensor
     levels: Levels | None = None
     scale: float = 1.0
-    integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_network(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Reading:
     """What every quantizer (of a QANN) or tap (of an ANN) held."""
     found: dict[str, Layer] = {}
     images = inputs[0].shape[0]
-    integer = bool(network.note(gm, "weight_bits"))
+    units = divided_out(gm)
 
     class Read(fx.Interpreter):
         extra_traceback = False
@@ -67,9 +67,10 @@ def read_network(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Reading:
             if n.op == "call_module":
                 module, spec = self.fetch_attr(str(n.target)), network.spec(n)
                 if isinstance(module, Quantizer):
-                    drive, scale = self.fetch_args_kwargs_from_env(n)[0][0], float(module.scale.detach())
+                    name, drive = str(n.target), self.fetch_args_kwargs_from_env(n)[0][0]
                     codes = images_first(module.codes(drive), spec, images).unsqueeze(0)
-                    found[str(n.target)] = Layer(codes, module.levels, scale, integer)
+                    scale = units.get(name) or float(module.scale.detach())
+                    found[name] = Layer(codes, module.levels, scale)
                 elif isinstance(module, nn.ReLU | nn.Identity):
                     found[str(n.target)] = Layer(images_first(value, spec, images).unsqueeze(0))
             return value
@@ -91,8 +92,11 @@ def read_snn(snn: SpikingNetwork, inputs: tuple[Tensor, ...], steps: int, engine
         seen[name][t - 1 : t - 1 + codes.shape[0], which.to(codes.device)] = codes.to(kinds[name])
 
     run = execute(snn, inputs, steps, engine=engine, batch=images, stop=False, observe=observe)
-    integer = bool(network.note(snn.graph, "weight_bits"))
-    layers = {name: Layer(seen[name], neuron.levels, float(neuron.threshold), integer) for name, neuron in snn.layers}
+    units = divided_out(snn.graph)
+    layers = {
+        name: Layer(seen[name], neuron.levels, units.get(name) or float(neuron.threshold))
+        for name, neuron in snn.layers
+    }
     return Reading(layers, run.outputs)
 
 
@@ -138,7 +142,6 @@ class _Sums:
 
     def __init__(self) -> None:
         self.neurons = self.count = self.images = 0
-        self.factor: float | None = None
         self.total: Tensor = torch.zeros(())
         self.most: Tensor = torch.zeros(())
 
@@ -147,12 +150,10 @@ class _Sums:
             raise StageError(
                 f"{name!r} has shape {tuple(a.data.shape[2:])} in one network, {tuple(b.data.shape[2:])} in the other."
             )
-        if self.factor is None:
-            self.factor = _factor(a, b)
         self.neurons = a.data[0, 0].numel()
-        values = [_values(layer, other, self.factor) for layer, other in ((a, b), (b, a))]
-        codes = [_codes(layer, other, self.factor) for layer, other in ((a, b), (b, a))]
-        self._add(values[0], values[1], (codes[0] - codes[1]).abs())
+        values = [layer.data.double() * layer.scale for layer in (a, b)]
+        grid = b if b.levels is not None else a
+        self._add(values[0], values[1], (_codes(a, grid) - _codes(b, grid)).abs())
 
     def add_output(self, a: Tensor, b: Tensor) -> None:
         several = a.shape[2:].numel() > 1  # of one value the greatest says nothing
@@ -191,29 +192,12 @@ class _Sums:
         }
 
 
-def _factor(a: Layer, b: Layer) -> float:
-    """What an integer network's codes are to be multiplied by, so that they stand for the other network's values."""
-    if a.integer == b.integer:
-        return 1.0
-    whole, real = (a, b) if a.integer else (b, a)
-    if real.levels is not None:  # the very quantizer whose scale was divided out
-        return real.scale
-    codes, values = whole.data[-1:].double(), real.data.double()
-    square = float((codes * codes).sum())
-    return float((codes * values).sum()) / square if square > 0 else 1.0
-
-
-def _values(layer: Layer, other: Layer, factor: float) -> Tensor:
-    scale = factor if layer.integer and not other.integer else layer.scale
-    return layer.data.double() * scale
-
-
-def _codes(layer: Layer, other: Layer, factor: float) -> Tensor:
-    if layer.levels is not None:
+def _codes(layer: Layer, grid: Layer) -> Tensor:
+    """The layer's codes; those of its values on the other's grid where it has none, or others."""
+    assert grid.levels is not None
+    if layer.levels == grid.levels:
         return layer.data.double()
-    assert other.levels is not None
-    scale = factor if other.integer else other.scale
-    return other.levels.codes(layer.data, scale).double()
+    return grid.levels.codes(layer.data.double() * layer.scale, grid.scale).double()
 
 
 def _correlation(a: float, b: float, aa: float, bb: float, ab: float) -> float | None:

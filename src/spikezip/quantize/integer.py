@@ -67,6 +67,12 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
     return new
 
 
+def divided_out(gm: fx.GraphModule) -> dict[str, float]:
+    """What one level of each layer of an integer network is worth in the network it was made from, by name; of others
+    nothing is told, as their thresholds say it."""
+    return dict(network.note(gm, "thresholds", ()))
+
+
 def _reaches(gm: fx.GraphModule, units: dict[fx.Node, float]) -> dict[fx.Node, float]:
     """How far values went on the calibration data, each in its unit."""
     known = network.note(gm, "ranges") or {}
