@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hand_networks import Copies, image, spiking
 from torch import Tensor, nn
 
 from spikezip.errors import InputError, OutputError, StageError
-from spikezip.measure import Record, compare, measure
+from spikezip.measure import Record, audit, compare, measure, verify
 from spikezip.pipeline import convert
 from spikezip.report import load_record, write_report
 from spikezip.spike import Even
@@ -191,3 +192,23 @@ def test_a_number_that_is_not_finite_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(OutputError, match=r"layers\[0\]\.l1\[1\] is nan"):
         record.save(tmp_path / "record.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_results_are_one_line_and_comparisons_a_table():
+    """What a notebook shows of them; thousands of numbers before."""
+    snn = convert(Several(), IMAGES[:2], IMAGES)
+    run, cut = snn.run(IMAGES), snn.run(IMAGES, steps=1)
+    assert re.fullmatch(
+        r"<Run SETTLED: images=40, steps=\d+, T_eq up to \d+, \d+ spikes an image, engine=\w+>", repr(run)
+    )
+    assert f"T_eq up to {int(run.settled_at.max())}," in repr(run)
+    assert f"{int((cut.settled_at > 0).sum())} settled" in repr(cut)
+    shown = repr(verify(snn, IMAGES))
+    assert shown.startswith("<Certificate equal: images=40, mismatches=0") and len(shown) < 200
+    record = repr(measure(snn, IMAGES, LABELS, name="several", steps=9))
+    assert record.startswith("<Record of several on images (test): images=40, steps=9, SETTLED, QANN ")
+    assert len(record) < 200
+    assert repr(measure(snn, IMAGES)).endswith("SETTLED>")
+    table = compare(snn.qann, snn, IMAGES, steps=2)
+    assert repr(table) == str(table)
+    assert repr(audit(snn)) == str(audit(snn))

@@ -123,6 +123,8 @@ class Audit:
         table = ["  ".join(_padded(line, widths)).rstrip() for line in lines]
         return "\n".join([*table, "", self._verdict()])
 
+    __repr__ = __str__  # a notebook shows it so
+
     def _verdict(self) -> str:
         said = f"Counts are per image, over {self.steps} steps, a mean of {self.images} images. " if self.images else ""
         others = sorted({row.name for row in self.exceptions})

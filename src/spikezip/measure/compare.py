@@ -120,6 +120,8 @@ class Comparison:
     def __str__(self) -> str:
         return _table(self)
 
+    __repr__ = __str__  # a notebook shows it so
+
 
 def compare(
     a: _Network,

@@ -78,6 +78,15 @@ class Certificate:
     nan: int = 0
     apart: float = 0.0
 
+    def __repr__(self) -> str:
+        said = "equal" if self.equal else "NOT EQUAL"
+        failed = "".join(f", {c.id} does not hold" for c in self.conditions if not c.holds)
+        return (
+            f"<Certificate {said}: images={self.images}, mismatches={self.mismatches}, "
+            f"outputs_equal={self.outputs_equal}, {self.outcome} in {self.steps} steps (bound {self.bound}), "
+            f"engine={self.engine}{failed}>"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The certificate as plain data; ``settled_at`` as mean and maximum (None unless all settled) and histogram."""
         settled = [t for t in self.settled_at if t > 0]

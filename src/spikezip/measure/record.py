@@ -25,6 +25,7 @@ from spikezip.measure.exits import CURVE, check_labels, exit_steps
 from spikezip.measure.provenance import provenance
 from spikezip.measure.saving import save_json
 from spikezip.measure.traces import raster, traces
+from spikezip.percent import percent
 from spikezip.quantize.integer import divided_out
 from spikezip.run import EarlyExit, Engine, Outcome, Run, execute
 from spikezip.run.engine import check_inputs, check_numbers, qann_outputs
@@ -41,6 +42,15 @@ class Record:
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]
+
+    def __repr__(self) -> str:
+        data, settled = self["data"], self["settled"]["outcome"]
+        right = {n: a[-1] if isinstance(a, list) else a for n, a in (self["accuracy"] or {}).items()}
+        shown = "".join(f", {n.upper()} {percent(a)}" for n, a in right.items() if a is not None)
+        return (
+            f"<Record of {self['name']} on {data['name']} ({data['split']}): images={data['images']}, "
+            f"steps={self['steps']}, {settled}{shown}>"
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``record.json`` in one step; OutputError if it exists and not ``overwrite``, or cannot be written.

@@ -73,6 +73,14 @@ class Run:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     exited_at: Tensor | None = None
 
+    def __repr__(self) -> str:
+        images, settled = self.settled_at.numel(), self.settled_at[self.settled_at > 0]
+        t_eq = f"T_eq up to {int(settled.max())}" if settled.numel() == images else f"{settled.numel()} settled"
+        return (
+            f"<Run {self.outcome.value}: images={images}, steps={self.steps}, {t_eq}, "
+            f"{self.total_spikes.sum() / images:.0f} spikes an image, engine={self.engine}>"
+        )
+
     @property
     def logits(self) -> Tensor:
         """The (first) output at every step, ``[T, B, ...]``."""
