@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+from spikezip.levels import Levels
+from spikezip.quantize import Quantizer, calibrate, quantize
 
 WIDTH = 4  #: channels between blocks
 
@@ -154,6 +157,17 @@ class Drawn(nn.Module):
             x = block(x)
         scores = self.head(x.flatten(1))
         return scores if self.side is None else (scores, self.side(x.mean((2, 3))))
+
+
+def quantize_everywhere(ann: fx.GraphModule, levels: int | Levels, images: Tensor) -> fx.GraphModule:
+    """As ``quantize``, but :class:`Levels` with negative codes are every neuron's, behind ReLU too, where they make
+    another function of it: a network to try engines with, not the model's."""
+    qann = quantize(ann, levels)
+    for module in qann.modules():
+        if isinstance(module, Quantizer) and isinstance(levels, Levels):
+            module.levels = levels
+    calibrate(qann, images)
+    return qann
 
 
 def shuffle_statistics(model: nn.Module) -> nn.Module:

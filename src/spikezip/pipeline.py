@@ -35,6 +35,7 @@ def convert(
     *,
     levels: int | Levels = 8,
     signed_levels: int | Levels | None = None,
+    layer_levels: Mapping[str, int | Levels] | None = None,
     weight_bits: int | None = 8,
     morph: Morph = Morph(),
     encoding: Encoding = Pulse(),
@@ -51,6 +52,7 @@ def convert(
         calibration: a few hundred typical inputs, ``[N, ...]`` (several of them, if ``example`` is), or batches.
         levels: of every neuron; ``8`` is 0..7 (-4..3 where values may be negative).
         signed_levels: where values may be negative, if they are to differ.
+        layer_levels: of single layers, by the name of their neurons (``dict(snn.layers)`` of a first conversion).
         weight_bits: integer weights, so that equality holds to the bit in every engine; None keeps floats.
         morph: pooling, activations and residual wiring.
         encoding: how the input is released over time.
@@ -76,7 +78,9 @@ def convert(
     """
     ann = _morph(capture(model, example), morph)
     calibration = gather(ann, calibration, LIMIT)  # it is read several times, which an iterator cannot be
-    qann = quantize(ann, levels, calibration, signed_levels=signed_levels, correct_bias=correct_bias)
+    qann = quantize(
+        ann, levels, calibration, signed_levels=signed_levels, layer_levels=layer_levels, correct_bias=correct_bias
+    )
     if weight_bits is not None:
         whole = to_integer(qann, weight_bits)
         _warn_if_far(qann, whole, calibration[0], weight_bits)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import spikezip
 from random_networks import BLOCKS, Drawn, shuffle_statistics
-from spikezip.errors import CalibrationError, InputError, StageError
+from spikezip.errors import CalibrationError, InputError, StageError, UnknownNameError
 from spikezip.graph import Stage, capture, info, network, ops
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
@@ -97,6 +98,38 @@ def test_names_are_the_authors(drawn):
     assert "blocks.7.norm.neuron" in names
 
 
+def test_negative_codes_leave_a_relu_a_relu():
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)), torch.randn(64, 4)
+    qann = quantize(capture(model, images[:1]), Levels(-40, 40), images)
+    assert torch.allclose(qann(images), model(images), atol=0.1)
+
+
+def test_levels_of_single_layers():
+    torch.manual_seed(0)
+    images = torch.randn(64, 4)
+    model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 3))
+    ann = capture(model, images[:1])
+    plain = quantize(ann, 4, images)
+    qann = quantize(ann, 4, images, layer_levels={"3": 16, "1": Levels(0, 9)})
+    assert [m.levels for m in quantizers(qann).values()] == [Levels(0, 9), Levels(-8, 7)]
+    away = lambda q: float((q(images) - model(images)).detach().square().mean())  # noqa: E731
+    assert away(qann) < away(plain) / 2, "and the scales were found for them"
+    snn = spikezip.convert(model, images[:1], images, levels=4, layer_levels={"1": 9})
+    assert dict(snn.layers)["1"].levels == Levels(0, 8)
+    assert spikezip.verify(snn, images).equal
+    for given, error, said in (
+        ({"l": 4}, UnknownNameError, "no quantizer 'l'.*Known: 1, 3"),
+        ({"1": 1}, StageError, "levels=1 leaves nothing"),
+        ({"1": Levels(-4, 3)}, StageError, "where no value is negative.*Levels\\(0, 3\\)"),
+        ([4, 4], StageError, "layer_levels is a list"),
+    ):
+        with pytest.raises(error, match=said):
+            quantize(ann, 4, layer_levels=given)
+    with pytest.raises(StageError, match="layer_levels="):
+        quantize(ann, {"1": 4})
+
+
 def test_levels_by_sign():
     model = nn.Sequential(
         nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 1)
@@ -109,7 +142,8 @@ def test_levels_by_sign():
     assert found(8) == [Levels(0, 7), Levels(-4, 3), Levels(0, 7)]
     assert found(5) == [Levels(0, 4), Levels(-2, 2), Levels(0, 4)]
     assert found(Levels(0, 8)) == [Levels(0, 8), Levels(-4, 4), Levels(0, 8)]
-    assert found(Levels(-2, 9)) == [Levels(-2, 9)] * 3
+    assert found(Levels(-2, 9)) == [Levels(0, 9), Levels(-2, 9), Levels(0, 9)], "a ReLU gives nothing negative"
+    assert found(Levels(-2, 0)) == [Levels(0, 1), Levels(-2, 0), Levels(0, 1)]
     assert found(4, signed_levels=Levels(-7, 7)) == [Levels(0, 3), Levels(-7, 7), Levels(0, 3)]
 
 

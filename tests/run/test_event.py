@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from random_networks import Drawn, networks, shuffle_statistics
+from random_networks import Drawn, networks, quantize_everywhere, shuffle_statistics
 from spikezip import convert
 from spikezip.errors import StageError
 from spikezip.graph import capture, network
@@ -31,7 +31,8 @@ def images_for(shape: tuple[int, ...], count: int = 3) -> Tensor:
 
 def integer_qann(model: nn.Module, shape: tuple[int, ...], levels: int | Levels = 6, choice: Morph = Morph()):
     images = images_for(shape, 16)
-    return to_integer(quantize(morph(capture(shuffle_statistics(model).eval(), images[:1]), choice), levels, images))
+    ann = morph(capture(shuffle_statistics(model).eval(), images[:1]), choice)
+    return to_integer(quantize_everywhere(ann, levels, images))
 
 
 def watched(snn: SpikingNetwork, images: Tensor, steps: int, engine: Engine) -> tuple[Run, dict[str, Tensor]]:

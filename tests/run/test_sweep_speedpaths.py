@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from random_networks import BLOCKS, Drawn, shuffle_statistics
+from random_networks import BLOCKS, Drawn, quantize_everywhere, shuffle_statistics
 from spikezip.graph import capture, network
 from spikezip.kernels import events, native, threads
 from spikezip.levels import Levels
@@ -76,7 +76,7 @@ def convert(name: str, levels: int | Levels = 6) -> tuple[fx.GraphModule, Tensor
     else:
         model = shuffle_statistics(Drawn([name, "chain"], outputs=2, seed=3))
         images = torch.randn(3, *Drawn.input_shape, generator=torch.Generator().manual_seed(1))
-    qann = quantize(morph(capture(model.eval(), images[:2])), levels, images)
+    qann = quantize_everywhere(morph(capture(model.eval(), images[:2])), levels, images)
     return to_integer(qann), images
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from spikezip.errors import StageError
+from spikezip.errors import StageError, UnknownNameError
 from spikezip.graph import network, ops, rewrite, shapes
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
@@ -25,6 +25,7 @@ def quantize(
     calibration: Tensor | Iterable[Any] | None = None,
     *,
     signed_levels: int | Levels | None = None,
+    layer_levels: Mapping[str, int | Levels] | None = None,
     strict: bool = True,
     correct_bias: bool | None = False,
 ) -> fx.GraphModule:
@@ -38,10 +39,12 @@ def quantize(
     Args:
         ann: a morphed ANN.
         levels: how many levels: ``8`` is 0..7 behind ReLU and -4..3 where values may be negative; or exact
-            :class:`Levels`.
+            :class:`Levels`, whose negative codes are left out behind ReLU.
         calibration: a few hundred inputs ``[N, ...]``, or an iterable of batches or ``(images, labels)`` pairs. None
             leaves the scales at 1, uncalibrated.
         signed_levels: levels where values may be negative, if they are to differ.
+        layer_levels: levels of single layers, by the name of their quantizer (``repr(qann)`` and
+            :func:`~spikezip.measure.compare` show them), such as ``{"layer1.0.relu1": 16}``.
         strict: every synaptic operation receives spikes.
         correct_bias: shift biases so that every channel keeps its mean on the calibration data (see
             :func:`~spikezip.quantize.calibrate`); None does so if the outputs are then nearer to the ANN's there.
@@ -51,6 +54,7 @@ def quantize(
 
     Raises:
         StageError: ``ann`` is not an ANN, or the levels are not admissible.
+        UnknownNameError: ``layer_levels`` names no quantizer.
         CalibrationError: the calibration data is empty or unusable.
     """
     network.expect(ann, Stage.ANN, "quantize")
@@ -59,13 +63,22 @@ def quantize(
     if correct_bias is None and calibration is not None:
         data = gather(ann, calibration, LIMIT)
         both = [
-            quantize(ann, levels, data, signed_levels=signed_levels, strict=strict, correct_bias=correct)
+            quantize(
+                ann,
+                levels,
+                data,
+                signed_levels=signed_levels,
+                layer_levels=layer_levels,
+                strict=strict,
+                correct_bias=correct,
+            )
             for correct in (False, True)
         ]
         return min(both, key=lambda qann: distance(ann, qann, data))
     qann = network.fork(ann)
     unsigned, signed = _both_levels(levels, signed_levels)
     insert_quantizers(qann, unsigned, signed, strict=strict)
+    _set_single(qann, layer_levels or {})
     network.remark(qann, stage=Stage.QANN, strict=strict)
     if calibration is not None:
         calibrate(qann, calibration, ann=ann if correct_bias else None)
@@ -76,15 +89,45 @@ def _both_levels(levels: int | Levels, signed_levels: int | Levels | None) -> tu
     for given in (levels, signed_levels):
         if given is None and levels is not None:
             continue
-        if isinstance(given, bool) or not isinstance(given, int | Levels):
-            raise StageError(f"levels is a {type(given).__name__}; give a number such as 8, or Levels(0, 7).")
-        if isinstance(given, int) and given < 2:
-            raise StageError(f"levels={given} leaves nothing to represent; give at least 2 (codes 0 and 1).")
-    unsigned = levels if isinstance(levels, Levels) else Levels.unsigned(levels)
+        _check(given)
+    if isinstance(levels, Levels):
+        # Behind a ReLU a negative code would be a value that the ReLU never gives.
+        unsigned = Levels(0, max(1, levels.highest)) if levels.lowest < 0 else levels
+    else:
+        unsigned = Levels.unsigned(levels)
     if signed_levels is None:
         signed_levels = levels if isinstance(levels, Levels) and levels.lowest < 0 else unsigned.count
     signed = signed_levels if isinstance(signed_levels, Levels) else Levels.signed(signed_levels)
     return unsigned, signed
+
+
+def _check(given: Any) -> None:
+    if isinstance(given, bool) or not isinstance(given, int | Levels):
+        more = "; for single layers there is layer_levels={name: levels}" if isinstance(given, Mapping) else ""
+        raise StageError(f"levels is a {type(given).__name__}; give a number such as 8, or Levels(0, 7){more}.")
+    if isinstance(given, int) and given < 2:
+        raise StageError(f"levels={given} leaves nothing to represent; give at least 2 (codes 0 and 1).")
+
+
+def _set_single(gm: fx.GraphModule, layer_levels: Mapping[str, int | Levels]) -> None:
+    if not isinstance(layer_levels, Mapping):
+        raise StageError(
+            f"layer_levels is a {type(layer_levels).__name__}; give levels by name, {{'layer1.relu': 16}}."
+        )
+    quantizers = {str(node.target): quantizer for node, quantizer in network.modules_of(gm, Quantizer)}
+    for name, given in layer_levels.items():
+        if name not in quantizers:
+            raise UnknownNameError("quantizer", str(name), quantizers)
+        _check(given)
+        signed = quantizers[name].levels.lowest < 0
+        if isinstance(given, int):
+            given = Levels.signed(given) if signed else Levels.unsigned(given)
+        if given.lowest < 0 and not signed:
+            raise StageError(
+                f"layer_levels gives {name!r} the negative codes of {given}, and it stands where no value is negative, "
+                f"as behind a ReLU. Give it Levels(0, {max(1, given.highest)})."
+            )
+        quantizers[name].levels = given
 
 
 def insert_quantizers(gm: fx.GraphModule, unsigned: Levels, signed: Levels, *, strict: bool = True) -> None:
