@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from rich.table import Table
@@ -88,6 +89,36 @@ def test_convert_run_verify_report(spikezip, model_file, trained):
     assert "<svg" in page
     assert "Equal to its quantized network (QANN)" in page
     assert sorted(p.name for p in Path().iterdir()) == ["a.spikezip", "certificate.json", "record.json", "report.html"]
+
+
+def test_what_is_done_to_pixels_is_said_and_chosen(spikezip, model_file, trained, tmp_path):
+    """The same images as an .npz of pixels in 0..16, which another normalisation brings to those it was trained on."""
+    from sklearn.datasets import load_digits
+
+    import spikezip as library
+    from spikezip.data import open_data
+
+    told = load_digits()
+    usual = open_data("digits")
+    np.savez(tmp_path / "raw.npz", images=told.images.astype("float32"), labels=told.target)
+    convert = ("convert", f"{model_file}:build", "--weights", trained, "--data", tmp_path / "raw.npz")
+    plain = spikezip(*convert, "--out", "plain.spikezip")
+    assert plain.exit_code == 0, plain.stderr
+    assert "Pixels are taken as they are, in 0..1, as is usual for" in plain.stderr
+    assert "give --mean and --std" in plain.stderr
+    mean, std = 16 * usual.mean[0], 16 * usual.std[0]
+    done = spikezip(*convert, "--mean", mean, "--std", std, "--out", "right.spikezip")
+    assert done.exit_code == 0, done.stderr
+    assert f"Pixels are normalised with mean {mean:.4g} and std {std:.4g}, as asked." in done.stderr
+    right, wrong = (float(re.search(r": ANN ([\d.]+) %", each.stdout)[1]) for each in (done, plain))
+    assert right > 90 > wrong
+    assert library.load("right.spikezip").note("mean") == [mean]
+    done = spikezip("run", "right.spikezip", "--data", tmp_path / "raw.npz", "--limit", "100")
+    assert json.loads(Path("record.json").read_text())["accuracy"]["qann"] > 0.9, "the bundle knows"
+    for wrong, said in (("a,b", "--mean 'a,b': give one number"), ("0,0,0", "each of its 1 channels")):
+        done = spikezip(*convert, "--mean", wrong, "--out", "bad.spikezip")
+        assert done.exit_code != 0
+        assert said in done.stderr
 
 
 def test_engines_agree_and_a_limit_limits(spikezip, model_file, trained):

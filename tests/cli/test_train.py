@@ -47,6 +47,7 @@ def test_pet_leaves_a_network_that_runs_with_its_encoding(spikezip, recipe):
     assert snn.note("weight_bits") == 8
     assert snn.note("fine_tuning") == "pet"
     assert snn.note("mean") is not None, "the bundle knows how its images are normalised"
+    assert "as is usual for digits; if the model was trained otherwise, give 'mean:'" in done.stderr
     assert spikezip("verify", "pet/snn.spikezip", "--data", "digits", "--limit", 40).exit_code == 0
 
 
@@ -79,6 +80,20 @@ def test_a_folder_that_is_taken_is_refused_resumed_or_overwritten(spikezip, reci
     after = load_file("pet/network.safetensors")
     assert all((before[name] == after[name]).all() for name in before)
     assert spikezip("train", recipe, "--out", "pet", "--overwrite").exit_code == 0
+
+
+def test_a_recipe_s_normalisation_is_used_kept_and_asked_for_again(spikezip, recipe):
+    import spikezip as library
+
+    recipe.write_text(RECIPE + "mean: [0.25]\nstd: [0.5]\n")
+    done = spikezip("train", recipe, "--out", "pet")
+    assert done.exit_code == 0, done.stderr
+    assert "mean 0.25 and std 0.5, as asked" in done.stderr
+    assert library.load("pet/snn.spikezip").note("mean") == [0.25]
+    recipe.write_text(RECIPE)
+    done = spikezip("train", recipe, "--out", "pet", "--resume")
+    assert done.exit_code != 0
+    assert "normalisation differ" in " ".join(done.stderr.split())
 
 
 def test_without_a_folder_it_says_how_to_name_one(spikezip, recipe):

@@ -47,6 +47,8 @@ def command(
     ] = 500,
     classes: options.ClassesOption = None,
     image_size: options.ImageSizeOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
     seed: options.SeedOption = 0,
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
@@ -59,23 +61,32 @@ def command(
     [bold]Examples[/]
       spikezip convert spikezip:resnet20 --weights pretrained --data cifar10 --levels 16 --out resnet20.spikezip
       spikezip convert my_models.py:build --weights mine.safetensors --data digits --encoding even:8 --out mine.spikezip
+      spikezip convert my_models.py:build --weights mine.safetensors --data photos/ --mean 0 --std 1 --out mine.spikezip
     """
     import torch
 
     import spikezip
     from spikezip.cli.accuracy import tell
-    from spikezip.cli.sources import open_both, remember
+    from spikezip.cli.sources import open_both, remember, told_normalisation
     from spikezip.measure import mean_codes
     from spikezip.spike import parse_encoding
 
     count, bits = options.read_levels(levels), options.read_weight_bits(weight_bits)
     start = options.read_initial_code(initial_code)
+    shift, scale = options.read_channels("--mean", mean), options.read_channels("--std", std)
     release, choice = parse_encoding(encoding), options.morph_choice(residual, pool)
     with output_file(out, overwrite, reads=(model, weights, data)) as draft:
         with screen.working(f"opening {model} and {data}"):
             torch.manual_seed(seed)
             source, images = open_both(
-                model, data, weights=weights, classes=classes, image_size=image_size, root=data_root
+                model,
+                data,
+                weights=weights,
+                classes=classes,
+                image_size=image_size,
+                root=data_root,
+                mean=shift,
+                std=scale,
             )
             real = images.calibration(min(calibration, images.count("train")), seed)
         if weights is None and model.partition(":")[0] in ("spikezip", "timm", "torchvision"):
@@ -90,6 +101,7 @@ def command(
             snn = spikezip.spike(qann, release, initial_code=codes)
         remember(snn.graph, model, images)
         snn.save(draft)
+    screen.note(told_normalisation(source, images, given=bool(shift or scale), choose="give --mean and --std"))
     tell(stages, qann, images, "test", check)
     settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
     layers = counted(len(snn.layers), "layer")

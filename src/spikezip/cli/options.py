@@ -119,6 +119,22 @@ ImageSizeOption = Annotated[
     int | None,
     typer.Option("--image-size", min=1, show_default=False, help="Scale images to so many pixels a side."),
 ]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="M|R,G,B",
+        show_default=False,
+        help="What the model was trained to have subtracted from pixels in 0..1, per channel; if not given, what the "
+        "model's library or DATA says. The values used are printed.",
+    ),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option(
+        "--std", metavar="S|R,G,B", show_default=False, help="What they are then divided by, such as 1 for nothing."
+    ),
+]
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", show_default=False, help="A network saved by spikezip convert or demo.")
 ]
@@ -146,6 +162,22 @@ def read_shape(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdecimal() and int(part) for part in parts):
         raise InputError(f"--shape {text!r} is no shape. Write the sizes of one input without the batch: 3,32,32.")
     return tuple(int(part) for part in parts)
+
+
+def read_channels(name: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers per channel, or one for all: ``0.485,0.456,0.406``.
+
+    >>> read_channels("--mean", "0.5, 0.4, 0.3"), read_channels("--std", "1")
+    ((0.5, 0.4, 0.3), (1.0,))
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{name} {text!r}: give one number, or one for each channel with commas between: 0.485,0.456,0.406."
+        ) from None
 
 
 def read_levels(text: str) -> int | Levels:

@@ -31,18 +31,21 @@ def open_both(
     classes: int | None,
     image_size: int | None,
     root: Path | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     new_classifier: bool = False,
 ) -> tuple[ModelSource, ImageData]:
     """Build a model for a data set, and open the data as the model wants it.
 
     A library's model is built for the data's classes and channels, and images are scaled to the size it was made for;
-    a user's own model gets the data's images as they are, or scaled to ``image_size``. With ``new_classifier``, weights
-    for another number of classes fit (see :func:`~spikezip.models.resolve`).
+    a user's own model gets the data's images in their own size, or scaled to ``image_size``. Images are normalised with
+    ``mean`` and ``std``, else as the library's weights want it, else as is usual for the data. With ``new_classifier``,
+    weights for another number of classes fit (see :func:`~spikezip.models.resolve`).
 
     Raises:
         SpikezipError: either cannot be found, or they do not fit.
     """
-    own = open_data(data, root, image_size=image_size)
+    own = open_data(data, root, mean=mean, std=std, image_size=image_size)
     kind = model.partition(":")[0]
     if kind not in _LIBRARIES:
         source = resolve(model, weights=weights, example_shape=own.image_shape, root=root)
@@ -62,16 +65,44 @@ def open_both(
     )
     example = source.example
     size = example.shape[-2:] if not isinstance(example, tuple) else example[0].shape[-2:]
-    says = source.mean is not None and source.std is not None and len(source.mean) == channels
+    says = _says(source, channels)
     images = open_data(
         data,
         root,
-        mean=source.mean if says else None,
-        std=source.std if says else None,
+        mean=mean or (source.mean if says else None),
+        std=std or (source.std if says else None),
         image_size=(int(size[0]), int(size[1])),
     )
     _check_inputs(source)
     return source, images
+
+
+def _says(source: ModelSource, channels: int) -> bool:
+    """Whether the model's library says how images of so many channels are normalised."""
+    return source.mean is not None and source.std is not None and len(source.mean) == channels
+
+
+def told_normalisation(source: ModelSource, images: ImageData, *, given: bool, choose: str) -> str:
+    """One sentence on what is done to pixels, and why, as a network trained otherwise answers badly and says nothing.
+
+    Args:
+        source: the model.
+        images: as :func:`open_both` opened them.
+        given: whether the user chose the mean or the standard deviation.
+        choose: how to.
+    """
+    one = len({*zip(images.mean, images.std, strict=True)}) == 1
+    mean, std = (", ".join(f"{v:.4g}" for v in (values[:1] if one else values)) for values in (images.mean, images.std))
+    nothing = one and (images.mean[0], images.std[0]) == (0, 1)
+    done = "taken as they are, in 0..1" if nothing else f"normalised with mean {mean} and std {std}"
+    if given:
+        return f"Pixels are {done}, as asked."
+    if _says(source, images.image_shape[0]) and (tuple(source.mean or ()), tuple(source.std or ())) == (
+        images.mean,
+        images.std,
+    ):
+        return f"Pixels are {done}, as {source.name} wants them."
+    return f"Pixels are {done}, as is usual for {images.name}; if the model was trained otherwise, {choose}."
 
 
 def _check_inputs(source: ModelSource) -> None:

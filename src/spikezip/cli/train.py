@@ -62,7 +62,7 @@ def command(
     """
     import torch
 
-    from spikezip.cli.sources import open_both
+    from spikezip.cli.sources import open_both, told_normalisation
     from spikezip.train import train
     from spikezip.train.recipe import Stage, read_recipe
 
@@ -78,6 +78,8 @@ def command(
         classes=None,
         image_size=image_size,
         root=data_root,
+        mean=plan.mean,
+        std=plan.std,
         new_classifier=plan.stage is Stage.ANN,
     )
     _check_outputs(source, images)
@@ -86,6 +88,9 @@ def command(
         ann, qann = _quantized(plan, source, images)
     # Logits are those of the network as given; features are compared with the ANN that was quantized.
     teacher = ann if plan.learns_features else source.module if plan.needs_teacher else None
+    if _is_main():
+        choose = "give 'mean:' and 'std:' in the recipe"
+        screen.note(told_normalisation(source, images, given=bool(plan.mean or plan.std), choose=choose))
     checkpoint = target / "checkpoint.safetensors"
     before = None if resume else _written(checkpoint)
     with contextlib.ExitStack() as stack, _telling(target, lambda: _written(checkpoint) not in (None, before)):

@@ -22,7 +22,10 @@ _SPLIT_SEED = 20  # fixed for good: who compares results has to hold out the sam
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the caller of ``open_data`` asked for in place of a data set's own; None is the data set's own."""
+    """What the caller of ``open_data`` asked for in place of a data set's own; None is the data set's own.
+
+    ``mean`` and ``std`` of one number are for all channels.
+    """
 
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
@@ -96,6 +99,10 @@ def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where:
 
 def _per_channel(name: str, what: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
     values = tuple(float(v) for v in values)
+    if len(values) == 1:
+        values *= channels
     if len(values) != channels or not all(math.isfinite(v) for v in values):
-        raise DataError(f"{what}={values} for {name}: give one finite number for each of its {channels} channels.")
+        raise DataError(
+            f"{what}={values} for {name}: give one finite number for each of its {channels} channels, or one for all."
+        )
     return values

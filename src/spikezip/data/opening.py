@@ -30,8 +30,8 @@ def open_data(
     Args:
         spec: ``digits``, ``cifar10``, ``cifar100``, a folder with one folder of images a class, or an ``.npz`` file.
         root: the folder that holds CIFAR; by default ``SPIKEZIP_DATA``, else a cache folder that it is downloaded to.
-        mean: per channel, subtracted from pixels in ``[0, 1]``; by default the data set's usual.
-        std: per channel, divides them; by default the data set's usual.
+        mean: per channel, or one for all: subtracted from pixels in ``[0, 1]``; by default the data set's usual.
+        std: per channel, or one for all: divides them; by default the data set's usual.
         image_size: scale images to so many pixels a side, or (height, width); by default their own size.
 
     Returns:

@@ -50,6 +50,12 @@ class Checkpoint:
         changed = sorted(
             key for key in (plan.keys() | before.keys()) - free if not _is_same(plan.get(key), before.get(key))
         )
+        if changed == ["cooldown"] and plan.get("cooldown") and not before.get("cooldown"):
+            epoch = self.facts["epoch"] + (self.facts["step"] > 0)
+            raise BundleError(
+                f"The checkpoint is past epoch {plan['cooldown']['after']}, where the rate was to begin to fall. Give "
+                f"the cooldown after={epoch} or later, or resume without one."
+            )
         if changed:
             raise BundleError(
                 f"The checkpoint is of another plan: {', '.join(changed)} differ. Resume with the plan "
@@ -76,7 +82,9 @@ class Checkpoint:
         return cooldown is None or reached <= (cooldown["after"], 0)
 
 
-def outline(network: nn.Module, data: str, images: int, labels: Tensor | None = None) -> dict[str, Any]:
+def outline(
+    network: nn.Module, data: str, images: int, labels: Tensor | None = None, normalisation: Any = None
+) -> dict[str, Any]:
     """What neither a plan nor the shapes of tensors say of a training, as JSON data.
 
     Args:
@@ -84,10 +92,13 @@ def outline(network: nn.Module, data: str, images: int, labels: Tensor | None = 
         data: name of the data set.
         images: how many of them are trained on.
         labels: of all of them, where they are at hand; a fingerprint of them is kept.
+        normalisation: of their pixels, where it is known.
     """
     outlined = {**operations_of(network), "data": f"{images} images of {data}"}
     if labels is not None:
         outlined["labels"] = hashlib.sha256(labels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    if normalisation is not None:
+        outlined["normalisation"] = normalisation
     return outlined
 
 

@@ -237,7 +237,8 @@ class _Run:
     def _outline(self) -> dict[str, Any]:
         name = getattr(self.data, "name", type(self.data).__name__)
         labels = self.data.labels if isinstance(self.data, TensorBatches) else None
-        return files.outline(self.student, name, self.data.count(self.plan.train_split), labels)
+        pixels = [list(v) for w in ("mean", "std") if isinstance(v := getattr(self.data, w, None), tuple)] or None
+        return files.outline(self.student, name, self.data.count(self.plan.train_split), labels, pixels)
 
     def _beside(self) -> dict[str, Tensor]:
         """What the objective has beside the network (statistics, scales), without what never changes."""

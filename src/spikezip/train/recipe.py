@@ -206,6 +206,9 @@ class Recipe(_Part):
         weights: safetensors file the model starts from, or ``pretrained``; only ann makes much sense without. In stage
             ann a library's model may have those for other classes: its classifier is then a new one.
         data: ``digits``, ``cifar10``, ``cifar100``, a folder or an ``.npz``.
+        mean: what pixels in ``[0, 1]`` have subtracted, per channel, ``[0.485, 0.456, 0.406]`` or ``[0]`` for all; if
+            not given, what the model's library says, else what is usual for the data.
+        std: what they are then divided by.
         morph: how the network is made fit for spikes (see :class:`spikezip.morph.Morph`).
         levels: a count (8 is 0..7, and -4..3 where values may be negative), or ``{lowest, highest}``.
         calibration: images that the scales are found from.
@@ -232,6 +235,8 @@ class Recipe(_Part):
     model: str
     weights: str | None = None
     data: str
+    mean: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)] | None = None
+    std: Annotated[list[Rate], Field(min_length=1)] | None = None
     morph: MorphPart = MorphPart()
     levels: LevelsField = 8
     calibration: Count = 512
