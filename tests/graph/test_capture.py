@@ -396,6 +396,10 @@ REFUSED = {
         Model(lambda m, x: x if x.shape[0] % 2 == 0 else -x),
         "chooses by the size of the batch, .*a batch of 3",
     ),
+    "another branch for a single sample": (
+        Model(lambda m, x: -x if x.shape[0] == 1 else x),
+        "answers a single sample otherwise than the same among others.*x.size\\(1\\)",
+    ),
     "times its number": (
         Model(lambda m, x: x * torch.arange(x.size(0))[:, None]),
         "'arange' .*by its place in the batch.*of positions, x.size\\(1\\)",
@@ -417,6 +421,30 @@ def test_what_an_snn_cannot_repeat_is_refused(case):
     model, message = REFUSED[case]
     with pytest.raises(CaptureError, match=f"(?s){message}"):
         capture(model, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("model", [lambda m, x: x.sum(1, keepdim=True).squeeze(), lambda m, x: m.one(x)])
+def test_what_fails_on_a_single_sample_or_drops_its_dimension_is_captured(model):
+    class Few(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] == 1:
+                raise ValueError("two samples or more")
+            return 2 * x
+
+    x = torch.randn(4, 3)
+    own = Model(model, one=Few())
+    assert torch.equal(capture(own, x[:2])(x), own(x))
+
+
+class Pair(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a - 2 * b
+
+
+def test_one_tensor_twice_is_two_inputs():
+    x = torch.randn(4, 3)
+    ann = capture(Pair(), [x, x])
+    assert torch.equal(ann(x, 3 * x), x - 6 * x)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -200,6 +200,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
     _refuse_branches(program)
+    _check_one(twin, graph_module)
     return graph_module
 
 
@@ -267,6 +268,25 @@ def _check_answers(model: nn.Module, ann: fx.GraphModule) -> None:
             raise CaptureError(
                 f"At {network.describe(output)} the captured graph and the model answer differently: forward depends "
                 "on what torch.export does not see. Compute the answer from the input with tensor operations alone."
+            )
+
+
+@torch.no_grad()
+def _check_one(model: nn.Module, ann: fx.GraphModule) -> None:
+    """Raise CaptureError where the model answers a single sample with other values than the graph, which torch.export
+    takes for granted to hold for two and more; what fails on one, or drops its dimension, is let be."""
+    generator, device = torch.Generator().manual_seed(1), network.device(ann)
+    inputs = [s.draw(1, generator, device) for s in network.info(ann).inputs]
+    try:
+        alone = _sorted_out(_leaves(model, inputs))[0]
+    except Exception:  # the model's own; it has answered two
+        return
+    for output, graph, one in zip(network.outputs(ann), tree_leaves(ann(*inputs)), alone, strict=False):
+        if graph.numel() == one.numel() and not _close(one.flatten(), graph.flatten()):
+            raise CaptureError(
+                f"At {network.describe(output)} the model answers a single sample otherwise than the same among "
+                "others: it chooses by the size of the batch. A network to be converted answers each sample by itself: "
+                "go by the size of images or channels, x.size(1), not of the batch, x.size(0)."
             )
 
 
@@ -358,8 +378,8 @@ def _exportable() -> Iterator[None]:
 
 
 def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
-    # torch.export specializes a batch of 1; a batch of 2 keeps it free.
-    examples = tuple(torch.cat([x, x])[:2] if x.shape[0] == 1 else x for x in examples)
+    # torch.export specializes a batch of 1, and takes one tensor given twice for one input: a batch of 2 keeps it free.
+    examples = tuple(torch.cat([x, x])[:2] if x.shape[0] == 1 else x.clone() for x in examples)
     try:
         with evaluating(model), quiet(), torch.no_grad(), _exportable():
             # Laid out as torch.export does: what *args takes lies together.
