@@ -135,6 +135,12 @@ def test_codes_without_lag_are_a_sub_paths(levels: tuple[Levels, Levels], t: int
 PATHS = (Capped(1), Rescaled(2), Rescaled(4, 7))
 
 
+@pytest.mark.parametrize("path", [Capped(7), Rescaled(7), Capped(9)])
+def test_the_main_path_again_is_none(path: Capped | Rescaled):
+    with pytest.raises(StageError, match="is the main path again"):
+        PET((Capped(1), path)).module(residual())
+
+
 def gradients(network, execution) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(1)
     image, towards = torch.randn(6, 1, 4, 4, dtype=torch.float64), torch.randn(4, 6, 5, dtype=torch.float64)

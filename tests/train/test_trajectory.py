@@ -294,6 +294,8 @@ def test_what_is_refused():
         Trajectory((0, 0))
     with pytest.raises(StageError, match="whole number of steps"):
         unroll(residual(), 0)
+    with pytest.raises(StageError, match="initial_code=8 is above the greatest code, 7"):
+        Trajectory((0, 1), initial_code=8).module(residual())
     with pytest.raises(StageError, match="Call quantize"):
         finetune(nn.Linear(2, 2), TensorBatches(torch.zeros(4, 2), torch.zeros(4).long()), Plan(Trajectory((1,))))
     recipe = {"name": "a", "stage": "trajectory", "model": "spikezip:digits", "data": "digits"}

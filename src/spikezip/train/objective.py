@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, StageError
 from spikezip.graph.network import copied
+from spikezip.quantize.quantizer import Quantizer
 from spikezip.train.checks import check_kind
 from spikezip.train.ensemble import Folded, InTurn, ensemble
 from spikezip.train.features import distance, features_of
@@ -93,7 +94,11 @@ class PET:
         check_teacher(self.teacher)
 
     def module(self, network: nn.Module) -> nn.Module:
-        """The ensemble of all paths, beside the teacher if there is one."""
+        """The ensemble of all paths, beside the teacher if there is one. StageError if one is the main path again."""
+        levels = {m.levels for m in network.modules() if isinstance(m, Quantizer)}
+        for path in self.paths:
+            if levels and all(path.reading(own) == Main().reading(own) for own in levels):
+                raise StageError(f"The path {path!r} is the main path again, as no level is above it. Remove it.")
         joint = ensemble(network, self.paths, self.execution, self.scale)  # type: ignore[arg-type]  # it refuses what is no graph
         return beside(joint, self.teacher, self.criterion, readings=1 + len(self.paths))
 
