@@ -213,7 +213,13 @@ class Endless:
         return 1.0
 
 
-@pytest.mark.parametrize("given", [Pulse, Even, Endless(), Endless])
+class Listed(Endless):
+    """Numbers where functions of the step are wanted."""
+
+    share, t_off = (0.5, 1.0), 2
+
+
+@pytest.mark.parametrize("given", [Pulse, Even, Endless(), Endless, Listed()])
 def test_a_class_or_half_an_encoding_is_none(qann, given):
     for wrong in ({"encoding": given}, {"bias_encoding": given}):
         with pytest.raises(StageError, match="with name, share and t_off"):

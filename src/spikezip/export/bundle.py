@@ -152,7 +152,10 @@ def _document(net: Any, provenance: Mapping[str, Any] | None) -> tuple[dict[str,
 def _encoding_text(encoding: Encoding) -> str:
     text = encoding_text(encoding)
     if not _ENCODING.fullmatch(text) or parse_encoding(text) != encoding:
-        raise BundleError(f"the encoding {encoding} is not one of those a bundle can hold")
+        raise BundleError(
+            f"the encoding {encoding} is not one of those a bundle can hold; if it is complete at a fixed step, "
+            "write it as Shares((parts by step 1, by step 2, ...))"
+        )
     return text
 
 
