@@ -17,6 +17,7 @@ from spikezip.morph import morph
 from spikezip.pipeline import convert
 from spikezip.quantize import Quantizer, quantize, to_integer
 from spikezip.quantize.grid import Grids
+from spikezip.quantize.units import unlike
 from spikezip.run import Engine
 from spikezip.spike import spike
 
@@ -376,4 +377,107 @@ def test_columns_that_hardly_vary_are_told_apart():
     wanted, found = qann(rows).detach(), to_integer(qann, 16)(rows)
     assert float((found - wanted).square().mean().sqrt() / wanted.std()) < 0.05
     with pytest.warns(UserWarning, match="Try more weight_bits, normalise the input's channels"):
-        convert(model, rows[:1], rows, weight_bits=4)
+        convert(model, rows[:1], rows, weight_bits=3)
+
+
+class Targets(nn.Module):
+    """A regression whose answers are of unlike size: scaled, shifted, or beside others, by stored numbers."""
+
+    def __init__(self, how: Callable[[Targets, Tensor], Tensor]):
+        super().__init__()
+        self.how, self.net = how, nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        self.register_buffer("std", torch.tensor([1e5, 1.0, 1e-2]))
+        self.register_buffer("mean", torch.tensor([3e5, 0.5, 0.07]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self, self.net(x))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda m, h: h * m.std + m.mean,
+        lambda m, h: h / m.std,
+        lambda m, h: h - m.mean,
+        lambda m, h: torch.cat([m.mean.expand(h.shape[0], 3), h], 1),
+        lambda m, h: (h * m.std).reshape(-1, 3, 1),
+    ],
+    ids=["scaled and shifted", "divided", "shifted", "beside", "reshaped"],
+)
+def test_constants_of_unlike_size_keep_the_small_ones(how, bits):
+    torch.manual_seed(0)
+    model, images = Targets(how), torch.randn(64, 6)
+    qann = quantize(morph(capture(model, images[:1])), 64, images)
+    integer = to_integer(qann, bits)
+    wanted, found = qann(images).detach().double(), integer(images).double()
+    size = wanted.abs().mean(0)  # of each answer by itself
+    assert bool(((found - wanted).abs().mean(0) < 0.05 * size).all())
+    assert verify(spike(integer), images).equal
+
+
+class Biased(nn.Module):
+    """Attention with a bias of positions and a mask in one stored tensor."""
+
+    shape = (8, 6)
+
+    def __init__(self, hidden: float, *, everywhere: bool = False):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(6, 18), nn.Linear(6, 3)
+        places = torch.arange(8)
+        mask = torch.full((8, 8), hidden).triu(1)
+        if everywhere:  # in every row and column
+            mask = torch.where((places[:, None] - places).abs() % 4 == 3, hidden, 0.0)
+        self.register_buffer("bias", 0.7 * (places - places[:, None]) + mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.head((q @ k.transpose(1, 2) + self.bias).softmax(-1) @ v).mean(1)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("hidden", [-1e4, -1e9, float("-inf")])
+def test_a_mask_in_a_bias_leaves_the_bias(hidden, everywhere):
+    torch.manual_seed(0)
+    model, images = Biased(hidden, everywhere=everywhere), torch.randn(32, 8, 6)
+    qann = quantize(morph(capture(model, images[:1])), 64, images)
+    integer = to_integer(qann, 16)
+    wanted, found = qann(images).detach(), integer(images)
+    assert float((found - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.05
+    assert verify(spike(integer), images).equal
+
+
+def test_a_mask_that_no_step_goes_with_is_refused_by_name():
+    torch.manual_seed(0)
+    images = torch.randn(8, 8, 6)
+    qann = quantize(morph(capture(Biased(-1e38), images[:1])), 8, images)
+    with pytest.raises(StageError, match=r"\(add\) has a constant whose values, up to 1e\+38, are too unlike.*-inf"):
+        to_integer(qann)
+
+
+def test_what_is_small_by_chance_costs_no_digits():
+    """Positions drawn from one distribution: float32 adds them up as before."""
+    torch.manual_seed(0)
+    places = torch.randn(1, 197, 192) * 0.02
+    assert not unlike(places, 16) and not unlike(places * torch.rand(192), 16)
+    assert unlike(places * torch.logspace(0, -6, 192), 16)
+
+
+def test_answers_that_quantizing_or_rounding_has_lost_are_told():
+    model, images = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)), torch.linspace(0, 1, 64)[:, None]
+    with torch.no_grad():  # a small difference of two great values
+        for layer, weight in ((model[0], [[30.0], [29.0]]), (model[2], [[1.0, -1.0]])):
+            layer.weight.copy_(torch.tensor(weight))
+            layer.bias.zero_()
+    with pytest.warns(
+        UserWarning, match=r"Quantizing changes the answers .* by \d+% of their spread. Give more levels"
+    ):
+        convert(model, images[:1], images, levels=8, weight_bits=None)
+
+    model, images = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(64, 2)
+    with torch.no_grad():  # the second answer is 0.4 h, and h - h with short weights; the first hides it
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 99.0]]))
+        model[0].bias.copy_(torch.tensor([3.0, 3.0, 0.0]))
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0, 1.0], [1.0, -0.6, 0.0]]))
+    with pytest.warns(UserWarning, match=r"Weights of 2 bits change the answers .* of the spread of one of them"):
+        convert(model, images[:1], images, levels=64, weight_bits=2)

@@ -20,6 +20,10 @@ _FINEST_STEP = 40  #: and no step is finer than 2**-40, so that float64 holds wh
 _LONGEST = 16  #: digits of a product's operand that is a product itself; past them it gets a greater unit
 _COARSEST_BIAS = 2.0**-8  #: of a threshold
 _CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put in
+_WIDEST = 40  #: digits from the greatest of a constant's values to the step of all, where smaller values count too
+_THRESHOLD_BITS = 8  #: what a step of a constant is at most, where a threshold is the unit: 2**-8
+_TOO_FEW = 4  #: digits that are left of a value
+_LOST = 0.05  #: share of values with so few that is no chance
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
 _HOMOGENEOUS = {"relu", "leaky_relu", "neg", "abs", "prelu"}
@@ -52,6 +56,31 @@ def coarse(values: Tensor, bits: int) -> Tensor:
     return torch.floor(values / step + 0.5) * step
 
 
+def unlike(values: Tensor, bits: int) -> bool:
+    """Whether one step, ``bits`` digits below the greatest value, would erase what others say.
+
+    That is so where it leaves few digits to all values of a row or column, or nothing to a channel's only one, or few
+    to many; a value that is near 0 by chance says little.
+
+    >>> unlike(torch.tensor([[0.1, -0.2, 0.3], [-0.7, -1e9, -1e9]]), 16), unlike(torch.tensor([3.0, 1.0, 1e-3]), 16)
+    (True, False)
+    """
+    sizes = torch.where(torch.isfinite(values), values, 0).abs()
+    if not bool(sizes.any()):
+        return False
+    step = 2.0 ** (math.floor(math.log2(float(sizes.max()))) - bits)
+    nonzero = sizes[sizes > 0]
+    if float((nonzero < step * 2**_TOO_FEW).double().mean()) > _LOST and nonzero.numel() > 1 / _LOST:
+        return True
+    for dim, size in enumerate(sizes.shape):
+        if size > 1:
+            most = sizes.movedim(dim, 0).reshape(size, -1).amax(1)
+            several = sizes.numel() > size
+            if bool(((most > 0) & (most < step * (2**_TOO_FEW if several else 1))).any()):
+                return True
+    return False
+
+
 class Units:
     """Chooses the unit of every value (real = unit * stored) and rewrites constants to match, in place.
 
@@ -67,12 +96,17 @@ class Units:
         self.ratios: dict[fx.Node, int] = {}  # how many conversions a value went through since its neurons
         self.digits: dict[fx.Node, float] = {}  # log2 of how far a value of codes goes, in its unit
         self.idle: list[fx.Node] = []  # factors that went into a unit
+        self.last: set[fx.Node] = (
+            set()
+        )  # values that are returned, but for what is done to each entry, and read by nothing
 
     def run(self) -> dict[fx.Node, float]:
         """Rewrite the network; all its thresholds are 1 afterwards. Returns the unit of each value."""
         nodes = list(self.gm.graph.nodes)
         for node in reversed(nodes):
             self.wanted[node] = self._wanted(node)
+            if all(u.op == "output" or (u in self.last and self._is_entrywise(u)) for u in node.users):
+                self.last.add(node)
         for node in nodes:
             if node.op == "output":
                 node.args = (fx.map_arg(node.args[0], self._as_output),)
@@ -123,6 +157,28 @@ class Units:
             elif not self._absorbs(user):
                 choices.append(1.0)
         return choices[0] if choices else None
+
+    def _is_entrywise(self, node: fx.Node) -> bool:
+        return node.op == "call_function" and (self._keeps_unit(node) or ops.kind(node) is Kind.SCALE)
+
+    def _rounded(self, node: fx.Node, values: Tensor, bits: int, unit: float) -> Tensor:
+        """A constant that joins a stream in a unit, rounded to one step, as short as what is done with it allows."""
+        values = values.double()
+        top = float(values[torch.isfinite(values)].abs().max()) if bool(torch.isfinite(values).any()) else 0.0
+        if top == 0:
+            return values
+        if unit != 1.0:  # a threshold's
+            return coarse(values, min(max(bits, math.floor(math.log2(top)) + _THRESHOLD_BITS), _WIDEST))
+        if node not in self.last and not unlike(values, bits):
+            return coarse(values, bits)
+        rounded = coarse(snap(values, _CONSTANT_BITS), _WIDEST)
+        if unlike(values, _WIDEST):
+            raise StageError(
+                f"{network.describe(node)} has a constant whose values, up to {top:.3g}, are too unlike for whole "
+                "numbers of one step: the small ones would become 0. Mask with -inf, or numbers such as -1e4, or keep "
+                "floats (weight_bits=None, or no to_integer())."
+            )
+        return rounded
 
     def _absorbs(self, node: fx.Node) -> bool:
         """Whether a node takes operands of any unit."""
@@ -233,7 +289,7 @@ class Units:
             if tensor is None:
                 new = rewrite.call(self.gm, _aten.mul.Tensor, (constant, 1.0 / unit), like=node)
             else:
-                value = coarse(tensor.detach().double() / unit, _CONSTANT_BITS).to(tensor.dtype)
+                value = self._rounded(node, tensor.detach().double() / unit, _CONSTANT_BITS, unit).to(tensor.dtype)
                 new = rewrite.new_constant(self.gm, str(constant.target), value, like=node)
         new.meta["spec"] = constant.meta.get("spec")
         return new
@@ -265,7 +321,7 @@ class Units:
         values = tensor.detach().double()
         values = snap((1 / values if dividing else values) * ratio, self.bits)
         with self.gm.graph.inserting_before(node):
-            values = coarse(values, 2 * self.bits).to(tensor.dtype)
+            values = self._rounded(node, values, 2 * self.bits, wanted).to(tensor.dtype)
             stored = rewrite.new_constant(self.gm, str(other.target), values, like=node)  # type: ignore[union-attr]
         stored.meta["spec"] = other.meta.get("spec")  # type: ignore[union-attr]
         node.target, node.args = _aten.mul.Tensor, (stream, stored)
