@@ -26,6 +26,8 @@ from spikezip.spike import spike as _spike
 __all__ = ["SNN", "capture", "convert", "load", "measure", "morph", "quantize", "report", "spike", "verify"]
 
 _FAR = 0.5  #: of the spread of the answers; 8-bit weights change it by 0.01 to 0.1 in most networks
+_FARTHEST = 1.0  #: of it, that few levels change without a word
+_ENOUGH, _FEW = 16, 64  #: images, and answers of each, for which every answer is looked at by itself
 
 
 def convert(
@@ -81,9 +83,10 @@ def convert(
     qann = quantize(
         ann, levels, calibration, signed_levels=signed_levels, layer_levels=layer_levels, correct_bias=correct_bias
     )
+    _warn_if_far(ann, qann, calibration[0])
     if weight_bits is not None:
         whole = to_integer(qann, weight_bits)
-        _warn_if_far(qann, whole, calibration[0], weight_bits)
+        _warn_if_rounded(qann, whole, calibration[0], weight_bits)
         qann = whole
     start = mean_codes(qann, calibration) if initial_code == "mean" else initial_code
     return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=start)
@@ -93,18 +96,41 @@ _morph = morph
 
 
 @torch.no_grad()
-def _warn_if_far(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[Tensor, ...], bits: int) -> None:
-    """Warn where rounded weights have changed the answers beyond what rounding usually does."""
+def _warn_if_far(ann: fx.GraphModule, qann: fx.GraphModule, images: tuple[Tensor, ...]) -> None:
+    """Warn where quantizing has changed the answers by all that tells them apart."""
+    for wanted, found in zip(tree_leaves(ann(*images)), tree_leaves(qann(*images)), strict=True):
+        if not (far := _away(wanted, found)) <= _FARTHEST:
+            warnings.warn(
+                f"Quantizing changes the answers on the calibration data by {far:.0%} of their spread. Give more "
+                "levels, or fine-tune; compare(ann, qann, images) says where it begins.",
+                stacklevel=3,
+            )
+
+
+@torch.no_grad()
+def _warn_if_rounded(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[Tensor, ...], bits: int) -> None:
+    """Warn where rounded weights have changed the answers, or one of few, beyond what rounding usually does."""
     for wanted, found in zip(tree_leaves(qann(*images)), tree_leaves(whole(*images)), strict=True):
-        spread = wanted.double().std() if wanted.is_floating_point() and wanted.numel() > 1 else torch.zeros(())
-        far = float((found - wanted).double().square().mean().sqrt() / spread) if spread > 0 else 0.0
+        far, whose = _away(wanted, found), "their spread"
+        if far <= _FAR and wanted.dim() > 1 and len(wanted) >= _ENOUGH and wanted[0].numel() <= _FEW:
+            each = zip(wanted.flatten(1).unbind(1), found.flatten(1).unbind(1), strict=True)
+            if (worst := max(_away(*entry) for entry in each)) > 2 * _FAR:
+                far, whose = worst, "the spread of one of them"
         if not far <= _FAR:
             more = "Try more weight_bits, normalise" if bits < 16 else "Normalise"
             warnings.warn(
-                f"Weights of {bits} bits change the answers on the calibration data by {far:.0%} of their spread. "
+                f"Weights of {bits} bits change the answers on the calibration data by {far:.0%} of {whose}. "
                 f"{more} the input's channels, or use weight_bits=None.",
                 stacklevel=3,
             )
+
+
+def _away(wanted: Tensor, found: Tensor) -> float:
+    """The root mean square of a difference, as a part of the spread; 0 where there is none."""
+    if not wanted.is_floating_point() or wanted.numel() < 2:
+        return 0.0
+    spread = wanted.double().std()
+    return float((found - wanted).double().square().mean().sqrt() / spread) if spread > 0 else 0.0
 
 
 def spike(
