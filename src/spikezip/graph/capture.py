@@ -123,6 +123,7 @@ _BY_STRIDE = {_aten.view_as_complex.default}
 _CONTIGUOUS = {"memory_format": torch.contiguous_format}
 #: What a model is run and exported by: its lines are not the model's.
 _MACHINERY = (__file__, *(str(Path(torch.__file__).parent / part) for part in ("export", "_export", "_dynamo", "fx")))
+_TORCH = str(Path(torch.__file__).parent)
 #: Sizes of the batch for which a graph is to hold.
 _BATCHES = (*range(2, 65), *(2**i for i in range(7, 17)))
 #: What is wrong with a model that answers differently when it is called again.
@@ -199,8 +200,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     purity.refuse_half_precision(graph_module)
     purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
-    _refuse_branches(program)
-    _check_one(twin, graph_module)
+    _refuse_branches(program, twin, graph_module)
+    _check_answers_of(1, twin, graph_module)
     return graph_module
 
 
@@ -272,20 +273,24 @@ def _check_answers(model: nn.Module, ann: fx.GraphModule) -> None:
 
 
 @torch.no_grad()
-def _check_one(model: nn.Module, ann: fx.GraphModule) -> None:
-    """Raise CaptureError where the model answers a single sample with other values than the graph, which torch.export
-    takes for granted to hold for two and more; what fails on one, or drops its dimension, is let be."""
+def _check_answers_of(size: int, model: nn.Module, ann: fx.GraphModule) -> None:
+    """Raise CaptureError where the model answers a batch of that size with other values than the graph.
+
+    For torch.export a graph holds for two samples and more. A model that fails on a single one, or drops its dimension,
+    is let be.
+    """
     generator, device = torch.Generator().manual_seed(1), network.device(ann)
-    inputs = [s.draw(1, generator, device) for s in network.info(ann).inputs]
+    inputs = [s.draw(size, generator, device) for s in network.info(ann).inputs]
     try:
         alone = _sorted_out(_leaves(model, inputs))[0]
     except Exception:  # the model's own; it has answered two
         return
     for output, graph, one in zip(network.outputs(ann), tree_leaves(ann(*inputs)), alone, strict=False):
         if graph.numel() == one.numel() and not _close(one.flatten(), graph.flatten()):
+            which = "a single sample" if size == 1 else f"a batch of {size}"
             raise CaptureError(
-                f"At {network.describe(output)} the model answers a single sample otherwise than the same among "
-                "others: it chooses by the size of the batch. A network to be converted answers each sample by itself: "
+                f"At {network.describe(output)} the model answers {which} otherwise than the same samples in another "
+                "batch: it chooses by the size of the batch. A network to be converted answers each sample by itself: "
                 "go by the size of images or channels, x.size(1), not of the batch, x.size(0)."
             )
 
@@ -406,10 +411,11 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         ) from error
 
 
-def _refuse_branches(program: ExportedProgram) -> None:
+def _refuse_branches(program: ExportedProgram, model: nn.Module, ann: fx.GraphModule) -> None:
     """Raise CaptureError where the graph holds for some sizes of the batch alone, by the guards of torch.export.
 
-    That it holds for batches of two and more is what torch.export takes for granted, and no guard.
+    What torch itself chooses by the size may be the same in another way (cdist): there the answers decide. That it
+    holds for batches of two and more is what torch.export takes for granted, and no guard.
     """
     names = set(program.graph_signature.user_inputs)
     inputs: list[Any] = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
@@ -422,6 +428,9 @@ def _refuse_branches(program: ExportedProgram) -> None:
         for size in _BATCHES:
             if guard.expr.subs(dict.fromkeys(symbols, size)) == False:  # noqa: E712  (SymPy's, or an inequality)
                 at = guard.sloc.framework_loc
+                if str(getattr(at, "filename", "")).startswith(_TORCH):
+                    _check_answers_of(size, model, ann)
+                    break
                 place = f", at {Path(at.filename).name}:{at.lineno} `{at.line}`" if hasattr(at, "filename") else ""
                 raise CaptureError(
                     f"The model chooses by the size of the batch{place}: what it does with the example is not what it "
