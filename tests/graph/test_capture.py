@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 from torch.nn import functional as F
 
+import spikezip
 from random_networks import Drawn, shuffle_statistics
 from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import Stage, capture, info, network, ops, origin, shapes
 from spikezip.graph.quiet import quiet
 from spikezip.morph import morph
+from spikezip.run import Engine
 
 
 class Model(nn.Module):
@@ -441,6 +443,29 @@ def test_torchs_own_choice_by_the_size_of_the_batch_is_none():
     model = Model(lambda m, x: -torch.cdist(x, m.prototypes), prototypes=torch.randn(4, 3))
     x = torch.randn(40, 3)
     torch.testing.assert_close(capture(model, x[:2])(x), model(x))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_are_spelled_as_embeddings(mode, tmp_path):
+    """So that every engine runs them and a bundle holds them; with factors too, where torch takes some."""
+
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bags, self.hidden, self.head = nn.EmbeddingBag(40, 6, mode=mode), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, factors: Tensor) -> Tensor:
+            given = {"per_sample_weights": factors} if mode == "sum" else {}
+            return self.head(torch.relu(self.hidden(self.bags(x, **given))) + factors.sum(1, keepdim=True))
+
+    torch.manual_seed(0)
+    inputs = torch.randint(0, 40, (20, 5)), torch.rand(20, 5)
+    model = Bags()
+    torch.testing.assert_close(capture(model, [x[:2] for x in inputs])(*inputs), model(*inputs))
+    snn = spikezip.convert(model, [x[:2] for x in inputs], inputs, levels=64, weight_bits=16)
+    loaded = spikezip.load(snn.save(tmp_path / "bags.spikezip"))
+    for engine in Engine:
+        assert spikezip.verify(loaded, inputs, engine=engine).equal
 
 
 class Pair(nn.Module):

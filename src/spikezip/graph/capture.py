@@ -544,6 +544,8 @@ def _normalise(gm: fx.GraphModule) -> None:
                 if values.args[1] == 0:
                     node.meta["dtype"] = values.meta["dtype"]
                 rewrite.replace(values, node)
+        elif node.target is _aten.embedding_bag.padding_idx:
+            _spell_bag(gm, node)
         elif node.target in _VIEWS:
             node.target = _aten.reshape.default
             sizes = list(node.args[1])
@@ -552,6 +554,27 @@ def _normalise(gm: fx.GraphModule) -> None:
                 sizes[symbolic[0]] = -1
                 node.args = (node.args[0], sizes)
     rewrite.tidy(gm)
+
+
+def _spell_bag(gm: fx.GraphModule, node: fx.Node) -> None:
+    """``embedding_bag`` of ``[B, L]`` places, a bag for each sample, as the sum, mean or maximum of embeddings."""
+    weight, places, offsets, _, mode, _, factors, last, padding = [*node.args, False, None][:9]
+    rows: list[Any] = [n for n in (places, factors) if n is not None]
+    regular = isinstance(offsets, fx.Node) and offsets.target is _aten.arange.start_step and len(offsets.args) > 2
+    flat = all(n.target in {*_VIEWS, _aten.reshape.default} and list(n.args[1]) == [-1] for n in rows)
+    if last or padding not in (None, -1) or not regular or not flat:
+        return
+    length = offsets.args[2]  # type: ignore[union-attr]
+    with gm.graph.inserting_before(node):
+        by_sample = [rewrite.call(gm, _aten.reshape.default, (n.args[0], [-1, length]), like=node) for n in rows]
+        found = rewrite.call(gm, _aten.embedding.default, (weight, by_sample[0]), like=node)
+        if factors is not None:
+            column = rewrite.call(gm, _aten.unsqueeze.default, (by_sample[1], -1), like=node)
+            found = rewrite.call(gm, _aten.mul.Tensor, (found, column), like=node)
+        how: Any = (_aten.sum.dim_IntList, _aten.mean.dim, _aten.amax.default)[mode]  # type: ignore[index]
+        bag = rewrite.call(gm, how, (found, [1]), like=node)
+    for first in [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]:
+        rewrite.replace(first, bag)
 
 
 def _as_leaky_relu(node: fx.Node) -> None:
