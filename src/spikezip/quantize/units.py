@@ -169,7 +169,7 @@ class Units:
             return values
         if unit != 1.0:  # a threshold's
             return coarse(values, min(max(bits, math.floor(math.log2(top)) + _THRESHOLD_BITS), _WIDEST))
-        if node not in self.last and not unlike(values, bits):
+        if not (node in self.last and self._is_entrywise(node)) and not unlike(values, bits):
             return coarse(values, bits)
         rounded = coarse(snap(values, _CONSTANT_BITS), _WIDEST)
         if unlike(values, _WIDEST):
