@@ -165,6 +165,26 @@ def test_integer_networks_of_unlike_levels_in_one_unit(ann, qann):
     assert first.levels[-1] <= 2
 
 
+def test_small_values_correlate_as_great_ones_do():
+    """Of activations near 1e-7 a correlation was not told; that of a constant is none."""
+    torch.manual_seed(0)
+    images = torch.rand(40, 3)
+    found = {}
+    for size in (1.0, 1e-7):
+        model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
+        with torch.no_grad():
+            model[0].weight.copy_(size * torch.linspace(0.1, 1.0, 24).reshape(8, 3))
+        ann = morph(capture(model, images[:1]))
+        (layer,) = compare(ann, quantize(ann, 8, images), images).layers
+        found[size] = layer.correlation[0]
+    assert found[1.0] == pytest.approx(found[1e-7], abs=1e-3) and found[1.0] > 0.9
+    with torch.no_grad():
+        model[0].weight.zero_()
+    ann = morph(capture(model, images[:1]))
+    qann = quantize(ann, 8)
+    assert compare(ann, qann, images).layers[0].correlation == (None,)
+
+
 def test_two_encodings_differ_on_their_way_and_meet(qann):
     found = compare(spike(qann), spike(qann, Even(4)), IMAGES, steps=30)
     assert max(layer.differ[0] for layer in found.layers) > 0.2

@@ -138,7 +138,7 @@ class Files:
         if not self._resized:
             raise DataError(
                 f"{self._paths[index]} has {height}x{width} pixels, other images {size[0]}x{size[1]}. Give"
-                " image_size= to scale all images to one size."
+                " image_size= (on the command line --image-size) to scale all images to one size."
             )
         scale = max(size[0] / height, size[1] / width) * 8 / 7
         scaled = resize(picture[None], (max(round(height * scale), size[0]), max(round(width * scale), size[1])))[0]

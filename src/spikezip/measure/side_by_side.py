@@ -21,6 +21,8 @@ from spikezip.run import Engine, execute
 from spikezip.run.step import images_first, outputs_first
 from spikezip.spike.swap import SpikingNetwork
 
+_FLAT = 1e-12  #: of the mean square: what rounding leaves of the variance of a constant
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -201,5 +203,7 @@ def _codes(layer: Layer, grid: Layer) -> Tensor:
 
 
 def _correlation(a: float, b: float, aa: float, bb: float, ab: float) -> float | None:
-    spread = (aa - a * a) * (bb - b * b)
-    return max(-1.0, min(1.0, (ab - a * b) / spread**0.5)) if 1e-24 < spread < math.inf else None
+    variances = aa - a * a, bb - b * b
+    if not all(_FLAT * square < variance < math.inf for variance, square in zip(variances, (aa, bb), strict=True)):
+        return None
+    return max(-1.0, min(1.0, (ab - a * b) / math.sqrt(variances[0]) / math.sqrt(variances[1])))

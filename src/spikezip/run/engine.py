@@ -52,7 +52,8 @@ def execute(
         steps: how many steps; None runs until every image has settled (the static bound at most).
         engine: which engine.
         batch: how many images are run together; 64, or on a GPU 512, if not given.
-        state: where to start from (see :class:`State`).
+        state: where to start from (see :class:`State`). Steps are counted anew, and so is the release: what has arrived
+            by a pulse stays, while other encodings begin again.
         stop: stop computing once settled; results are held to ``steps`` either way.
         observe: see :data:`Observer`.
         early_exit: lets each image go when the rule says so (or when it has settled); :class:`Run` says when.

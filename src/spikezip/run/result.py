@@ -23,7 +23,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class State:
-    """All that a running SNN remembers.
+    """All that a running SNN remembers of what has arrived; not how much of the input is still to come.
 
     Attributes:
         tracers: each layer's, ``[B, ...]``, whole numbers.
