@@ -104,7 +104,7 @@ def test_what_is_done_to_pixels_is_said_and_chosen(spikezip, model_file, trained
     convert = ("convert", f"{model_file}:build", "--weights", trained, "--data", tmp_path / "raw.npz")
     plain = spikezip(*convert, "--out", "plain.spikezip")
     assert plain.exit_code == 0, plain.stderr
-    assert "Pixels are taken as they are, in 0..1, as is usual for" in plain.stderr
+    assert "Pixels are taken as they are, as is usual for" in plain.stderr
     assert "give --mean and --std" in plain.stderr
     mean, std = 16 * usual.mean[0], 16 * usual.std[0]
     done = spikezip(*convert, "--mean", mean, "--std", std, "--out", "right.spikezip")
@@ -119,6 +119,24 @@ def test_what_is_done_to_pixels_is_said_and_chosen(spikezip, model_file, trained
         done = spikezip(*convert, "--mean", wrong, "--out", "bad.spikezip")
         assert done.exit_code != 0
         assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "said"),
+    [
+        ("float32", ("--mean", 0, "--std", 1), "taken as they are, as asked."),
+        ("uint8", ("--mean", 0, "--std", 1), "taken as they are, in 0..1, as asked."),
+        ("uint8", ("--mean", 0.25), "normalised with mean 0.25, as asked, and std 1, as is usual for raw.npz; if"),
+        ("uint8", ("--std", 2), "normalised with mean 0, as is usual for raw.npz, and std 2, as asked; if"),
+    ],
+)
+def test_what_was_asked_of_pixels_and_what_is_usual_is_told_apart(spikezip, model_file, dtype, given, said):
+    labels = np.arange(40) % 4
+    np.savez("raw.npz", images=np.zeros((40, 8, 8), dtype), labels=labels)
+    choices = ("--check", 0, "--calibration", 4, "--out", "a.spikezip")
+    done = spikezip("convert", f"{model_file}:build", "--data", "raw.npz", *choices, *given)
+    assert done.exit_code == 0, done.stderr
+    assert said in " ".join(done.stderr.split())
 
 
 def test_engines_agree_and_a_limit_limits(spikezip, model_file, trained):

@@ -101,7 +101,8 @@ def command(
             snn = spikezip.spike(qann, release, initial_code=codes)
         remember(snn.graph, model, images)
         snn.save(draft)
-    screen.note(told_normalisation(source, images, given=bool(shift or scale), choose="give --mean and --std"))
+    given = (shift is not None, scale is not None)
+    screen.note(told_normalisation(source, images, given=given, choose="give --mean and --std"))
     tell(stages, qann, images, "test", check)
     settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
     layers = counted(len(snn.layers), "layer")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx, nn
 
 from spikezip.cli.accuracy import answers, too_few
@@ -19,6 +20,7 @@ from spikezip.spike.swap import tracer_shape
 if TYPE_CHECKING:
     from spikezip.spike import SpikingNetwork
 
+_ASKED = "as asked"
 _OWN = "spikezip"
 _LIBRARIES = (_OWN, "torchvision", "timm")
 
@@ -82,27 +84,40 @@ def _says(source: ModelSource, channels: int) -> bool:
     return source.mean is not None and source.std is not None and len(source.mean) == channels
 
 
-def told_normalisation(source: ModelSource, images: ImageData, *, given: bool, choose: str) -> str:
-    """One sentence on what is done to pixels, and why, as a network trained otherwise answers badly and says nothing.
+def told_normalisation(source: ModelSource, images: ImageData, *, given: tuple[bool, bool], choose: str) -> str:
+    """What is done to pixels, and why, as a network trained otherwise answers badly and says nothing.
 
     Args:
         source: the model.
         images: as :func:`open_both` opened them.
-        given: whether the user chose the mean or the standard deviation.
+        given: whether the user chose the mean, and the standard deviation.
         choose: how to.
     """
+    says = _says(source, images.image_shape[0])
+    own = (says and source.mean == images.mean, says and source.std == images.std)
+    wanted = f"as {source.name} wants them"
+    return _told(images, [_ASKED if g else wanted if o else None for g, o in zip(given, own, strict=True)], choose)
+
+
+def _told(images: ImageData, reasons: Sequence[str | None], choose: str) -> str:
+    """One sentence: the mean and the standard deviation, where each comes from (None: the data's usual), what to do."""
     one = len({*zip(images.mean, images.std, strict=True)}) == 1
-    mean, std = (", ".join(f"{v:.4g}" for v in (values[:1] if one else values)) for values in (images.mean, images.std))
-    nothing = one and (images.mean[0], images.std[0]) == (0, 1)
-    done = "taken as they are, in 0..1" if nothing else f"normalised with mean {mean} and std {std}"
-    if given:
-        return f"Pixels are {done}, as asked."
-    if _says(source, images.image_shape[0]) and (tuple(source.mean or ()), tuple(source.std or ())) == (
-        images.mean,
-        images.std,
-    ):
-        return f"Pixels are {done}, as {source.name} wants them."
-    return f"Pixels are {done}, as is usual for {images.name}; if the model was trained otherwise, {choose}."
+    values = [", ".join(f"{v:.4g}" for v in (each[:1] if one else each)) for each in (images.mean, images.std)]
+    because = [reason or f"as is usual for {images.name}" for reason in reasons]
+    mean, std = (f"{name} {value}" for name, value in zip(("mean", "std"), values, strict=True))
+    if because[0] != because[1]:
+        done = f"normalised with {mean}, {because[0]}, and {std}, {because[1]}"
+    elif one and (images.mean[0], images.std[0]) == (0, 1):
+        done = f"taken as they are{'' if _floats(images) else ', in 0..1'}, {because[0]}"
+    else:
+        done = f"normalised with {mean} and {std}, {because[0]}"
+    return f"Pixels are {done}" + ("." if all(reasons) else f"; if the model was trained otherwise, {choose}.")
+
+
+def _floats(images: ImageData) -> bool:
+    """Whether pixels are floating-point numbers of the user's, in any range."""
+    stored = images.sources["train"].pixels(torch.arange(1), torch.device("cpu"))
+    return stored is not None and stored.is_floating_point()
 
 
 def _check_inputs(source: ModelSource) -> None:

@@ -90,7 +90,8 @@ def command(
     teacher = ann if plan.learns_features else source.module if plan.needs_teacher else None
     if _is_main():
         choose = "give 'mean:' and 'std:' in the recipe"
-        screen.note(told_normalisation(source, images, given=bool(plan.mean or plan.std), choose=choose))
+        given = (plan.mean is not None, plan.std is not None)
+        screen.note(told_normalisation(source, images, given=given, choose=choose))
     checkpoint = target / "checkpoint.safetensors"
     before = None if resume else _written(checkpoint)
     with contextlib.ExitStack() as stack, _telling(target, lambda: _written(checkpoint) not in (None, before)):
