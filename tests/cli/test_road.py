@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -137,6 +138,32 @@ def test_what_was_asked_of_pixels_and_what_is_usual_is_told_apart(spikezip, mode
     done = spikezip("convert", f"{model_file}:build", "--data", "raw.npz", *choices, *given)
     assert done.exit_code == 0, done.stderr
     assert said in " ".join(done.stderr.split())
+
+
+def test_a_bundle_saved_in_python_says_nothing_of_pixels_so_run_and_verify_do(spikezip, model_file):
+    """Here pixels of 0..16 are to be divided by 16, and the usual of an .npz is to leave them."""
+    import spikezip as library
+    from spikezip.data import open_data
+
+    data = open_data("digits")
+    raw = {split: data.tensors(split)[0].numpy() * 16 for split in ("trainval", "test")}
+    labels = {split: data.labels(split).numpy() for split in raw}
+    np.savez("raw.npz", x_train=raw["trainval"], y_train=labels["trainval"], x_test=raw["test"], y_test=labels["test"])
+    model = runpy.run_path(str(model_file))["build"]().eval()
+    snn = library.convert(model, data.calibration(1), data.calibration(64))
+    snn.save("python.spikezip")
+    answers = snn.qann(data.tensors("test", 40)[0]).argmax(1)
+    right = float((answers == data.labels("test")[:40]).double().mean())
+    few = ("--data", "raw.npz", "--limit", 40, "--overwrite")
+    for verb in ("run", "verify"):
+        done = spikezip(verb, "python.spikezip", *few)
+        assert done.exit_code == 0, done.stderr
+        assert "Pixels are taken as they are, as is usual for raw.npz; if" in done.stderr
+        done = spikezip(verb, "python.spikezip", *few, "--mean", 0, "--std", 16)
+        assert done.exit_code == 0, done.stderr
+        assert "Pixels are normalised with mean 0 and std 16, as asked." in done.stderr
+    done = spikezip("run", "python.spikezip", *few, "--mean", 0, "--std", 16)
+    assert json.loads(Path("record.json").read_text())["accuracy"]["qann"] == right
 
 
 def test_engines_agree_and_a_limit_limits(spikezip, model_file, trained):

@@ -112,7 +112,7 @@ EncodingOption = Annotated[
         "--encoding",
         metavar="pulse|even:N|constant|shares:A/B/...",
         help="How the input is released over time: all at step 1, evenly over N steps, over the whole run, or A, B, "
-        "... 256ths of it by steps 1, 2, ...",
+        "... parts of it by steps 1, 2, ..., of as many as the last says, a power of two.",
     ),
 ]
 ImageSizeOption = Annotated[
@@ -126,7 +126,7 @@ MeanOption = Annotated[
         metavar="M|R,G,B",
         show_default=False,
         help="What the model was trained to have subtracted from pixels in 0..1, per channel; if not given, what the "
-        "model's library or DATA says. The values used are printed.",
+        "bundle, the model's library or DATA says, in this order.",
     ),
 ]
 StdOption = Annotated[

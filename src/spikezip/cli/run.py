@@ -83,6 +83,8 @@ def command(
         ),
     ] = None,
     weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
 ) -> None:
@@ -101,15 +103,18 @@ def command(
     from spikezip.cli.sources import answer_shape, check_answers, open_ann, open_for
     from spikezip.run import Engine
 
+    shift, scale = options.read_channels("--mean", mean), options.read_channels("--std", std)
     models = [read_model(text) for text in energy_model or ()]
     with output_file(out, overwrite, reads=(bundle, ann, weights, data, *(energy_model or ()))) as draft:
         if weights is not None and ann is None:
             raise InputError("--weights are those of the network that --ann names; give both, or neither.")
         snn = spikezip.load(bundle)
-        source = open_for(snn, data, data_root)
+        source, pixels = open_for(snn, data, data_root, shift, scale)
         images, labels = source.tensors(split, limit)
         check_answers(snn, str(bundle), source)
         trained = open_ann(ann, weights, data, snn, images, data_root) if ann is not None else None
+        if pixels:
+            screen.note(pixels)
         rules = [exit_rule(text, snn, source, steps, split) for text in early_exit or ()]
         certificate = None
         if verify:
@@ -173,7 +178,7 @@ def show_energy(record: dict[str, Any]) -> None:
     if first["qann_pj"]:
         ratio = first["snn_pj"][-1] / first["qann_pj"]
         said = (
-            f"The SNN takes [bold]{ratio:.3g} times[/] the energy of the integer QANN with the same bits "
+            f"The SNN takes [bold]{ratio:.3g} times[/] the energy of the QANN with the same bits "
             f"({first['name']}), {said}"
         )
     screen.say(said + (f" Not counted: {'; '.join(energy['uncounted'])}." if energy["uncounted"] else ""))

@@ -156,8 +156,17 @@ def remember(gm: fx.GraphModule, model: str, data: ImageData) -> None:
     network.remark(gm, model=model, data=data.name, mean=list(data.mean), std=list(data.std))
 
 
-def open_for(snn: SpikingNetwork, data: str, root: Path | None) -> ImageData:
+def open_for(
+    snn: SpikingNetwork,
+    data: str,
+    root: Path | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[ImageData, str | None]:
     """The data as a saved network wants it: its size of images, the normalisation it was calibrated with.
+
+    ``mean`` and ``std`` go before those that the network notes. A sentence says what is done to pixels, unless that is
+    what the network notes: one saved in Python need not note any.
 
     Raises:
         InputError: the network does not take images, or others than these.
@@ -170,14 +179,21 @@ def open_for(snn: SpikingNetwork, data: str, root: Path | None) -> ImageData:
             "Load it in Python with spikezip.load and run it there."
         )
     channels, height, width = specs[0].shape
-    mean, std = (_numbers(network.note(snn.graph, name), channels) for name in ("mean", "std"))
+    noted = [_numbers(network.note(snn.graph, name), channels) for name in ("mean", "std")]
     own = open_data(data, root)
     if own.image_shape[0] != channels:
         raise InputError(
             f"This network takes images of {channels} channels; those of {data} have {own.image_shape[0]}. "
             f"It was made for {network.note(snn.graph, 'data', 'other data')}: give that as --data."
         )
-    return open_data(data, root, mean=mean, std=std, image_size=(height, width))
+    chosen = [n if given is None else given for given, n in zip((mean, std), noted, strict=True)]
+    images = open_data(data, root, mean=chosen[0], std=chosen[1], image_size=(height, width))
+    reasons = [
+        _ASKED if given is not None else "as the bundle says" if n is not None else None
+        for given, n in zip((mean, std), noted, strict=True)
+    ]
+    noted_alone = reasons == ["as the bundle says"] * 2
+    return images, None if noted_alone else _told(images, reasons, "give --mean and --std")
 
 
 def open_ann(

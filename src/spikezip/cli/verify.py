@@ -29,6 +29,8 @@ def command(
     limit: options.LimitOption = None,
     split: options.SplitOption = "test",
     out: Annotated[Path, typer.Option("--out", help="The certificate to write.")] = Path("certificate.json"),
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
     data_root: options.DataRootOption = None,
     overwrite: options.OverwriteOption = False,
 ) -> None:
@@ -44,9 +46,13 @@ def command(
     import spikezip
     from spikezip.cli.sources import open_for
 
+    shift, scale = options.read_channels("--mean", mean), options.read_channels("--std", std)
     with output_file(out, overwrite, reads=(bundle, data)) as draft:
         snn = spikezip.load(bundle)
-        images, _ = open_for(snn, data, data_root).tensors(split, limit)
+        source, pixels = open_for(snn, data, data_root, shift, scale)
+        images, _ = source.tensors(split, limit)
+        if pixels:
+            screen.note(pixels)
         with screen.counting(len(images), "verifying") as done:
             certificate = spikezip.verify(snn, images, steps=steps, on_batch=done)
         certificate.save(draft)
