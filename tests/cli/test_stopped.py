@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from spikezip import cli
+from spikezip.cli import screen
 from spikezip.cli.target import output_file
 from spikezip.train import EpochDone
 
@@ -65,3 +68,35 @@ def test_sigterm_ends_with_143_and_removes_drafts(monkeypatch, tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("inspect", "spikezip:digits"), ("inspect", "spikezip:digits", "--json")])
+def test_a_reader_who_has_seen_enough_is_no_error(words):
+    """A closed pipe ended with 1, which of verify means that networks differ."""
+    command = [sys.executable, "-m", "spikezip", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_the_output_is_told():
+    command = [sys.executable, "-m", "spikezip", "inspect", "spikezip:digits"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: What was to be printed cannot be written: No space left")
+
+
+def test_a_bundle_is_written_before_anything_is_printed(spikezip, monkeypatch, tmp_path):
+    def closed(text: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(screen, "say", closed)
+    monkeypatch.setattr(screen, "discard", lambda: None)
+    (tmp_path / "short.yaml").write_text(RECIPE.replace("stage: ann", "stage: qat"))
+    done = spikezip("train", tmp_path / "short.yaml", "--out", "short")
+    assert done.exit_code == 141
+    assert Path("short/snn.spikezip").exists()

@@ -1,12 +1,13 @@
 """The command line: one file a verb. Each parses, calls the library, prints.
 
 Errors the user can mend (:class:`~spikezip.errors.SpikezipError`) become one message on stderr and exit code 2;
-``--traceback`` or ``SPIKEZIP_TRACEBACK=1`` shows where they came from. Ctrl-C ends with 130, SIGTERM with 143;
-drafts of files are removed.
+``--traceback`` or ``SPIKEZIP_TRACEBACK=1`` shows where they came from. Ctrl-C ends with 130, SIGTERM with 143, and a
+reader that has seen enough of the output with 141; drafts of files are removed.
 """
 
 from __future__ import annotations
 
+import errno
 import inspect as inspection
 import io
 import os
@@ -42,6 +43,15 @@ class _Verbs(TyperGroup):
             if ctx.params.get("traceback") or os.environ.get("SPIKEZIP_TRACEBACK", "0") not in ("", "0"):
                 raise
             screen.error(str(problem))
+            raise typer.Exit(EXIT_MENDABLE) from problem
+        except BrokenPipeError as problem:
+            screen.discard()
+            raise typer.Exit(screen.EXIT_PIPE) from problem
+        except OSError as problem:
+            if problem.filename is not None or problem.errno not in (errno.ENOSPC, errno.EIO):
+                raise
+            screen.discard()
+            screen.error(f"What was to be printed cannot be written: {problem.strerror}.")
             raise typer.Exit(EXIT_MENDABLE) from problem
         except KeyboardInterrupt as problem:
             screen.note("Stopped.")

@@ -25,8 +25,16 @@ _BRACKET = "\ue000"  # stands for one of a path until tags are told apart
 _TAGS = re.compile(r"(\[(?:/|(?:bold )?(?:red|green)|bold|dim)\])")
 
 
+EXIT_PIPE = 141  #: whoever read the output has seen enough (128 + SIGPIPE)
+
+
 class _Results(Console):
     """A console that knows these tags alone: other square brackets are text, as those of paths."""
+
+    def on_broken_pipe(self) -> None:
+        """End quietly, and with a code that says no more than that nobody reads on."""
+        discard()
+        raise SystemExit(EXIT_PIPE)
 
     def render_str(self, text: str, **choices: Any) -> Text:
         parts = _TAGS.split(text)
@@ -37,6 +45,11 @@ class _Results(Console):
 
 stdout = _Results(width=_WIDTH, highlight=False, emoji=False)
 stderr = Console(width=_WIDTH, highlight=False, emoji=False, stderr=True)
+
+
+def discard() -> None:
+    """Let what is still to be printed go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:

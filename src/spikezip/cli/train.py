@@ -106,14 +106,16 @@ def command(
         )
     if not _is_main():
         return
+    # Before anything is printed: whoever reads it may have seen enough.
+    bundled = None if plan.stage is Stage.ANN else _save(done.network, plan, target, bits)
     last = done.history[-1]
     for what, numbers in (("training", last.numbers), ("validation", last.validation)):
         for name, value in numbers.items():
             if name.startswith("accuracy"):
                 screen.say(f"{what} {name}: {screen.percent(value)}")
     screen.say(f"[bold]{screen.literal(target)}[/] holds the trained weights.")
-    if plan.stage is not Stage.ANN:
-        _save(done.network, plan, images, target, bits)
+    if bundled is not None:
+        _tell(done.network, bundled, plan, images, target)
 
 
 def _written(file: Path) -> int | None:
@@ -167,17 +169,25 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
     return ann, qann
 
 
-def _save(qann: nn.Module, recipe: Recipe, images: ImageData, folder: Path, bits: int | None) -> None:
+def _save(qann: nn.Module, recipe: Recipe, folder: Path, bits: int | None) -> fx.GraphModule:
+    """Write the bundle; the network that is in it."""
     import spikezip
-    from spikezip.cli.accuracy import tell
     from spikezip.spike import parse_encoding
 
     network: fx.GraphModule = qann  # type: ignore[assignment]  # train keeps its type
     if bits is not None:
         network = spikezip.to_integer(network, bits)
-        tell({"QANN": qann, "integer QANN": network}, network, images, recipe.validation_split or "test", _CHECKED)
     with output_file(folder / BUNDLE, overwrite=True) as draft:
         spikezip.spike(network, parse_encoding(recipe.encoding)).save(draft)
+    return network
+
+
+def _tell(qann: nn.Module, bundled: fx.GraphModule, recipe: Recipe, images: ImageData, folder: Path) -> None:
+    """What short weights cost, and what is next."""
+    from spikezip.cli.accuracy import tell
+
+    if bundled is not qann:
+        tell({"QANN": qann, "integer QANN": bundled}, bundled, images, recipe.validation_split or "test", _CHECKED)
     bundle, record = folder / BUNDLE, folder / "record.json"
     screen.say(f"Next: {screen.command('spikezip', 'run', bundle, '--data', images.name, '--out', record)}")
 
