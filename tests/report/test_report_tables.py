@@ -198,4 +198,7 @@ def test_the_story_says_when_it_is_as_good_and_what_it_costs():
     models = [{"name": n, "snn_pj": [1, 2, 3, e], "qann_pj": 2} for n, e in (("mine", 4), ("b", 5), ("c", 3))]
     content["energy"] = {"models": [*models, {"name": "chip", "snn_pj": [1, 2, 3, 4]}]}
     said = story(parse_record(content, "it")) or ""
+    assert "takes 2 times the energy of that QANN, by the model mine" in said, "its weights may be no integers"
+    content["network"] = {"weight_bits": 8}
+    said = story(parse_record(content, "it")) or ""
     assert "takes 2 times the energy of that QANN on integer hardware, by the model mine, 1.5 to 2.5 times by" in said

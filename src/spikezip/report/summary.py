@@ -121,9 +121,10 @@ def _cost(record: Record) -> str | None:
     ratios = [m.snn_pj[-1] / (m.qann_pj or 1.0) for m in models]
     if not ratios:
         return None
+    hardware = " on integer hardware" if record.network.weight_bits else ""
     others = f", {min(ratios[1:]):.2g} to {max(ratios[1:]):.3g} times by other models" if ratios[1:] else ""
     return (
-        f"The whole run takes {ratios[0]:.3g} times the energy of that QANN on integer hardware, by the model"
+        f"The whole run takes {ratios[0]:.3g} times the energy of that QANN{hardware}, by the model"
         f" {models[0].name}{others}."
     )
 
@@ -194,7 +195,7 @@ def energy_sentence(record: Record) -> str | None:
     images = record.energy.images
     spent = f"Operations were counted step by step on {counted(images, 'image')}. " if images else ""
     return (
-        f"{spent}SNN / QANN compares what the SNN has spent up to step t with what the integer QANN, with the same"
+        f"{spent}SNN / QANN compares what the SNN has spent up to step t with what the QANN, with the same"
         " bits, spends on a whole answer: read it with the accuracy at that step."
     )
 

@@ -235,9 +235,7 @@ def _ratio(name: str, title: str, lines: Sequence[tuple[int, Run, EnergyModel, s
     axes.set_ylabel("energy / energy of the QANN")
     axes.grid(axis="y")
     legend_below(figure, 1)
-    caption = (
-        "Under the dashed line the SNN, stopped at step t, has spent less than the integer QANN with the same bits."
-    )
+    caption = "Under the dashed line the SNN, stopped at step t, has spent less than the QANN with the same bits."
     return Drawing(name, title, caption, Table.of(title, ["run", "model", "t", "ratio"], rows), figure, further)
 
 
