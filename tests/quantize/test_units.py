@@ -455,6 +455,32 @@ def test_a_mask_that_no_step_goes_with_is_refused_by_name():
         to_integer(qann)
 
 
+@pytest.mark.parametrize(("hidden", "held"), [(-1e3, True), (-1e6, True), (-1e38, False)])
+def test_a_mask_before_a_threshold_leaves_what_is_added(hidden, held):
+    """Added in units of the threshold that reads the sum."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.register_buffer("gate", torch.tensor([0.3, -0.2, 0.5, 0.1, hidden, 0.4, hidden, -0.6]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.first(x).sigmoid() + self.gate))
+
+    torch.manual_seed(0)
+    model, images = Gated(), torch.randn(64, 6)
+    qann = quantize(morph(capture(model, images[:1])), 32, images)
+    if not held:
+        with pytest.raises(StageError, match="too unlike for whole numbers"):
+            to_integer(qann, 16)
+        return
+    integer = to_integer(qann, 16)
+    wanted = qann(images).detach()
+    assert float((integer(images) - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.05
+    assert verify(spike(integer), images).equal
+
+
 def test_what_is_small_by_chance_costs_no_digits():
     """Positions drawn from one distribution: float32 adds them up as before."""
     torch.manual_seed(0)

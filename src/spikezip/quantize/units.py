@@ -96,9 +96,7 @@ class Units:
         self.ratios: dict[fx.Node, int] = {}  # how many conversions a value went through since its neurons
         self.digits: dict[fx.Node, float] = {}  # log2 of how far a value of codes goes, in its unit
         self.idle: list[fx.Node] = []  # factors that went into a unit
-        self.last: set[fx.Node] = (
-            set()
-        )  # values that are returned, but for what is done to each entry, and read by nothing
+        self.last: set[fx.Node] = set()  # values that are only returned, after what is done to each entry
 
     def run(self) -> dict[fx.Node, float]:
         """Rewrite the network; all its thresholds are 1 afterwards. Returns the unit of each value."""
@@ -168,17 +166,16 @@ class Units:
         if top == 0:
             return values
         if unit != 1.0:  # a threshold's
-            return coarse(values, min(max(bits, math.floor(math.log2(top)) + _THRESHOLD_BITS), _WIDEST))
-        if not (node in self.last and self._is_entrywise(node)) and not unlike(values, bits):
-            return coarse(values, bits)
-        rounded = coarse(snap(values, _CONSTANT_BITS), _WIDEST)
-        if unlike(values, _WIDEST):
+            bits = max(bits, math.floor(math.log2(top)) + _THRESHOLD_BITS)
+        elif (node in self.last and self._is_entrywise(node)) or unlike(values, bits):
+            values, bits = snap(values, _CONSTANT_BITS), _WIDEST
+        if bits >= _WIDEST and unlike(values, _WIDEST):
             raise StageError(
                 f"{network.describe(node)} has a constant whose values, up to {top:.3g}, are too unlike for whole "
                 "numbers of one step: the small ones would become 0. Mask with -inf, or numbers such as -1e4, or keep "
                 "floats (weight_bits=None, or no to_integer())."
             )
-        return rounded
+        return coarse(values, min(bits, _WIDEST))
 
     def _absorbs(self, node: fx.Node) -> bool:
         """Whether a node takes operands of any unit."""
