@@ -159,7 +159,7 @@ def read_model(text: str) -> EnergyModel:
 
 
 def show_energy(record: dict[str, Any]) -> None:
-    """Print what an image costs under each model, beside the integer QANN with the same bits."""
+    """Print what an image costs under each model, beside the QANN with the same bits."""
     from spikezip.report.tables import energy as shown
     from spikezip.report.tables import plain
 
