@@ -561,7 +561,7 @@ def _spell_bag(gm: fx.GraphModule, node: fx.Node) -> None:
     weight, places, offsets, _, mode, _, factors, last, padding = [*node.args, False, None][:9]
     rows: list[Any] = [n for n in (places, factors) if n is not None]
     regular = isinstance(offsets, fx.Node) and offsets.target is _aten.arange.start_step and len(offsets.args) > 2
-    flat = all(n.target in {*_VIEWS, _aten.reshape.default} and list(n.args[1]) == [-1] for n in rows)
+    flat = all(n.target in _VIEWS and list(n.args[1]) == [-1] for n in rows)
     if last or padding not in (None, -1) or not regular or not flat:
         return
     length = offsets.args[2]  # type: ignore[union-attr]

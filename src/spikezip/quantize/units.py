@@ -42,6 +42,12 @@ def snap(values: Tensor, bits: int) -> Tensor:
     return torch.ldexp(torch.floor(mantissa * 2.0**bits + 0.5), exponent - bits)
 
 
+def _greatest(values: Tensor) -> float:
+    """The greatest finite magnitude; 0 of none."""
+    finite = values[torch.isfinite(values)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
 def coarse(values: Tensor, bits: int) -> Tensor:
     """All values rounded to one power-of-two step, ``bits`` binary digits below the greatest (float64).
 
@@ -49,7 +55,7 @@ def coarse(values: Tensor, bits: int) -> Tensor:
     [1.0, 0.3125, 0.0]
     """
     values = values.double()
-    top = float(values[torch.isfinite(values)].abs().max()) if bool(torch.isfinite(values).any()) else 0.0
+    top = _greatest(values)
     if top == 0:
         return values
     step = 2.0 ** (math.floor(math.log2(top)) - bits)
@@ -65,10 +71,10 @@ def unlike(values: Tensor, bits: int) -> bool:
     >>> unlike(torch.tensor([[0.1, -0.2, 0.3], [-0.7, -1e9, -1e9]]), 16), unlike(torch.tensor([3.0, 1.0, 1e-3]), 16)
     (True, False)
     """
-    sizes = torch.where(torch.isfinite(values), values, 0).abs()
-    if not bool(sizes.any()):
+    if (top := _greatest(values)) == 0:
         return False
-    step = 2.0 ** (math.floor(math.log2(float(sizes.max()))) - bits)
+    sizes = torch.where(torch.isfinite(values), values, 0).abs()
+    step = 2.0 ** (math.floor(math.log2(top)) - bits)
     nonzero = sizes[sizes > 0]
     if float((nonzero < step * 2**_TOO_FEW).double().mean()) > _LOST and nonzero.numel() > 1 / _LOST:
         return True
@@ -162,7 +168,7 @@ class Units:
     def _rounded(self, node: fx.Node, values: Tensor, bits: int, unit: float) -> Tensor:
         """A constant that joins a stream in a unit, rounded to one step, as short as what is done with it allows."""
         values = values.double()
-        top = float(values[torch.isfinite(values)].abs().max()) if bool(torch.isfinite(values).any()) else 0.0
+        top = _greatest(values)
         if top == 0:
             return values
         if unit != 1.0:  # a threshold's

@@ -148,7 +148,7 @@ def spike(
     """
     network.expect(qann, Stage.QANN, "spike")
     for given in (encoding, bias_encoding):
-        if given is not None and not is_encoding(given):
+        if given is not None and not _is_encoding(given):
             raise StageError(
                 f"{given!r} is no encoding; give Pulse(), Even(8), Shares(...) or Constant() (parse_encoding() reads "
                 "text), or a value of your own with name, share and t_off."
@@ -167,7 +167,7 @@ def spike(
     return SpikingNetwork(graph, encoding, bias_encoding or (parse_encoding(learned) if learned else encoding))
 
 
-def is_encoding(given: Any) -> bool:
+def _is_encoding(given: Any) -> bool:
     """Whether it is a value with all that an encoding has."""
     own = isinstance(given, Encoding) and not isinstance(given, type)
     return own and callable(given.share) and callable(given.t_off)
