@@ -70,7 +70,9 @@ def test_sigterm_ends_with_143_and_removes_drafts(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [("inspect", "spikezip:digits"), ("inspect", "spikezip:digits", "--json")])
+@pytest.mark.parametrize(
+    "words", [("inspect", "spikezip:digits"), ("inspect", "spikezip:digits", "--json"), ("--help",), ("--version",)]
+)
 def test_a_reader_who_has_seen_enough_is_no_error(words):
     """A closed pipe ended with 1, which of verify means that networks differ."""
     command = [sys.executable, "-m", "spikezip", *words]
@@ -82,8 +84,9 @@ def test_a_reader_who_has_seen_enough_is_no_error(words):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_behind_the_output_is_told():
-    command = [sys.executable, "-m", "spikezip", "inspect", "spikezip:digits"]
+@pytest.mark.parametrize("words", [("inspect", "spikezip:digits"), ("--version",)])
+def test_a_full_disk_behind_the_output_is_told(words):
+    command = [sys.executable, "-m", "spikezip", *words]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2

@@ -13,6 +13,8 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -36,26 +38,40 @@ class _Verbs(TyperGroup):
             args = ["--traceback", *(arg for arg in args if arg != "--traceback")]
         return super().parse_args(ctx, args)
 
+    def make_context(self, *words: Any, **more: Any) -> Any:
+        with _output():  # --help and --version are printed here
+            return super().make_context(*words, **more)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _output():
+                return super().invoke(ctx)
         except SpikezipError as problem:
             if ctx.params.get("traceback") or os.environ.get("SPIKEZIP_TRACEBACK", "0") not in ("", "0"):
                 raise
             screen.error(str(problem))
             raise typer.Exit(EXIT_MENDABLE) from problem
-        except BrokenPipeError as problem:
-            screen.discard()
-            raise typer.Exit(screen.EXIT_PIPE) from problem
-        except OSError as problem:
-            if problem.filename is not None or problem.errno not in (errno.ENOSPC, errno.EIO):
-                raise
-            screen.discard()
-            screen.error(f"What was to be printed cannot be written: {problem.strerror}.")
-            raise typer.Exit(EXIT_MENDABLE) from problem
         except KeyboardInterrupt as problem:
             screen.note("Stopped.")
             raise typer.Exit(EXIT_STOPPED) from problem
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """End as said above where the output is no longer read, or cannot be written."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as end:
+        if not isinstance(end if isinstance(end, OSError) else end.__context__, BrokenPipeError):
+            raise  # rich's own console ends with 1
+        screen.discard()
+        raise typer.Exit(screen.EXIT_PIPE) from end
+    except OSError as problem:
+        if problem.filename is not None or problem.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        screen.discard()
+        screen.error(f"What was to be printed cannot be written: {problem.strerror}.")
+        raise typer.Exit(EXIT_MENDABLE) from problem
 
 
 app = typer.Typer(
@@ -71,7 +87,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"spikezip {spikezip.__version__}")
+        screen.say(f"spikezip {spikezip.__version__}")
         raise typer.Exit
 
 
