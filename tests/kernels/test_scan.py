@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikezip.kernels import Rows, gather, scan
+from spikezip.kernels import Gelu, Rows, gather, native, scan
 from spikezip.levels import Levels
 from spikezip.spike import STBIF
 
@@ -58,3 +59,37 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
         now = after
     assert torch.equal(what.moves.last.to(dtype), now)
     assert (what.moves.last.shape, what.moves.last.dtype, what.codes.value.dtype) == (shape, levels.storage, dtype)
+
+
+@pytest.mark.parametrize("factor", [0.31, 1.0, 5.875, 700.0])
+def test_a_gelu_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, factor):
+    """Values of all sizes, and the nearest neighbours of each at which the code changes."""
+    monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
+    if native.library() is None:
+        pytest.skip("no C++ compiler here")
+    gelu, levels = Gelu(factor, 12, 2**23), Levels(-3, 12)
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(4000, generator=generator) * 10 ** torch.empty(4000).uniform_(-6, 6, generator=generator)
+    fine = torch.linspace(-8, 8, 1 << 18)
+    code = (torch.nn.functional.gelu(fine.double()) * factor + 0.5).floor().clamp(-3, 12)
+    edges = [fine[:-1][code.diff() != 0]]
+    for step in range(1, 200):  # past 2**-13 of a code where the function is steep
+        for towards in (torch.inf, -torch.inf):
+            edges.append(edges[0] + step * 1e-6 * torch.tensor(towards).sign())
+    for end in (torch.nan, torch.inf, -torch.inf, 0.0):
+        wide = torch.cat([wide, torch.tensor([end])])
+    x = torch.cat([wide, *edges])
+    x = x[: len(x) // 8 * 8].reshape(2, -1, 4)
+    map = torch.arange(2)[:, None]
+    scale, bias = torch.tensor([0.5, 0.25, 1.0, 2.0]), torch.tensor([0.0, 1.0, -0.5, 0.125])
+    drives = [
+        Rows(x, map, torch.float32),
+        Rows((x - bias) / scale, map, torch.float32, scale=scale, bias=bias, channels=2),
+    ]
+    for drive in drives:
+        assert native.suits([drive], None)
+        assert native.suits_gelu(gelu, [drive], 1.0, levels)
+        found = scan(drive, None, torch.tensor(1.0), levels, 100, gelu=gelu)
+        wanted = scan(gelu(drive), None, torch.tensor(1.0), levels, 100)
+        assert torch.equal(found.codes.rows, wanted.codes.rows)
+        assert torch.equal(found.moves.spikes, wanted.moves.spikes)

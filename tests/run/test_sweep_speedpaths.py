@@ -297,6 +297,29 @@ def test_the_greatest_of_codes_times_a_negative_number(scans):
     assert_same(sweep(snn, (images,), 30), reference(snn, (images,), 30))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gelu_goes_into_the_scan(scans, shared):
+    """Where neurons alone read it, and it reads others; with 8 levels, and with 301, which no byte holds."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            h = nn.functional.gelu(self.first(x))
+            return self.third(nn.functional.gelu(self.second(h)) + (h if shared else 0))
+
+    torch.manual_seed(0)
+    model, images = Block().eval(), torch.randn(5, 7, 12)
+    for levels in (Levels(-2, 5), Levels(-30, 270)):
+        qann = to_integer(quantize(morph(capture(model, images[:2])), levels, images))
+        for encoding in (Pulse(), Even(3)):
+            snn = spike(qann, encoding)
+            assert len(plan_of(snn).gelus) == 1
+            assert_same(sweep(snn, (images,), 30, block=4, chunk=2), reference(snn, (images,), 30))
+
+
 def test_joined_codes_reach_as_far_as_the_furthest():
     """Kernels are trusted up to a code; layers may have more levels than the first that they are joined to."""
     torch.manual_seed(0)

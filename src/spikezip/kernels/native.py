@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.alone import has_no_compiler
-from spikezip.kernels.rows import Rows, layout_of
+from spikezip.kernels.rows import Gelu, Rows, layout_of
 from spikezip.levels import Levels
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events.cpp")]
@@ -45,6 +45,7 @@ class _Term(ctypes.Structure):
         ("factor", ctypes.c_double),
         ("steps", ctypes.c_double),
         ("limit", ctypes.c_double),
+        ("gelu", ctypes.c_double),
     )
 
 
@@ -71,6 +72,12 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
             return False
     work = terms[0].map.numel() * shape.numel()
     return library(work >= _WORTH_COMPILING) is not None
+
+
+def suits_gelu(gelu: Gelu, terms: list[Rows], theta: float, levels: Levels) -> bool:
+    """Whether a GELU between these rows and the neurons can be estimated: its fixed point cuts off no code."""
+    one = len(terms) == 1 and terms[0].dtype is torch.float32 and not terms[0].grid and theta == 1.0
+    return one and max(-levels.lowest, levels.highest) + 1 < gelu.limit * 2.0**-gelu.exponent
 
 
 _loaded: dict[str, ctypes.CDLL | None] = {}
@@ -174,8 +181,16 @@ def _compile(path: Path) -> str | None:
     return None
 
 
-def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
-    """Scan rows that :func:`suits`."""
+def scan(
+    terms: list[Rows],
+    dtype: torch.dtype,
+    start: Tensor | None,
+    theta: float,
+    levels: Levels,
+    slew: int,
+    gelu: Gelu | None = None,
+) -> Found:
+    """Scan rows that :func:`suits`; through a GELU, where :func:`suits_gelu`."""
     steps, images = terms[0].map.shape
     along = next((t.channels for t in terms if t.is_exact_sum), -1)  # the channels that are to lie fastest in memory
     terms = [t.numbers() if t.is_exact_sum and t.channels != along else t for t in terms]
@@ -188,6 +203,8 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
     packed = (_Term * len(terms))(
         *(_term(t, r, m, *factor) for t, r, m, factor in zip(terms, rows, maps, factors, strict=True))
     )
+    if gelu is not None:
+        packed[0].gelu, packed[0].steps, packed[0].limit = gelu.factor, 2.0**gelu.exponent, float(gelu.limit)
     begin = None
     if start is not None:  # what does not fit a byte is cut off, and counts from the lowest all the same
         whole = start if start.dtype is torch.int8 else start.to(torch.int16).to(torch.int8)

@@ -98,6 +98,26 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Gelu:
+    """What an integer network has between a sum and neurons: ``factor * gelu(x)`` in float64, rounded to fixed point.
+
+    Attributes:
+        factor: what GELU is multiplied with.
+        exponent: of the fixed point (see :func:`~spikezip.quantize.grid.to_fixed_point`).
+        limit: of the fixed point, which float32 holds.
+    """
+
+    factor: float
+    exponent: int
+    limit: int
+
+    def __call__(self, drive: Rows) -> Rows:
+        """The drive of the neurons, one torch operation after the other."""
+        value = torch.nn.functional.gelu(drive.value.double()).mul_(self.factor)
+        return Rows(to_fixed_point(value, self.exponent, self.limit).float(), drive.map, torch.float32)
+
+
+@dataclass(frozen=True)
 class Sum:
     """Two values that are to be added, left apart so that the scan can add them on its way."""
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -25,7 +26,48 @@ struct Term {            // one summand of the drive: (rows[map] - zero) * scale
     double factor;       // of fixed point: what a number is multiplied with before it is rounded,
     double steps;        // to 1/steps (0: not rounded),
     double limit;        // and at most so many of them
+    double gelu;         // 0, or: the drive is gelu of all that, times this, rounded so
 };
+
+// GELU times `factor`, as fixed point would round it; or, where that cannot make it another code, an estimate of it.
+void gelu(float *__restrict x, double factor, double steps, double limit, int64_t n) {
+    const float times = float(factor), rounding = float(0.5 / steps);
+    uint8_t doubt[256];
+    for (int64_t start = 0; start < n; start += 256, x += 256) {
+        const int size = n - start < 256 ? int(n - start) : 256;
+        float estimate[256];
+        uint8_t any = 0;
+        for (int i = 0; i < size; i++) {
+            const float z = x[i] * 0.70710678f, w = z > 4 ? 4.0f : z < -4 ? -4.0f : z, w2 = w * w;
+            // erf to 5e-7, for |w| <= 4: the rational function that Eigen and XLA use.
+            float p = -2.72614225801306e-10f, q = -1.45660718464996e-05f;
+            p = p * w2 + 2.77068142495902e-08f;
+            p = p * w2 - 2.10102402082508e-06f;
+            p = p * w2 - 5.69250639462346e-05f;
+            p = p * w2 - 7.34990630326855e-04f;
+            p = p * w2 - 2.95459980854025e-03f;
+            p = p * w2 - 1.60960333262415e-02f;
+            q = q * w2 - 2.13374055278905e-04f;
+            q = q * w2 - 1.68282697438203e-03f;
+            q = q * w2 - 7.37332916720468e-03f;
+            q = q * w2 - 1.42647390514189e-02f;
+            const float scaled = times * x[i];
+            estimate[i] = scaled * (0.5f + 0.5f * (w * p / q));
+            const float off = estimate[i] - std::floor(estimate[i]) - 0.5f;  // from the middle between two codes
+            doubt[i] = !(std::fabs(off) > rounding + 1e-6f * std::fabs(scaled));
+            any |= doubt[i];
+        }
+        for (int i = 0; any && i < size; i++) {
+            if (!doubt[i]) continue;
+            const double u = x[i], exact = u * 0.5 * (1 + std::erf(u * 0.70710678118654752440));
+            double q = std::floor(exact * factor * steps + 0.5);
+            q = q < -limit ? -limit : q;
+            q = q > limit ? limit : q;
+            estimate[i] = float(q / steps);
+        }
+        std::memcpy(x, estimate, size * sizeof(float));
+    }
+}
 
 template <class A>
 void load_rounded(A *__restrict sum, const double *__restrict x, double factor, double steps, double limit, int64_t n,
@@ -58,7 +100,7 @@ struct Wide {
     std::vector<A> scale, bias;
 
     Wide(const Term &term, int64_t period) : term(term) {
-        if (term.steps != 0) return;
+        if (term.steps != 0 && term.gelu == 0) return;
         if (term.bias) repeat(bias, static_cast<const A *>(term.bias), term.biases, period);
         if (term.scale) repeat(scale, static_cast<const A *>(term.scale), term.scales, period);
         else if (term.bias || term.number != 1) scale.assign(period, A(term.number));
@@ -73,7 +115,7 @@ struct Wide {
         const A *times = scale.empty() ? nullptr : scale.data(), *plus = bias.empty() ? nullptr : bias.data();
         const int64_t offset = row * neurons + at;
         const A zero = A(term.zero);
-        if (term.steps != 0) {
+        if (term.steps != 0 && term.gelu == 0) {
             const double *x = static_cast<const double *>(term.rows) + offset;
             return load_rounded(sum, x, term.factor, term.steps, term.limit, n, first);
         }
@@ -82,6 +124,8 @@ struct Wide {
             case 1: load(sum, static_cast<const double *>(term.rows) + offset, zero, times, plus, n, first); break;
             default: load(sum, static_cast<const uint8_t *>(term.rows) + offset, zero, times, plus, n, first);
         }
+        if constexpr (std::is_same_v<A, float>)
+            if (term.gelu != 0) gelu(sum, term.gelu, term.steps, term.limit, n);
     }
 };
 

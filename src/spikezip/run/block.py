@@ -282,7 +282,8 @@ class Block:
     # -- neurons -----------------------------------------------------------------------------------------------------
 
     def _neurons(self, node: fx.Node, neuron: STBIF) -> Rows:
-        drive, spec, name = self.env[node.args[0]], network.spec(node), str(node.target)  # type: ignore[index]
+        before, gelu = self.plan.gelus.get(node, (node.args[0], None))
+        drive, spec, name = self.env[before], network.spec(node), str(node.target)  # type: ignore[index]
         if not isinstance(drive, Rows | Sum):  # a drive that depends on no image
             drive = Rows(drive.expand(self.images, *drive.shape[1:]), self.still, drive.dtype)
         plain = is_plain(spec)
@@ -290,11 +291,11 @@ class Block:
             value = drive.value
             rows = value.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
             drive = Rows(images_first(value, spec, rows).contiguous(), drive.map, drive.dtype)
-        before = self.tracers.get(name)
-        if before is None and node in self.plan.starting:
+        start = self.tracers.get(name)
+        if start is None and node in self.plan.starting:
             rows = (drive.first if isinstance(drive, Sum) else drive).rows
-            before = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
-        what = scan(drive, before, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node])
+            start = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
+        what = scan(drive, start, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node], gelu)
         self.moves[name] = what.moves
         if self.keep_codes:
             self.codes[name] = what.codes

@@ -13,9 +13,12 @@ from spikezip.errors import StageError
 from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
 from spikezip.graph.ops import Kind
-from spikezip.kernels import Synapse, pack
+from spikezip.kernels import Gelu, Synapse, pack
+from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
+
+_aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Plan:
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
         thresholds: theta of each; to ask a GPU for it would wait for all it computes.
+        gelus: of neurons that read a sum through a GELU alone, the sum's node and that GELU; what lies between is in
+            none of the above.
         starting: those whose tracers start at another code than 0.
         widest: how many neurons the largest layer has for one image.
         most_levels: how many levels a neuron has at most.
@@ -44,6 +49,7 @@ class Plan:
     constants: dict[fx.Node, Tensor]
     neurons: dict[fx.Node, STBIF]
     thresholds: dict[fx.Node, float]
+    gelus: dict[fx.Node, tuple[fx.Node, Gelu]]
     starting: frozenset[fx.Node]
     widest: int
     most_levels: int
@@ -87,7 +93,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _plan(gm: fx.GraphModule) -> Plan:
-    nodes = tuple(n for n in gm.graph.nodes if n.op != "output" and not is_size(n))
+    nodes = [n for n in gm.graph.nodes if n.op != "output" and not is_size(n)]
     if (reason := unfoldable(gm)) is not None:
         raise StageError(
             f"{reason}, so time steps cannot be folded into the batch. Run this network with the reference engine."
@@ -97,14 +103,22 @@ def _plan(gm: fx.GraphModule) -> Plan:
     for node in nodes:
         if node in neurons or any(n in dependent for n in node.all_input_nodes):
             dependent.add(node)
+    # What depends on no neuron is computed once, and so left as it is.
+    chains = {node: found for node in neurons if (found := _gelu(gm, node)) is not None and found[1] in dependent}
+    within = {n for between, _, _ in chains.values() for n in between}
     frontier = {
         n
         for n in nodes
         if n.op != "get_attr" and n not in dependent and any(u in dependent or u.op == "output" for u in n.users)
     }
     # Sizes read nothing: they follow from the number of rows.
-    readers = [n for n in gm.graph.nodes if not is_size(n)]
-    last = {value: user for user in readers for value in user.all_input_nodes if not is_size(value)}
+    readers = [n for n in gm.graph.nodes if not is_size(n) and n not in within]
+    last = {
+        value: user
+        for user in readers
+        for value in ([chains[user][1]] if user in chains else user.all_input_nodes)
+        if not is_size(value)
+    }
     free: dict[fx.Node, list[fx.Node]] = {}
     for value, user in last.items():
         free.setdefault(user, []).append(value)
@@ -112,18 +126,45 @@ def _plan(gm: fx.GraphModule) -> Plan:
     exact = bool(network.note(gm, "weight_bits"))
     synapses = {n: s for n in dependent if exact and (s := pack(n)) is not None}
     return Plan(
-        nodes=nodes,
-        dependent=frozenset(dependent),
+        nodes=tuple(n for n in nodes if n not in within),
+        dependent=frozenset(dependent - within),
         frontier=frozenset(frontier),
         free=free,
         synapses=synapses,
         constants=_constants(gm),
         neurons=neurons,
         thresholds={node: float(neuron.threshold) for node, neuron in neurons.items()},
+        gelus={node: (before, gelu) for node, (_, before, gelu) in chains.items()},
         starting=frozenset(node for node, neuron in neurons.items() if neuron.starts_elsewhere),
         widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
         most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
     )
+
+
+def _gelu(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, Gelu] | None:
+    """A GELU that these neurons alone read: its nodes, the node before them, and what they compute.
+
+    The nodes are those of ``to_integer``: to float64, GELU, to float64, times a number, fixed point, to float32.
+    """
+    between: list[Any] = []
+    node: Any = neuron.args[0]
+    while len(between) < 6 and isinstance(node, fx.Node) and node.args and not node.kwargs and len(node.users) == 1:
+        between.append(node)
+        node = node.args[0]
+    if len(between) < 6 or not isinstance(node, fx.Node) or not is_plain(network.spec(neuron)):
+        return None
+    narrow, rounding, times, still_wide, gelu, wide = between
+    if any(n.target is not _aten.to.dtype for n in (narrow, still_wide, wide)) or rounding.op != "call_module":
+        return None
+    if times.target is not _aten.mul.Tensor or gelu.target is not _aten.gelu.default:
+        return None
+    grid, factor = gm.get_submodule(str(rounding.target)), times.args[1]
+    types = [wide.args[1], still_wide.args[1], narrow.args[1], network.spec(node).dtype]
+    if not isinstance(grid, FixedPoint) or grid.limit >= 2**FLOAT32_BITS or not isinstance(factor, float):
+        return None
+    if factor <= 0 or types != [torch.float64, torch.float64, torch.float32, torch.float32]:
+        return None
+    return between, node, Gelu(factor, grid.exponent, grid.limit)
 
 
 def unfoldable(gm: fx.GraphModule) -> str | None:
