@@ -172,6 +172,31 @@ inline void add_few<4>(float *sums, const uint8_t *weights, const uint32_t *at, 
     add_eight(sums + 8, _mm256_extracti128_si256(sum, 1));
 }
 
+#ifdef __AVX512BW__
+inline void add_sixteen(float *sums, __m256i more) {
+    const __m512 wide = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(more));
+    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), wide));
+}
+
+template <>
+inline void add_few<6>(float *sums, const uint8_t *weights, const uint32_t *at, const int8_t *levels, int64_t i, int64_t end,
+                       int32_t total) {
+    __m512i low = _mm512_set1_epi16(int16_t(-128 * total)), high = low;
+    for (; i < end; i += 2) {
+        int16_t both;
+        memcpy(&both, levels + i, 2);
+        const __m512i pair = _mm512_set1_epi16(both);
+        const __m512i a = _mm512_loadu_si512(weights + at[i]), b = _mm512_loadu_si512(weights + at[i + 1]);
+        low = _mm512_add_epi16(low, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), pair));
+        high = _mm512_add_epi16(high, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), pair));
+    }
+    add_sixteen(sums, _mm512_castsi512_si256(low));
+    add_sixteen(sums + 16, _mm512_extracti64x4_epi64(low, 1));
+    add_sixteen(sums + 32, _mm512_castsi512_si256(high));
+    add_sixteen(sums + 48, _mm512_extracti64x4_epi64(high, 1));
+}
+#endif
+
 struct Segment {  // of a window
     int64_t line;         // of the window
     int64_t left, right;  // pixels of the window's line; right is the first behind
@@ -337,6 +362,14 @@ extern "C" int64_t spikezip_changes(const uint8_t *rows, int64_t held, const int
 
 // The sums of some rows; those of the rows before them are there, or come before them. Weights are packed for `block`
 // output channels: 16, 32 or 64. The lists of `found` are those of the first `count` of `apart` rows.
+extern "C" int32_t spikezip_lanes() {  // 128 bits each, of the registers that weights fill
+#ifdef __AVX512BW__
+    return 4;
+#else
+    return 2;
+#endif
+}
+
 extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
                                 const int64_t *found, int64_t apart, int64_t count, float *sums) {
     const auto some = block == 16 ? events<4> : block == 32 ? events<5> : events<6>;

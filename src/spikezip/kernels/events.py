@@ -119,7 +119,7 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     if found is None:
         return dense(rows)
     if "events" not in packed:
-        packed["events"] = pack(weight)
+        packed["events"] = pack(weight, library.spikezip_lanes())
     size = (rows.shape[0], weight.shape[0], *shape[3:5]) if geometry else (*rows.shape[:-1], weight.shape[0])
     out = torch.empty(size, dtype=torch.float32, memory_format=layout)
 
@@ -184,9 +184,9 @@ def block_of(weight: Tensor) -> int:
     return next((block for block in _BLOCKS if block >= weight.shape[0]), _BLOCKS[-1])
 
 
-def pack(weight: Tensor) -> Tensor:
+def pack(weight: Tensor, lanes: int) -> Tensor:
     """Weights ``[out, in, ...]`` as the kernel reads them: plus 128, and those of a block of outputs together, in the
-    order in which interleaving two registers of them leaves sums in the order of the outputs."""
+    order in which interleaving two registers of them, of so many lanes, leaves sums in the order of the outputs."""
     high, wide = weight.shape[2:] or (1, 1)
     outputs, inputs = weight.shape[:2]
     block = block_of(weight)
@@ -194,7 +194,7 @@ def pack(weight: Tensor) -> Tensor:
     padded = torch.zeros((blocks * block, inputs, high, wide), dtype=torch.int16)
     padded[:outputs] = weight.reshape(outputs, inputs, high, wide)
     # block, register, half of the sums, lane, byte of the half lane, input, line and column of the window
-    lanes = min(block // 16, 2)
+    lanes = min(block // 16, lanes)
     apart = (padded + 128).to(torch.uint8).reshape(blocks, -1, 2, lanes, 8, inputs, high, wide)
     return apart.permute(0, 6, 7, 5, 1, 3, 2, 4).contiguous()
 
