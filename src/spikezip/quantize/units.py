@@ -23,6 +23,7 @@ _CONSTANT_BITS = 16  #: of constants that are added, and of numbers that are put
 _WIDEST = 40  #: digits from the greatest of a constant's values to the step of all, where smaller values count too
 _THRESHOLD_BITS = 8  #: what a step of a constant is at most, where a threshold is the unit: 2**-8
 _TOO_FEW = 4  #: digits that are left of a value
+_MASKED = -(2.0**20)  #: added before a softmax, leaves nothing: e**-745 is 0 in float64
 _LOST = 0.05  #: share of values with so few that is no chance
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
@@ -60,6 +61,23 @@ def coarse(values: Tensor, bits: int) -> Tensor:
         return values
     step = 2.0 ** (math.floor(math.log2(top)) - bits)
     return torch.floor(values / step + 0.5) * step
+
+
+def _low_enough(node: fx.Node, values: Tensor) -> Tensor:
+    """What is added before a softmax: a mask's numbers no lower than is needed to leave nothing, where others count."""
+    low = values < _MASKED
+    if not bool(low.any()) or not bool((values[~low].abs() < -_MASKED / 16).all()):
+        return values
+    while ops.kind(node) in (Kind.SUM, Kind.SHAPE) and len(node.users) == 1:
+        node = next(iter(node.users))
+    if network.op_name(node) not in ("softmax", "_softmax"):
+        return values
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+    dim = int(dim) - len(network.spec(node).shape) if int(dim) >= 0 else int(dim)  # type: ignore[arg-type]
+    # Where all is masked the others count among one another.
+    if values.dim() < -dim or bool(low.all(dim).any()):
+        return values
+    return torch.where(low & torch.isfinite(values), _MASKED, values)
 
 
 def unlike(values: Tensor, bits: int) -> bool:
@@ -292,7 +310,8 @@ class Units:
             if tensor is None:
                 new = rewrite.call(self.gm, _aten.mul.Tensor, (constant, 1.0 / unit), like=node)
             else:
-                value = self._rounded(node, tensor.detach().double() / unit, _CONSTANT_BITS, unit).to(tensor.dtype)
+                values = _low_enough(node, tensor.detach().double())
+                value = self._rounded(node, values / unit, _CONSTANT_BITS, unit).to(tensor.dtype)
                 new = rewrite.new_constant(self.gm, str(constant.target), value, like=node)
         new.meta["spec"] = constant.meta.get("spec")
         return new
