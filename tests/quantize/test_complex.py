@@ -56,6 +56,20 @@ class Turned(Between):
         return self.last(torch.view_as_real(pairs * self.turn).flatten(1))
 
 
+class Shifted(Between):
+    """Stored complex numbers that are added, and one of several that multiplies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat([torch.fft.rfft(F.relu(self.first(x))) + self.filter, self.several(x)], 1).abs())
+
+    def __init__(self):
+        super().__init__(last=9)
+        self.filters = nn.Parameter(torch.stack([self.filter.detach().conj(), self.filter.detach()]))
+
+    def several(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x) * self.filters[0, :4]
+
+
 class Spectrum(Between):
     """Its output is complex."""
 
@@ -70,7 +84,7 @@ class Mixed(Between):
         return torch.matmul(torch.fft.rfft(F.relu(self.first(x))), self.filter.outer(self.filter)).abs()
 
 
-@pytest.mark.parametrize("network", [Magnitude, Parts, Filtered, Turned, Spectrum])
+@pytest.mark.parametrize("network", [Magnitude, Parts, Filtered, Turned, Shifted, Spectrum])
 def test_complex_numbers_convert_and_every_engine_agrees(network, tmp_path):
     model = network().eval()
     snn = convert(model, IMAGES[:2], IMAGES, levels=16)
@@ -88,6 +102,31 @@ def test_complex_numbers_convert_and_every_engine_agrees(network, tmp_path):
     for which, network in enumerate((snn, floats)):
         again = load(network.save(tmp_path / f"{which}.spikezip"))
         assert torch.equal(again.run(IMAGES).outputs[0], network.run(IMAGES).outputs[0])
+
+
+@pytest.mark.parametrize("how", ["linear", "right", "left"])
+def test_complex_weights_that_multiply_real_codes_are_refused_by_name(how):
+    """Their imaginary part was left out, and the certificate said equal. Floats keep it."""
+
+    class Spun(Between):
+        def __init__(self):
+            super().__init__()
+            self.spin = nn.Linear(8, 8, dtype=torch.complex64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            codes = F.relu(self.first(x)).to(torch.complex64)
+            if how == "linear":
+                return self.last(self.spin(codes).abs())
+            weight = self.spin.weight
+            return self.last((codes @ weight if how == "right" else (weight @ codes[..., None])[..., 0]).abs())
+
+    model = Spun().eval()
+    with pytest.raises(StageError, match="has complex weights or a complex bias"):
+        convert(model, IMAGES[:2], IMAGES)
+    snn = convert(model, IMAGES[:2], IMAGES, levels=64, weight_bits=None)
+    with torch.no_grad():
+        wanted = model(IMAGES)
+        assert float((snn.qann(IMAGES) - wanted).norm() / wanted.norm()) < 0.1
 
 
 def test_complex_weights_are_refused_by_name():

@@ -13,6 +13,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -48,8 +49,9 @@ class _Verbs(TyperGroup):
                 return super().invoke(ctx)
         except SpikezipError as problem:
             if ctx.params.get("traceback") or os.environ.get("SPIKEZIP_TRACEBACK", "0") not in ("", "0"):
-                raise
-            screen.error(str(problem))
+                traceback.print_exception(problem)
+            else:
+                screen.error(str(problem))
             raise typer.Exit(EXIT_MENDABLE) from problem
         except KeyboardInterrupt as problem:
             screen.note("Stopped.")

@@ -116,8 +116,8 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     _check_places(gm, [torch.cat(samples) for samples in zip(first, shared, strict=True)], pairs[0][0], pairs[1][0])
     for node, value in alone.items():
         if node.op == "call_function" and "spec" in node.meta and network.spec(node).batch_dim is None:
-            among = (torch.nan_to_num(values[node]) for pair in pairs for values in pair)
-            if not all(torch.equal(torch.nan_to_num(value), other) for other in among):
+            among = (torch.nan_to_num(values[node].detach()) for pair in pairs for values in pair)
+            if not all(torch.equal(torch.nan_to_num(value.detach()), other) for other in among):
                 mingled.add(node)
     for node in mingled:
         node.meta["spec"] = replace(network.spec(node), placed=True)

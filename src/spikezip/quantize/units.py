@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from spikezip.errors import StageError
 from spikezip.graph import network, ops, rewrite
 from spikezip.graph.ops import Kind
-from spikezip.quantize.grid import channels_back, channels_first, fill_value, has_width, is_floating
+from spikezip.quantize.grid import channels_back, channels_first, fill_value, has_width
 from spikezip.quantize.quantizer import Quantizer
 
 _aten = torch.ops.aten
@@ -41,6 +41,16 @@ def snap(values: Tensor, bits: int) -> Tensor:
     """Each value rounded to ``bits`` significant binary digits (float64)."""
     mantissa, exponent = torch.frexp(values.double())
     return torch.ldexp(torch.floor(mantissa * 2.0**bits + 0.5), exponent - bits)
+
+
+def _real(node: fx.Node, stored: Tensor) -> Tensor:
+    """Stored numbers of a node, in float64."""
+    if stored.is_complex():
+        raise StageError(
+            f"{network.describe(node)} has complex weights or a complex bias; an integer network's are real. Write "
+            "that product with real and imaginary parts, or keep floats (weight_bits=None)."
+        )
+    return stored.detach().double()
 
 
 def _greatest(values: Tensor) -> float:
@@ -251,7 +261,7 @@ class Units:
 
     def _kept(self, node: fx.Node, streams: list[fx.Node]) -> float:
         kind, wanted = ops.kind(node), self.wanted[node]
-        constants = [n for n in node.all_input_nodes if ops.is_constant(n) and is_floating(n) and ops.is_signal(n)]
+        constants = [n for n in node.all_input_nodes if ops.is_constant(n) and has_width(n) and ops.is_signal(n)]
         if network.op_name(node) in _HOMOGENEOUS:
             self._slopes(node, constants)
             constants = []
@@ -309,6 +319,8 @@ class Units:
         with self.gm.graph.inserting_before(node):
             if tensor is None:
                 new = rewrite.call(self.gm, _aten.mul.Tensor, (constant, 1.0 / unit), like=node)
+            elif tensor.is_complex():  # on no grid, as what it joins
+                new = rewrite.new_constant(self.gm, str(constant.target), tensor.detach() / unit, like=node)
             else:
                 values = _low_enough(node, tensor.detach().double())
                 value = self._rounded(node, values / unit, _CONSTANT_BITS, unit).to(tensor.dtype)
@@ -355,7 +367,7 @@ class Units:
         factor = _left_factor(node)
         stored = network.constant(factor)
         assert factor is not None and stored is not None
-        values = coarse(stored.detach().double() * (self.unit[stream] / unit), self.bits - 1)
+        values = coarse(_real(node, stored) * (self.unit[stream] / unit), self.bits - 1)
         with self.gm.graph.inserting_before(node):
             new = rewrite.new_constant(self.gm, str(factor.target), values.to(stored.dtype), like=node)
         new.meta["spec"] = factor.meta.get("spec")
@@ -373,7 +385,7 @@ class Units:
             self._convert(node, stream, self.unit[stream] * 2.0**power)
             stream = ops.data_operands(node)[0]
         ratio = self.unit[stream] / unit
-        scaled = channels_first(node, weight.detach().double()) * ratio
+        scaled = channels_first(node, _real(node, weight)) * ratio
         most = 2 ** (self.bits - 1) - 1
         finest = min(_FINEST + max(0, math.ceil(-math.log2(ratio))), _FINEST_STEP)
         top = scaled.flatten(1).abs().amax(1).clamp(min=most * 2.0**-finest)
@@ -399,7 +411,7 @@ class Units:
             bias_node: Any = node.args[index] if index is not None else None
             bias = network.constant(bias_node)
             if index is not None and bias is not None:
-                values = bias.detach().double() / unit
+                values = _real(node, bias) / unit
                 fine = (step.flatten() if values.numel() == step.numel() else step.min()) * 2.0**-4
                 fine = fine.clamp(max=_COARSEST_BIAS)
                 values = torch.floor(values / fine + 0.5) * fine
