@@ -575,3 +575,30 @@ def test_what_cannot_be_counted_is_refused():
         count(snn, torch.rand(1, 1, 2, 2), 4, limit=0)
     with pytest.raises(StageError, match="steps=0"):
         count(snn, torch.rand(1, 1, 2, 2), 0)
+
+
+def test_a_matrix_on_the_left_of_a_product_is_stored_whole():
+    """``W @ y`` costs what ``y @ W.T`` costs."""
+
+    class Mixed(nn.Module):
+        def __init__(self, left: bool, mix: Tensor):
+            super().__init__()
+            self.left, self.mix = left, nn.Parameter(mix if left else mix.T.contiguous())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(x)
+            return torch.relu(self.mix @ y if self.left else (y.transpose(1, 2) @ self.mix).transpose(1, 2)).mean(1)
+
+    torch.manual_seed(0)
+    mix, x = torch.randn(12, 9) / 3, torch.randn(16, 9, 4)
+    rows = []
+    for left in (True, False):
+        snn = spikezip.convert(Mixed(left, mix), x[:1], x, levels=4)
+        rows.append(row(count(snn, x[:4], 8), "matmul"))
+        (stored,) = spikezip.measure(snn, x[:4], steps=4)["weights"]
+        assert (stored["min"] < 0 < stored["max"]) and sum(stored["histogram"]["counts"]) == 12 * 9
+    for name in ("snn", "qann", "ann"):
+        found, wanted = (getattr(r, name) for r in rows)
+        assert found.memories["weight"] == wanted.memories["weight"]
+        assert found.memories["weight"].values == 12 * 9
+        assert found.total("weight_read") == wanted.total("weight_read")

@@ -16,7 +16,7 @@ from spikezip.measure import default_engine, verify
 from spikezip.morph import morph
 from spikezip.pipeline import convert
 from spikezip.quantize import Quantizer, quantize, to_integer
-from spikezip.quantize.grid import Grids
+from spikezip.quantize.grid import Grids, dyadic_exponent
 from spikezip.quantize.units import unlike
 from spikezip.run import Engine
 from spikezip.spike import spike
@@ -479,6 +479,28 @@ def test_a_mask_before_a_threshold_leaves_what_is_added(hidden, held):
     integer = to_integer(qann, 16)
     wanted = qann(images).detach()
     assert float((integer(images) - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.05
+    assert verify(spike(integer), images).equal
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_matrix_on_the_left_fits_its_bits(bits):
+    """It had a bit too many."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mix = nn.Linear(6, 6), nn.Parameter(torch.randn(12, 5) / 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.mix @ torch.relu(self.first(x))).sum(1)
+
+    torch.manual_seed(0)
+    images = torch.randn(64, 5, 6)
+    integer = to_integer(quantize(morph(capture(Mixed(), images[:1])), 8, images), bits)
+    (mix,) = (v for k, v in integer.state_dict().items() if k.startswith("mix"))
+    step = 2.0 ** -float(dyadic_exponent(mix[mix != 0]).max())
+    most = float(mix.abs().max()) / step
+    assert 2 ** (bits - 2) <= most <= 2 ** (bits - 1) - 1
     assert verify(spike(integer), images).equal
 
 

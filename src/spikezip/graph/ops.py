@@ -174,6 +174,12 @@ def weight_of(node: fx.Node) -> fx.Node | None:
     return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
+def left_weight_of(node: fx.Node) -> fx.Node | None:
+    """The stored matrix on the left of a matrix product, as in ``W @ x``; None where there is none."""
+    left = node.args[0] if _name(node.target) in ("mm", "matmul", "bmm") else None
+    return left if isinstance(left, fx.Node) and left.op == "get_attr" else None
+
+
 def out_channel_dim(node: fx.Node) -> int:
     """The dimension of the weight that runs over output channels (within a group, for transposed convolutions)."""
     name = _name(node.target)

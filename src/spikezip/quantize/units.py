@@ -232,7 +232,7 @@ class Units:
         if kind is Kind.SYNAPTIC and len(streams) == 1:
             if ops.weight_of(node) is not None:
                 return self._weights(node, streams[0])
-            if _left_factor(node) is not None:
+            if ops.left_weight_of(node) is not None:
                 return self._left(node, streams[0])
         if kind is Kind.SCALE and network.op_name(node) in ("mul", "div") and len(streams) == 1:
             if (unit := self._factor(node, streams[0])) is not None:
@@ -364,10 +364,13 @@ class Units:
     def _left(self, node: fx.Node, stream: fx.Node) -> float:
         """A stored matrix on the left of a product: rounded with one step."""
         unit = self.wanted[node] or 1.0
-        factor = _left_factor(node)
+        factor = ops.left_weight_of(node)
         stored = network.constant(factor)
         assert factor is not None and stored is not None
-        values = coarse(_real(node, stored) * (self.unit[stream] / unit), self.bits - 1)
+        values = _real(node, stored) * (self.unit[stream] / unit)
+        most = 2 ** (self.bits - 1) - 1
+        step = 2.0 ** -math.floor(math.log2(most / (_greatest(values) or 1.0)))
+        values = torch.floor(values / step + 0.5).clamp(-most, most) * step
         with self.gm.graph.inserting_before(node):
             new = rewrite.new_constant(self.gm, str(factor.target), values.to(stored.dtype), like=node)
         new.meta["spec"] = factor.meta.get("spec")
@@ -475,11 +478,3 @@ def _positive_factor(node: fx.Node) -> float | None:
     if not isinstance(stream, fx.Node) or not isinstance(number, int | float) or number <= 0:
         return None
     return 1 / number if network.op_name(node) == "div" else float(number)
-
-
-def _left_factor(node: fx.Node) -> fx.Node | None:
-    """The stored matrix on the left of a matrix product; None where there is none."""
-    if network.op_name(node) not in ("matmul", "mm", "bmm"):
-        return None
-    left = node.args[0]
-    return left if isinstance(left, fx.Node) and network.constant(left) is not None else None

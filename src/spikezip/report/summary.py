@@ -109,7 +109,7 @@ def story(record: Record) -> str | None:
             else f"Its accuracy is not within a point of its QANN's ({goal}) by t = {record.steps}."
         )
     if ended and ended.outcome == "SETTLED" and ended.t_eq_mean is not None:
-        said.append(f"Images settle at t = {ended.t_eq_mean:.1f} on average.")
+        said.append(f"Images settle at t = {ended.t_eq_mean:.2f} on average.")
     if (cost := _cost(record)) is not None:
         said.append(cost)
     return " ".join(said) or None
@@ -159,7 +159,7 @@ def key_figures(record: Record) -> list[KeyFigure]:
         )
     if ended:
         if ended.t_eq_max is not None and ended.outcome != "STEP_LIMIT":
-            mean = f"mean {ended.t_eq_mean:.1f}" if ended.t_eq_mean is not None else ""
+            mean = f"mean {ended.t_eq_mean:.2f}" if ended.t_eq_mean is not None else ""
             bound = f"bound {ended.bound}" if ended.bound is not None else ""
             figures.append(
                 KeyFigure("T_eq, slowest image", plain(ended.t_eq_max), " · ".join(x for x in (mean, bound) if x))
