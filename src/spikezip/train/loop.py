@@ -287,6 +287,7 @@ class _Run:
         while self.epoch < self.plan.last_epoch:
             began = time.perf_counter()
             self._epoch(folder)
+            self._agree()
             loss, numbers, images = self.sums.means()
             self.sums.clear()
             self._check_weights()
@@ -340,6 +341,7 @@ class _Run:
             if self.step % plan.log_every == 0 or self.step == self.steps or saves:
                 self._report()
             if saves and folder is not None and self.step < self.steps:
+                self._agree()
                 self._check_weights()
                 self._save(folder)
 
@@ -370,6 +372,17 @@ class _Run:
                 scale.clamp_(min=least)
         if self.average is not None:
             self.average.update()
+
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """Give all processes what the main one has beside its parameters: each has BatchNorm statistics of its own part
+        of the last step. (The next step would begin with this, too.)"""
+        if self.accelerator.num_processes == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for tensor in (*self.plain.buffers(), *(self.average.tensors.values() if self.average is not None else ())):
+            tensor.copy_(broadcast(tensor.contiguous()))
 
     def _draw(self) -> None:
         """Draw what a step has once, alike for all its parts and processes."""
