@@ -153,6 +153,7 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"epochs": True}, r"epochs: true and false mean nothing here \(given: True\)"),
         ({"optimizer": {"sgd": {"rate": True}}}, r"optimizer\.sgd\.rate: true and false mean nothing"),
         ({"stage": "trajectory", "steps": [0, 0]}, r"steps and settled are all 0: nothing would be trained"),
+        ({"stage": "trajectory", "steps": [0, 1, 1], "encoding": "constant"}, r"more than are trained; use even:3"),
         ({"stage": "trajectory", "steps": []}, r"stage trajectory needs 'steps'"),
         ({"stage": "trajectory", "steps": [0, True]}, r"steps: true and false mean nothing"),
         ({"paths": [{"capped": 2}, {"capped": 2}]}, r"the same path is there twice"),

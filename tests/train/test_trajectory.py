@@ -19,7 +19,7 @@ from spikezip.export.bundle import load_network, load_snn, save_bundle
 from spikezip.models import resolve
 from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
-from spikezip.spike.encoding import Encoding, Even, Pulse, Shares
+from spikezip.spike.encoding import Constant, Encoding, Even, Pulse, Shares
 from spikezip.train import (
     Activity,
     AdamW,
@@ -290,6 +290,8 @@ def test_what_is_refused():
     for code in (-2, 0.5, True):
         with pytest.raises(RecipeError, match=r"initial_code=.*a whole number, 0 or more"):
             Trajectory((0, 1), initial_code=code)
+    with pytest.raises(RecipeError, match=r"may be more than are trained\. Use Even\(2\)"):
+        Trajectory((0, 1), Constant())
     with pytest.raises(RecipeError, match="nothing would be trained"):
         Trajectory((0, 0))
     with pytest.raises(StageError, match="whole number of steps"):

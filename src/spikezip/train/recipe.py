@@ -24,7 +24,7 @@ from torch import nn
 from spikezip.errors import RecipeError, SpikezipError
 from spikezip.levels import Levels
 from spikezip.morph.choices import Activation, BatchNorm, Pooling, Residual
-from spikezip.spike.encoding import parse_encoding
+from spikezip.spike.encoding import Constant, parse_encoding
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
@@ -301,6 +301,11 @@ class Recipe(_Part):
             raise ValueError("stage trajectory needs 'steps': the loss's weight at each time step, such as [0, 1]")
         if self.stage is Stage.TRAJECTORY and not any((*(self.steps or ()), self.settled)):
             raise ValueError("steps and settled are all 0: nothing would be trained. Give the last step a weight")
+        if self.stage is Stage.TRAJECTORY and isinstance(parse_encoding(self.encoding), Constant):
+            raise ValueError(
+                "encoding: constant spreads the input over all steps of a run, which may be more than are trained; use "
+                f"even:{len(self.steps or ())}, which ends with them"
+            )
         if self.morph.batch_norm is BatchNorm.LIVE and self.stage in (Stage.TRAJECTORY, Stage.SPEQ):
             raise ValueError(f"stage {self.stage.value} cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":

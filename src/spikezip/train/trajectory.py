@@ -12,7 +12,7 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, widened
-from spikezip.spike.encoding import Encoding, Pulse, Shares
+from spikezip.spike.encoding import Constant, Encoding, Pulse, Shares
 from spikezip.spike.neuron import starting_code
 from spikezip.train.checks import are_weights, check_flag, check_kind, is_whole
 from spikezip.train.ensemble import check_shared
@@ -286,7 +286,7 @@ class Trajectory:
 
     Args:
         weights: ``w_1 ... w_T``; their number is the number of steps.
-        encoding: how the SNN will be given its input.
+        encoding: how the SNN will be given its input; not ``Constant()``, whose steps are those of the run.
         settled: ``w_settled``; 0 leaves the QANN's own answer out of training (and of its cost).
         criterion: the loss of each answer.
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
@@ -294,6 +294,9 @@ class Trajectory:
             is told otherwise.
         penalty: weights of spikes and of the way to equilibrium, added to the loss.
         initial_code: where tracers start; ``spike`` then starts them there, unless it is told otherwise.
+
+    Raises:
+        RecipeError: a weight is none, all are 0, or the encoding is ``Constant()``.
 
     Source: spikezip. Unrolling through time with straight-through gradients is surrogate-gradient training (Neftci et
     al., 2019); here the neuron is the converted one, so that what was trained is what settles on the QANN.
@@ -315,6 +318,11 @@ class Trajectory:
             )
         if not are_weights((self.settled,)):
             raise RecipeError(f"settled={self.settled!r}: a loss's weight is a number, 0 or more.")
+        if isinstance(self.encoding, Constant):
+            raise RecipeError(
+                "Constant() spreads the input over all steps of a run, which may be more than are trained. Use "
+                f"Even({len(self.weights)}), which ends with them."
+            )
         check_kind("criterion", self.criterion, CrossEntropy, "CrossEntropy()")
         check_kind("penalty", self.penalty, Penalty, "Penalty(spikes=1e-6)")
         check_flag("learn_bias_shares", self.learn_bias_shares)
