@@ -102,6 +102,15 @@ def test_without_a_folder_it_says_how_to_name_one(spikezip, recipe):
     assert "--out" in done.stderr
 
 
+@pytest.mark.parametrize("stage", ["ann", "qat"])
+def test_a_teacher_that_is_random_is_refused(stage, spikezip, tmp_path):
+    lines = f"name: a\nstage: {stage}\nmodel: spikezip:digits\ndata: digits\nloss: {{distil: {{}}}}\n"
+    (tmp_path / "a.yaml").write_text(lines)
+    refused = spikezip("train", tmp_path / "a.yaml", "--out", "a")
+    assert refused.exit_code == 2
+    assert "at the start, which is random. Give its trained 'weights:'" in " ".join(refused.stderr.split())
+
+
 def test_a_recipe_s_folder_may_be_in_the_home(spikezip, recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "mine").mkdir(parents=True)

@@ -225,7 +225,8 @@ class Recipe(_Part):
         start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
         compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
-        loss: see :class:`PETLoss` and :class:`CrossEntropy`.
+        loss: see :class:`PETLoss` and :class:`CrossEntropy`. The teacher of ``distil`` and ``sub_labels: teacher`` is
+            the model with its ``weights``.
         out: folder to write to (the command line's ``--out`` goes before).
         tensorboard: write scalars to ``out``.
     """
