@@ -124,6 +124,16 @@ def test_what_changes_no_result_may_change_on_the_way(tmp_path: Path):
     train(chain(), small_data(), pet_plan(epochs=1, accumulate=2, log_every=3, compile=True), out=tmp_path, resume=True)
 
 
+def test_parts_in_which_images_are_mixed_stay_as_they_are(tmp_path: Path):
+    plan = pet_plan(epochs=1, objective=QAT(CrossEntropy(distil=Distil(mixed=True)), chain(seed=1)))
+    train(chain(), small_data(), plan, out=tmp_path)
+    train(chain(), small_data(), replace(plan, log_every=3), out=tmp_path, resume=True)
+    with pytest.raises(BundleError, match="another plan: accumulate differ"):
+        train(chain(), small_data(), replace(plan, accumulate=2), out=tmp_path, resume=True)
+    with pytest.raises(RecipeError, match="mixes images of one part of a batch; 16 in 16 accumulation steps"):
+        train(chain(), small_data(), replace(plan, accumulate=16))
+
+
 class Own:
     """A user's own objective, which keeps what it trains."""
 

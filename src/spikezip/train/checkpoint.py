@@ -45,6 +45,8 @@ class Checkpoint:
         before = self.facts.get("plan", {})
         # None of these changes what is learned, but for where BatchNorm takes its statistics from, and dropout's draws.
         free = {"accumulate", "compile", "log_every", "checkpoint_every"}
+        if mixes_images(plan):
+            free.remove("accumulate")
         if all(self._not_yet(p.get("cooldown")) for p in (plan, before)):
             free.add("cooldown")
         changed = sorted(
@@ -80,6 +82,14 @@ class Checkpoint:
     def _not_yet(self, cooldown: dict[str, Any] | None) -> bool:
         reached = (self.facts["epoch"], self.facts["step"])
         return cooldown is None or reached <= (cooldown["after"], 0)
+
+
+def mixes_images(plan: dict[str, Any]) -> bool:
+    """Whether a described plan trains on mixtures of two images, both of one part of a batch."""
+    found: Any = plan
+    for key in ("objective", "criterion", "distil", "mixed"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return bool(found)
 
 
 def outline(

@@ -77,7 +77,9 @@ def train(
 
     Every step is a function of (plan, step number): data order, augmentation, dropout and learning rate are drawn or
     computed anew from them. So a run that is killed and resumed gives the same bits (on hardware whose kernels do), and
-    ``accelerate launch`` with ``W`` processes takes the same steps as one process, to the rounding of sums.
+    ``accelerate launch`` with ``W`` processes takes the same steps as one process, to the rounding of sums. Only what a
+    part of a batch has of its own is then of smaller parts: the statistics of an ANN's, or a live, BatchNorm, the draws
+    of dropout, and which images are mixed (``Distil(mixed=True)``).
 
     Args:
         network: it is not changed.
@@ -191,6 +193,12 @@ class _Run:
             raise RecipeError(
                 f"A batch of {min(plan.batch, count)} in {plan.accumulate} accumulation steps gives less than one "
                 f"image to each of {world} processes. Use a greater batch or a smaller accumulate."
+            )
+        if self.part < 2 * world and files.mixes_images(self.described):
+            raise RecipeError(
+                f"mixed=True mixes images of one part of a batch; {min(plan.batch, count)} in {plan.accumulate} "
+                f"accumulation steps of {world} process(es) give a part of one. Use a greater batch or a smaller "
+                "accumulate."
             )
         if rest:
             raise RecipeError(

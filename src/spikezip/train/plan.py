@@ -116,8 +116,8 @@ class Plan:
         batch: images of one optimizer step, over all processes and accumulation steps together. A last, smaller batch
             is left out.
         accumulate: backward passes that one optimizer step is cut into. Memory, and on a CPU time, but no results, to
-            rounding; only BatchNorm, an ANN's or a live one, then takes its statistics from less, and an ANN's dropout
-            draws otherwise.
+            rounding; only BatchNorm, an ANN's or a live one, then takes its statistics from less, an ANN's dropout
+            draws otherwise, and ``Distil(mixed=True)`` mixes images of one part alone.
         optimizer: SGD or AdamW.
         warmup: epochs (may be a fraction) over which the learning rate rises linearly; it then falls along a cosine.
         final_rate: where the cosine ends, as a share of the height.
