@@ -386,6 +386,26 @@ def test_a_misspelt_validation_split_is_told_before_training():
         train(chain(), small_data(), pet_plan(validation_split="vla"), on_event=lambda event: pytest.fail(str(event)))
 
 
+class Logging(QAT):
+    """An objective that logs one number more."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.__dict__["name"] = name
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor):
+        loss, numbers = super().loss(module, images, labels)
+        return loss, {**numbers, self.name: 3.5}
+
+
+def test_what_an_objective_logs():
+    record = train(chain(), small_data(), pet_plan(objective=Logging("mine"), epochs=1)).history[0]
+    assert record.numbers["mine"] == record.validation["mine"] == 3.5
+    for name in ("loss", "images"):
+        with pytest.raises(RecipeError, match=f"logs '{name}', which training counts itself"):
+            train(chain(), small_data(), pet_plan(objective=Logging(name), epochs=1))
+
+
 class Nothing:
     def count(self, split: str) -> int:
         return 0

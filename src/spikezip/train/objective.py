@@ -29,7 +29,10 @@ class Objective(Protocol):
         ...
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
-        """The loss of one batch, a mean over its samples, and numbers to log; ``accuracy`` is among them."""
+        """The loss of one batch, a mean over its samples, and numbers to log; ``accuracy`` is among them.
+
+        ``loss`` and ``images`` are names that training gives itself.
+        """
         ...
 
 
