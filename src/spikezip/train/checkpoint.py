@@ -27,7 +27,8 @@ class Checkpoint:
 
     Attributes:
         tensors: ``network/NAME``, ``objective/NAME`` (what training has beside the network), averages of both as
-            ``average/NAME`` and ``average/objective/NAME``, and ``optimizer/KEY/PARAMETER``, on the CPU.
+            ``average/NAME`` and ``average/objective/NAME``, ``buffers/NAME`` (those that are not persistent), and
+            ``optimizer/KEY/PARAMETER``, on the CPU.
         facts: JSON data: where training is, sums of the epoch, history, the plan, and what :func:`outline` says of the
             network and the data. A checkpoint from before it was written has none.
     """

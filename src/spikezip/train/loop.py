@@ -30,9 +30,10 @@ from spikezip.train.batches import Data, TensorBatches, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
 from spikezip.train.loss import Numbers
+from spikezip.train.objective import Taught
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, Saved, StepDone, bar_or_lines
-from spikezip.train.speq import RandomQuantizer
+from spikezip.train.speq import RandomQuantizer, SelfTaught
 from spikezip.train.sums import Sums
 from spikezip.train.trajectory import BiasShares, Trajectory
 
@@ -165,6 +166,8 @@ class _Run:
         if not _is_captured(network) and not self._can_step():
             self.layout = torch.contiguous_format
             _laid_out(self.student, self.layout)
+        # A teacher of spikezip's own never changes, or is made of the network.
+        self._fixed = ("teacher.",) if isinstance(self.plain, Taught | SelfTaught) else ()
         # Every batch has the same shape, so none of it is to be compiled as one that varies.
         whole: Any = torch.compile(self.plain, dynamic=False) if plan.compile else self.plain
         self.module: nn.Module = accelerator.prepare_model(_Box(whole))
@@ -230,6 +233,7 @@ class _Run:
         if self.average is not None:
             tensors |= {f"average/{n}": t for n, t in self.average.tensors.items()}
         tensors |= {f"objective/{n}": t for n, t in self._beside().items()}
+        tensors |= {f"buffers/{n}": t for n, t in self._unnamed().items()}
         scaler = self.accelerator.scaler
         facts = {
             "epoch": self.epoch,
@@ -252,7 +256,12 @@ class _Run:
         """What the objective has beside the network (statistics, scales), without what never changes."""
         known = {t.data_ptr() for t in self.student.state_dict().values()}
         state = self.plain.state_dict()
-        return {n: t for n, t in state.items() if t.data_ptr() not in known and not n.startswith("teacher.")}
+        return {n: t for n, t in state.items() if t.data_ptr() not in known and not n.startswith(self._fixed)}
+
+    def _unnamed(self) -> dict[str, Tensor]:
+        """Buffers that no ``state_dict`` has (``persistent=False``), which training may change none the less."""
+        state = self.plain.state_dict()
+        return {n: b for n, b in self.plain.named_buffers() if n not in state and not n.startswith(self._fixed)}
 
     @torch.no_grad()
     def restore(self, start: Checkpoint) -> None:
@@ -261,6 +270,14 @@ class _Run:
         beside = self._beside()
         for name, tensor in start.part("objective").items():
             beside[name].copy_(tensor)
+        unnamed = self._unnamed()
+        for name, tensor in start.part("buffers").items():
+            if name in unnamed:
+                unnamed[name].resize_(tensor.shape).copy_(tensor)
+            else:  # made by a step
+                owner, _, own = name.rpartition(".")
+                tensor = tensor.to(self.accelerator.device)
+                self.plain.get_submodule(owner).register_buffer(own, tensor, persistent=False)
         files.restore_optimizer(self.bare_optimizer, self.parameters, start.part("optimizer"))
         if self.average is not None:
             self.average.restore(start.part("average"), steps=start.facts["epoch"] * self.steps + start.facts["step"])

@@ -77,7 +77,7 @@ def random_precision(qann: fx.GraphModule, finer: Sequence[int]) -> fx.GraphModu
     return fx.GraphModule(kept, graph)
 
 
-class _SelfTaught(nn.Module):
+class SelfTaught(nn.Module):
     """The network, and in training beside it its own answer at random precisions."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module):
@@ -133,7 +133,7 @@ class SPEQ:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The network beside its own graph at random precisions."""
-        return _SelfTaught(network, random_precision(network, self.finer))  # type: ignore[arg-type]
+        return SelfTaught(network, random_precision(network, self.finer))  # type: ignore[arg-type]
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``L``, and the teacher's accuracy where there is one."""
