@@ -30,10 +30,10 @@ from spikezip.train.batches import Data, TensorBatches, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
 from spikezip.train.loss import Numbers
-from spikezip.train.objective import Taught
+from spikezip.train.objective import PET, QAT, Taught
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, Saved, StepDone, bar_or_lines
-from spikezip.train.speq import RandomQuantizer, SelfTaught
+from spikezip.train.speq import SPEQ, RandomQuantizer, SelfTaught
 from spikezip.train.sums import Sums
 from spikezip.train.trajectory import BiasShares, Trajectory
 
@@ -116,8 +116,10 @@ def train(
     """
     _check_given(data, plan)
     _check_network(network)
-    # A captured graph has the parameters alone that it uses; of another network some may have no gradient.
-    accelerator = _accelerator(plan.precision, unused_parameters=not _is_captured(network))
+    # A captured graph has the parameters alone that it uses, in outputs that spikezip's own losses read; of another
+    # network, or for another loss, some may have no gradient.
+    all_used = _is_captured(network) and type(plan.objective) in (QAT, PET, SPEQ, Trajectory)
+    accelerator = _accelerator(plan.precision, unused_parameters=not all_used)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if on_event is None and accelerator.is_main_process:
