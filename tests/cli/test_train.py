@@ -70,6 +70,19 @@ def test_a_recipe_goes_on_from_the_trained_weights_of_another(spikezip, recipe, 
     assert "There is no file" in refused.stderr
 
 
+def test_it_goes_on_from_learned_bias_shares_too(spikezip, recipe):
+    import spikezip as library
+
+    small = RECIPE.replace("epochs: 2", "epochs: 1").replace("images: 512", "images: 128")
+    learning = small.replace("stage: pet", "stage: trajectory") + ("steps: [0, 1, 1, 1]\nbias_shares: learned\n")
+    recipe.write_text(learning.replace("rate: 0.02", "rate: 0.5"))
+    assert spikezip("train", recipe, "--out", "first").exit_code == 0
+    recipe.write_text(learning.replace("rate: 0.02", "rate: 1.0e-9") + "start: first/network.safetensors\n")
+    assert spikezip("train", recipe, "--out", "second").exit_code == 0
+    first, second = (library.load(f"{run}/snn.spikezip").bias_encoding for run in ("first", "second"))
+    assert first == second != library.Even(4)
+
+
 def test_a_folder_that_is_taken_is_refused_resumed_or_overwritten(spikezip, recipe):
     assert spikezip("train", recipe, "--out", "pet").exit_code == 0
     before = load_file("pet/network.safetensors")

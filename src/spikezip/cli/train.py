@@ -163,8 +163,10 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
     """The morphed ANN, and the QANN made of it."""
     import spikezip
     from spikezip.cli.sources import remember
+    from spikezip.graph.network import remark
     from spikezip.models.weights import load_weights
     from spikezip.morph import Morph
+    from spikezip.train.checkpoint import shares_in
 
     choice = Morph(**dict(recipe.morph))
     if _starts_random(recipe):
@@ -175,6 +177,8 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
         qann = spikezip.quantize(ann, recipe.quantizer_levels(), real)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
+        if shares := shares_in(Path(recipe.start)):
+            remark(qann, bias_shares=shares)
     remember(qann, recipe.model, images)
     return ann, qann
 

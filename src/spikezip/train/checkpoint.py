@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from spikezip.errors import BundleError
+from spikezip.graph.network import note
 from spikezip.measure.saving import replacing
 from spikezip.quantize.quantizer import Quantizer
 
@@ -121,6 +122,17 @@ def operations_of(network: nn.Module) -> dict[str, Any]:
         "levels": {name: f"{levels.lowest}..{levels.highest}" for name, levels in quantizers.items()},
         "operations": hashlib.sha256(graph.encode()).hexdigest()[:16],
     }
+
+
+def shares_of(network: nn.Module) -> str | None:
+    """The learned bias shares that a network carries, as text."""
+    return note(network, "bias_shares") if isinstance(network, fx.GraphModule) and "spikezip" in network.meta else None
+
+
+def shares_in(weights: Path) -> str | None:
+    """Those of a readable ``network.safetensors``, in its header."""
+    with safe_open(weights, framework="pt") as file:
+        return (file.metadata() or {}).get("bias_shares")
 
 
 def _is_same(here: Any, there: Any) -> bool:

@@ -222,7 +222,8 @@ class Recipe(_Part):
         settled: the weight of the QANN's own answer beside them.
         penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
-        start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
+        start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from, with its learned bias
+            shares if it has some.
         compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`. The teacher of ``distil`` and ``sub_labels: teacher`` is

@@ -12,8 +12,9 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, widened
-from spikezip.spike.encoding import Constant, Encoding, Pulse, Shares
+from spikezip.spike.encoding import Constant, Encoding, Pulse, Shares, parse_encoding
 from spikezip.spike.neuron import starting_code
+from spikezip.train.checkpoint import shares_of
 from spikezip.train.checks import are_weights, check_flag, check_kind, is_whole
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch, parted
@@ -290,8 +291,9 @@ class Trajectory:
         settled: ``w_settled``; 0 leaves the QANN's own answer out of training (and of its cost).
         criterion: the loss of each answer.
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
-        learn_bias_shares: learn when biases arrive (:class:`BiasShares`); ``spike`` then releases them so, unless it
-            is told otherwise.
+        learn_bias_shares: learn when biases arrive (:class:`BiasShares`), from what the network has learned before or,
+            if that takes more steps or there is none, from the encoding; ``spike`` then releases them so, unless it is
+            told otherwise.
         penalty: weights of spikes and of the way to equilibrium, added to the loss.
         initial_code: where tracers start; ``spike`` then starts them there, unless it is told otherwise.
 
@@ -340,11 +342,16 @@ class Trajectory:
             steps,
             self.encoding,
             settled=settled,
-            bias_shares=BiasShares(self.encoding, steps, settled) if self.learn_bias_shares else None,
+            bias_shares=BiasShares(self._shares_from(network), steps, settled) if self.learn_bias_shares else None,
             activity=bool(self.penalty),
             initial_code=self.initial_code,
         )
         return beside(unrolled, self.teacher, self.criterion, readings=steps + settled, index=self._last - 1)
+
+    def _shares_from(self, network: nn.Module) -> Encoding:
+        """Where bias shares start: those that the network has, if all has arrived within the steps."""
+        learned = parse_encoding(text) if (text := shares_of(network)) else self.encoding
+        return learned if learned.t_off(len(self.weights)) <= len(self.weights) else self.encoding
 
     @property
     def _last(self) -> int:
