@@ -406,6 +406,22 @@ def test_what_an_objective_logs():
             train(chain(), small_data(), pet_plan(objective=Logging(name), epochs=1))
 
 
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_state_that_is_no_tensor_is_refused_by_name():
+    network = nn.Sequential(nn.Linear(6, 4), Counting(4, 3))
+    with pytest.raises(StageError, match=r"'1\._extra_state' is a dict.* Keep it in a buffer"):
+        train(network, small_data(), pet_plan(objective=QAT()))
+    teacher = pet_plan(objective=QAT(CrossEntropy(distil=Distil()), teacher=Counting(6, 3)), epochs=1)
+    train(chain(), small_data(), teacher)
+
+
 class Nothing:
     def count(self, split: str) -> int:
         return 0

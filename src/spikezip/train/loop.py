@@ -165,11 +165,17 @@ class _Run:
         self.takes = graph_network.info(network).inputs[0].dtype if _is_captured(network) else None
         self.student = _laid_out(graph_network.copied(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
+        # A teacher of spikezip's own never changes, or is made of the network.
+        self._fixed = ("teacher.",) if isinstance(self.plain, Taught | SelfTaught) else ()
+        for name, value in self.plain.state_dict().items():
+            if not isinstance(value, Tensor) and not name.startswith(self._fixed):
+                raise StageError(
+                    f"{name!r} is a {type(value).__name__}, and a training's state is of tensors alone. Keep it in a "
+                    "buffer, not in get_extra_state()."
+                )
         if not _is_captured(network) and not self._can_step():
             self.layout = torch.contiguous_format
             _laid_out(self.student, self.layout)
-        # A teacher of spikezip's own never changes, or is made of the network.
-        self._fixed = ("teacher.",) if isinstance(self.plain, Taught | SelfTaught) else ()
         # Every batch has the same shape, so none of it is to be compiled as one that varies.
         whole: Any = torch.compile(self.plain, dynamic=False) if plan.compile else self.plain
         self.module: nn.Module = accelerator.prepare_model(_Box(whole))
@@ -258,7 +264,7 @@ class _Run:
         """What the objective has beside the network (statistics, scales), without what never changes."""
         known = {t.data_ptr() for t in self.student.state_dict().values()}
         state = self.plain.state_dict()
-        return {n: t for n, t in state.items() if t.data_ptr() not in known and not n.startswith(self._fixed)}
+        return {n: t for n, t in state.items() if not n.startswith(self._fixed) and t.data_ptr() not in known}
 
     def _unnamed(self) -> dict[str, Tensor]:
         """Buffers that no ``state_dict`` has (``persistent=False``), which training may change none the less."""
