@@ -25,6 +25,7 @@ from spikezip.errors import RecipeError, SpikezipError
 from spikezip.levels import Levels
 from spikezip.morph.choices import Activation, BatchNorm, Pooling, Residual
 from spikezip.spike.encoding import Constant, parse_encoding
+from spikezip.train.checks import GREATEST_CODE, GREATEST_COUNT
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
@@ -36,7 +37,7 @@ from spikezip.train.trajectory import Penalty, Trajectory
 
 _GREATEST = 2**24  #: code that a bundle takes
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=GREATEST_COUNT)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -113,7 +114,7 @@ class DistilPart(_Part):
 class SPEQPart(_Part):
     """The teacher of random precision (see :class:`SPEQ`)."""
 
-    finer: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8)
+    finer: Annotated[tuple[Annotated[int, Field(ge=1, le=GREATEST_CODE)], ...], Field(min_length=1)] = (1, 2, 4, 8)
     weight: Rate = 1.0
     divergence: Literal["cosine", "kl"] = "cosine"
     temperature: Rate = 1.0
@@ -315,6 +316,8 @@ class Recipe(_Part):
         in_loss = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
         if in_loss and self.stage is not Stage.PET:
             raise ValueError(f"stage {self.stage.value} has no use for loss.{in_loss[0]}; remove it or use stage: pet")
+        if "temperature" in in_loss and self.loss.sub_labels == "hard":
+            raise ValueError("loss.sub_labels: hard has no use for loss.temperature; remove it or use main or teacher")
         if self.stage is Stage.SPEQ and self.loss.distil is not None:
             raise ValueError("stage speq has no use for loss.distil: the network is its own teacher; remove it")
         if self.learns_features:
