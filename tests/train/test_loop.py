@@ -422,6 +422,17 @@ def test_state_that_is_no_tensor_is_refused_by_name():
     train(chain(), small_data(), teacher)
 
 
+@pytest.mark.parametrize(
+    "layers", [lambda: (nn.Flatten(), nn.Linear(16, 5)), lambda: (nn.Conv2d(1, 5, 4), nn.Flatten())]
+)
+@pytest.mark.parametrize(("weights", "images"), [(torch.float64, torch.float32), (torch.float32, torch.uint8)])
+def test_images_of_another_type_than_weights(layers: Any, weights: torch.dtype, images: torch.dtype):
+    data = residual_data()
+    data = replace(data, images=data.images.abs().to(images))
+    with pytest.raises(InputError, match=f"The images are {images}; this network takes {weights}"):
+        train(nn.Sequential(*layers()).to(weights), data, pet_plan(objective=QAT()))
+
+
 class Nothing:
     def count(self, split: str) -> int:
         return 0

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def train(
         RecipeError: the plan is none or does not fit, or the loss or a weight is no longer finite.
         StageError: the network cannot be trained with this objective, or not under ``torch.inference_mode()``.
         DataError: there is nothing to train on.
-        InputError: images are of another type than a captured network takes, or the data has no batches to ask for.
+        InputError: images are of another type than the network takes, or the data has no batches to ask for.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, cannot be written, or
             another training is writing there.
         BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
@@ -437,11 +438,15 @@ class _Run:
 
     def _plain_loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
         if self.takes is not None and isinstance(images, Tensor) and images.dtype != self.takes:
-            raise InputError(
-                f"The images are {images.dtype}; this network takes {self.takes}. Convert them with images.to(...)."
-            )
+            raise _other_type(images, self.takes)
         try:
             return self.plan.objective.loss(module, images, labels)
+        except RuntimeError as reason:
+            # A network of one's own may convert its images, so that only what it made of them tells.
+            weights = {p.dtype for p in self.student.parameters()}
+            if not (isinstance(images, Tensor) and images.dtype not in weights and _OTHER_TYPE.search(str(reason))):
+                raise
+            raise _other_type(images, next(iter(weights))) from reason
         except ValueError as reason:
             if "more than 1 value per channel" not in str(reason):
                 raise
@@ -526,6 +531,14 @@ class _Run:
 
 def _is_captured(network: nn.Module) -> TypeGuard[fx.GraphModule]:
     return isinstance(network, fx.GraphModule) and isinstance(network.meta.get("spikezip"), graph_network.Info)
+
+
+#: What torch says of operands of two types.
+_OTHER_TYPE = re.compile("same d?type|type .* should be the same|expected scalar type")
+
+
+def _other_type(images: Tensor, taken: torch.dtype) -> InputError:
+    return InputError(f"The images are {images.dtype}; this network takes {taken}. Convert them with images.to(...).")
 
 
 def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
