@@ -70,6 +70,21 @@ def test_a_recipe_goes_on_from_the_trained_weights_of_another(spikezip, recipe, 
     assert "There is no file" in refused.stderr
 
 
+def test_it_goes_on_from_learned_bias_shares_too(spikezip, recipe):
+    import spikezip as library
+
+    small = RECIPE.replace("epochs: 2", "epochs: 1").replace("images: 512", "images: 128")
+    learned = "steps: [0, 1, 1, 1]\nbias_shares: learned\nbatch: 8\n"
+    learning = small.replace("stage: pet", "stage: trajectory") + learned
+    recipe.write_text(learning.replace("rate: 0.02", "rate: 0.5"))
+    assert spikezip("train", recipe, "--out", "first").exit_code == 0
+    recipe.write_text(learning.replace("rate: 0.02", "rate: 1.0e-9") + "start: first/network.safetensors\n")
+    assert spikezip("train", recipe, "--out", "second").exit_code == 0
+    first, second = (library.load(f"{run}/snn.spikezip").bias_encoding for run in ("first", "second"))
+    assert first == second
+    assert first.share(1, 4) != 0.25, "the shares have been trained"
+
+
 def test_a_folder_that_is_taken_is_refused_resumed_or_overwritten(spikezip, recipe):
     assert spikezip("train", recipe, "--out", "pet").exit_code == 0
     before = load_file("pet/network.safetensors")
@@ -100,6 +115,15 @@ def test_without_a_folder_it_says_how_to_name_one(spikezip, recipe):
     done = spikezip("train", recipe)
     assert done.exit_code == 2
     assert "--out" in done.stderr
+
+
+@pytest.mark.parametrize("stage", ["ann", "qat"])
+def test_a_teacher_that_is_random_is_refused(stage, spikezip, tmp_path):
+    lines = f"name: a\nstage: {stage}\nmodel: spikezip:digits\ndata: digits\nloss: {{distil: {{}}}}\n"
+    (tmp_path / "a.yaml").write_text(lines)
+    refused = spikezip("train", tmp_path / "a.yaml", "--out", "a")
+    assert refused.exit_code == 2
+    assert "at the start, which is random. Give its trained 'weights:'" in " ".join(refused.stderr.split())
 
 
 def test_a_recipe_s_folder_may_be_in_the_home(spikezip, recipe, tmp_path, monkeypatch):

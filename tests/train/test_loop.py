@@ -386,6 +386,53 @@ def test_a_misspelt_validation_split_is_told_before_training():
         train(chain(), small_data(), pet_plan(validation_split="vla"), on_event=lambda event: pytest.fail(str(event)))
 
 
+class Logging(QAT):
+    """An objective that logs one number more."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.__dict__["name"] = name
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor):
+        loss, numbers = super().loss(module, images, labels)
+        return loss, {**numbers, self.name: 3.5}
+
+
+def test_what_an_objective_logs():
+    record = train(chain(), small_data(), pet_plan(objective=Logging("mine"), epochs=1)).history[0]
+    assert record.numbers["mine"] == record.validation["mine"] == 3.5
+    for name in ("loss", "images"):
+        with pytest.raises(RecipeError, match=f"logs '{name}', which training counts itself"):
+            train(chain(), small_data(), pet_plan(objective=Logging(name), epochs=1))
+
+
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_state_that_is_no_tensor_is_refused_by_name():
+    network = nn.Sequential(nn.Linear(6, 4), Counting(4, 3))
+    with pytest.raises(StageError, match=r"'1\._extra_state' is a dict.* Keep it in a buffer"):
+        train(network, small_data(), pet_plan(objective=QAT()))
+    teacher = pet_plan(objective=QAT(CrossEntropy(distil=Distil()), teacher=Counting(6, 3)), epochs=1)
+    train(chain(), small_data(), teacher)
+
+
+@pytest.mark.parametrize(
+    "layers", [lambda: (nn.Flatten(), nn.Linear(16, 5)), lambda: (nn.Conv2d(1, 5, 4), nn.Flatten())]
+)
+@pytest.mark.parametrize(("weights", "images"), [(torch.float64, torch.float32), (torch.float32, torch.uint8)])
+def test_images_of_another_type_than_weights(layers: Any, weights: torch.dtype, images: torch.dtype):
+    data = residual_data()
+    data = replace(data, images=data.images.abs().to(images))
+    with pytest.raises(InputError, match=f"The images are {images}; this network takes {weights}"):
+        train(nn.Sequential(*layers()).to(weights), data, pet_plan(objective=QAT()))
+
+
 class Nothing:
     def count(self, split: str) -> int:
         return 0
@@ -535,6 +582,8 @@ def test_network_errors():
         ({"warmup": 9.0}, "warmup <= epochs"),
         ({"optimizer": AdamW(rate=0.0)}, "above 0"),
         ({"epochs": 1.5}, r"epochs=1\.5: give 1 or more, a whole number"),
+        ({"epochs": 10**400}, r"epochs=10+: give 1 or more, a whole number up to 1000000000"),
+        ({"warmup": 10**400}, r"warmup=10+: give a finite number"),
         ({"batch": "64"}, "batch='64': give 1 or more"),
         ({"seed": -1}, "seed=-1: give a whole number, 0 or more"),
         ({"precision": "bf16"}, r"precision='bf16': give Precision\.NO"),
@@ -601,6 +650,7 @@ def test_losses_out_of_range():
         (lambda: PETLoss(sub_labels="hard"), r"sub_labels='hard': give HardLabels\(\)"),
         (lambda: SPEQ(weight="1"), "weight='1': give a number above 0"),
         (lambda: SPEQ(finer=4), "finer=4: give how many times finer"),
+        (lambda: SPEQ(finer=(10**30,)), "whole numbers from 1 to 16777216"),
         (lambda: SPEQ(soft="kl"), r"soft='kl': give CosineLabels\(\)"),
         (lambda: QAT(PETLoss()), r"criterion=PETLoss.*: give CrossEntropy\(\)"),
         (lambda: PET(PET_PATHS, CrossEntropy()), r"criterion=CrossEntropy.*: give PETLoss\(\)"),

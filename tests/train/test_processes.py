@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_nets import pet_plan, residual, residual_data
 
+from spikezip import capture
 from spikezip.errors import OutputError, RecipeError
 from spikezip.train import PET, QAT, SGD, Capped, InTurn, Rescaled, train
 
@@ -34,6 +36,36 @@ class Partly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x.flatten(1))
+
+
+class Heads(nn.Module):
+    """A network of two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(16, 5), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x.flatten(1)), self.second(x.flatten(1))
+
+
+class First(QAT):
+    """An objective of one's own that reads the first output alone."""
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor):
+        return self.criterion(module(images)[0], labels)
+
+
+def heads_trained(out: Path | None = None) -> nn.Module:
+    network = capture(Heads(), residual_data().images[:2])
+    return train(network, residual_data(), replace(plan("qat"), objective=First()), out=out).network
+
+
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, momentum=0.5)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
 
 
 def plan(name: str):
@@ -60,6 +92,13 @@ def main(out: str) -> None:
     for name in OBJECTIVES:
         train(residual(), residual_data(), plan(name), out=Path(out) / name)
     train(Partly(), residual_data(), plan("qat"), out=Path(out) / "partly")
+    heads_trained(Path(out) / "heads")
+    for ema in (None, 0.9):
+        done = train(normalised(), residual_data(), replace(plan("qat"), ema=ema, validation_images=None))
+        images, labels = next(residual_data().batches("val", 21, shuffle=False))
+        own = nn.functional.cross_entropy(done.network(images), labels).item()
+        told = {"own": own, "validated": done.history[-1].validation["loss"]}
+        (Path(out) / f"normalised-{ema}-{os.environ['RANK']}.json").write_text(json.dumps(told))
 
 
 def launch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -109,6 +148,20 @@ def test_a_parameter_that_is_not_used_is_left_as_it_is(two_processes: Path):
     for key, tensor in one.state_dict().items():
         torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
     assert torch.equal(weights["unused.weight"], Partly().unused.weight)
+
+
+def test_an_objective_may_leave_an_output_of_a_captured_network(two_processes: Path):
+    weights = load_file(two_processes / "heads" / "network.safetensors")
+    for key, tensor in heads_trained().state_dict().items():
+        torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_all_processes_validate_and_return_one_network(ema: float | None, two_processes: Path):
+    """Statistics of BatchNorm too, which each process takes from its own images."""
+    told = [json.loads((two_processes / f"normalised-{ema}-{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    assert told[0]["own"] == pytest.approx(told[0]["validated"], rel=1e-5)
 
 
 def test_what_the_main_process_refuses_all_refuse(two_processes: Path):

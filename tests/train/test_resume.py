@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -124,6 +125,16 @@ def test_what_changes_no_result_may_change_on_the_way(tmp_path: Path):
     train(chain(), small_data(), pet_plan(epochs=1, accumulate=2, log_every=3, compile=True), out=tmp_path, resume=True)
 
 
+def test_parts_in_which_images_are_mixed_stay_as_they_are(tmp_path: Path):
+    plan = pet_plan(epochs=1, objective=QAT(CrossEntropy(distil=Distil(mixed=True)), chain(seed=1)))
+    train(chain(), small_data(), plan, out=tmp_path)
+    train(chain(), small_data(), replace(plan, log_every=3), out=tmp_path, resume=True)
+    with pytest.raises(BundleError, match="another plan: accumulate differ"):
+        train(chain(), small_data(), replace(plan, accumulate=2), out=tmp_path, resume=True)
+    with pytest.raises(RecipeError, match="mixes images of one part of a batch; 16 in 16 accumulation steps"):
+        train(chain(), small_data(), replace(plan, accumulate=16))
+
+
 class Own:
     """A user's own objective, which keeps what it trains."""
 
@@ -147,6 +158,66 @@ def test_an_objective_of_ones_own_is_known_again(tmp_path: Path):
     assert describe(plan)["objective"] == {"type": "Own", "weight": 2.0}
     with pytest.raises(BundleError, match="another plan: objective"):
         train(chain(), small_data(), pet_plan(epochs=1, objective=Own(3.0)), out=tmp_path, resume=True)
+
+
+class Centred(nn.Linear):
+    """Keeps a mean of what it sees, and the first that it saw, in buffers that are not persistent."""
+
+    mean: Tensor
+    first: Tensor | None
+
+    def __init__(self):
+        super().__init__(6, 3)
+        self.register_buffer("mean", torch.zeros(6), persistent=False)
+        self.register_buffer("first", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+            self.first = x.detach().mean(0) if self.first is None else self.first
+        return super().forward(x - self.mean if self.first is None else x - self.mean - 0.1 * self.first)
+
+
+class MeanTeacher:
+    """An objective whose teacher follows the network."""
+
+    class Both(nn.Module):
+        def __init__(self, network: nn.Module):
+            super().__init__()
+            self.student, self.teacher = network, copy.deepcopy(network).requires_grad_(False)
+
+        def forward(self, images: Tensor):
+            if self.training:
+                for theirs, mine in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                    theirs.data.lerp_(mine.data, 0.2)
+            return self.student(images), self.teacher(images)
+
+    def module(self, network: nn.Module) -> nn.Module:
+        return self.Both(network)
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor):
+        logits, teacher = module(images)
+        return CrossEntropy(distil=Distil())(logits, labels, teacher)
+
+
+@pytest.mark.parametrize("objective", [QAT(), MeanTeacher()])
+def test_what_no_state_dict_of_the_network_has_goes_on_too(objective, tmp_path: Path):
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved):
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    network, plan = Centred(), pet_plan(objective=objective)
+    whole = train(network, small_data(), plan)
+    with pytest.raises(KeyboardInterrupt):
+        train(network, small_data(), plan, out=tmp_path, on_event=stop)
+    resumed = train(network, small_data(), plan, out=tmp_path, resume=True)
+    assert [replace(r, seconds=0) for r in resumed.history] == [replace(r, seconds=0) for r in whole.history]
+    older = _checkpoint(tmp_path)
+    for name in [n for n in older.tensors if n.startswith(("buffers/", "objective/teacher."))]:
+        del older.tensors[name]
+    write(older, tmp_path / "checkpoint.safetensors")
+    train(network, small_data(), plan, out=tmp_path, resume=True)
 
 
 def test_teachers_are_told_apart_by_their_weights(tmp_path: Path):

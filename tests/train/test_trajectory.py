@@ -19,7 +19,7 @@ from spikezip.export.bundle import load_network, load_snn, save_bundle
 from spikezip.models import resolve
 from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
-from spikezip.spike.encoding import Encoding, Even, Pulse, Shares
+from spikezip.spike.encoding import Constant, Encoding, Even, Pulse, Shares, encoding_text
 from spikezip.train import (
     Activity,
     AdamW,
@@ -33,6 +33,7 @@ from spikezip.train import (
     train,
     unroll,
 )
+from spikezip.train.checkpoint import shares_in
 from spikezip.train.recipe import check_recipe
 
 
@@ -179,7 +180,7 @@ def test_learned_bias_shares_are_what_the_snn_uses(tmp_path: Path):
     qann = quantize(morph(capture(Convolutional().eval(), x[:2])), Levels(0, 3), x)
     objective = Trajectory((1, 0, 1), Even(3), settled=1.0, learn_bias_shares=True)
     plan = Plan(objective, epochs=3, batch=20, optimizer=AdamW(rate=0.02), validation_split=None)
-    trained = finetune(qann, data, plan)
+    trained = finetune(qann, data, plan, out=tmp_path / "first")
     snn = spike(trained, Even(3))
     schedule = snn.bias_encoding
     assert isinstance(schedule, Shares)
@@ -202,6 +203,11 @@ def test_learned_bias_shares_are_what_the_snn_uses(tmp_path: Path):
     assert all(torch.equal(run.outputs[0], runs[0].outputs[0]) for run in runs[1:]), "to the bit, at every step"
     again = finetune(trained, data, Plan(Trajectory((1, 1)), batch=20, validation_split=None))
     assert spike(again).bias_encoding == Pulse(), "another training forgets them"
+    assert shares_in(tmp_path / "first" / "network.safetensors") == encoding_text(schedule)
+    for weights, start in (((1, 0, 1), schedule), ((1, 0, 0, 1), schedule), ((1, 1), Pulse())):
+        unrolled = Trajectory(weights, learn_bias_shares=True).module(trained)
+        shares = next(module for module in unrolled.modules() if isinstance(module, BiasShares))
+        assert all(shares.encoding().share(t, 4) == start.share(t, 4) for t in range(1, 5)), "or goes on from them"
 
 
 def test_bias_shares_hold_what_can_be_held_exactly():
@@ -290,6 +296,8 @@ def test_what_is_refused():
     for code in (-2, 0.5, True):
         with pytest.raises(RecipeError, match=r"initial_code=.*a whole number, 0 or more"):
             Trajectory((0, 1), initial_code=code)
+    with pytest.raises(RecipeError, match=r"may be more than are trained\. Use Even\(2\)"):
+        Trajectory((0, 1), Constant())
     with pytest.raises(RecipeError, match="nothing would be trained"):
         Trajectory((0, 0))
     with pytest.raises(StageError, match="whole number of steps"):

@@ -70,6 +70,11 @@ def command(
     target = out or (Path(plan.out).expanduser() if plan.out is not None else None)
     if target is None:
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
+    if plan.needs_teacher and _starts_random(plan):
+        raise RecipeError(
+            f"The loss learns from {plan.model} as it is at the start, which is random. Give its trained 'weights:', "
+            "or remove loss.distil and sub_labels: teacher."
+        )
     torch.manual_seed(plan.seed)
     source, images = open_both(
         plan.model,
@@ -136,6 +141,11 @@ def _telling(folder: Path, saved: Callable[[], bool]) -> Iterator[None]:
         raise
 
 
+def _starts_random(recipe: Recipe) -> bool:
+    """Whether the model is a library's without weights; a user's own may bring them."""
+    return recipe.weights is None and recipe.model.partition(":")[0] in ("spikezip", "timm", "torchvision")
+
+
 def _check_outputs(source: ModelSource, images: ImageData) -> None:
     """Refuse fewer outputs than classes before training: on a GPU the loss would crash, and not say why."""
     from spikezip.cli.accuracy import answers, too_few
@@ -153,11 +163,13 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
     """The morphed ANN, and the QANN made of it."""
     import spikezip
     from spikezip.cli.sources import remember
+    from spikezip.graph.network import remark
     from spikezip.models.weights import load_weights
     from spikezip.morph import Morph
+    from spikezip.train.checkpoint import shares_in
 
     choice = Morph(**dict(recipe.morph))
-    if recipe.weights is None and recipe.model.partition(":")[0] in ("spikezip", "timm", "torchvision"):
+    if _starts_random(recipe):
         screen.note(f"{recipe.model} starts from random weights: give 'weights:' to fine-tune a trained network.")
     with screen.working("capturing and calibrating"):
         ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)
@@ -165,6 +177,8 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
         qann = spikezip.quantize(ann, recipe.quantizer_levels(), real)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
+        if shares := shares_in(Path(recipe.start)):
+            remark(qann, bias_shares=shares)
     remember(qann, recipe.model, images)
     return ann, qann
 

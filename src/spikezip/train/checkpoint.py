@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from spikezip.errors import BundleError
+from spikezip.graph.network import note
 from spikezip.measure.saving import replacing
 from spikezip.quantize.quantizer import Quantizer
 
@@ -27,7 +28,8 @@ class Checkpoint:
 
     Attributes:
         tensors: ``network/NAME``, ``objective/NAME`` (what training has beside the network), averages of both as
-            ``average/NAME`` and ``average/objective/NAME``, and ``optimizer/KEY/PARAMETER``, on the CPU.
+            ``average/NAME`` and ``average/objective/NAME``, ``buffers/NAME`` (those that are not persistent), and
+            ``optimizer/KEY/PARAMETER``, on the CPU.
         facts: JSON data: where training is, sums of the epoch, history, the plan, and what :func:`outline` says of the
             network and the data. A checkpoint from before it was written has none.
     """
@@ -45,6 +47,8 @@ class Checkpoint:
         before = self.facts.get("plan", {})
         # None of these changes what is learned, but for where BatchNorm takes its statistics from, and dropout's draws.
         free = {"accumulate", "compile", "log_every", "checkpoint_every"}
+        if mixes_images(plan):
+            free.remove("accumulate")
         if all(self._not_yet(p.get("cooldown")) for p in (plan, before)):
             free.add("cooldown")
         changed = sorted(
@@ -82,6 +86,14 @@ class Checkpoint:
         return cooldown is None or reached <= (cooldown["after"], 0)
 
 
+def mixes_images(plan: dict[str, Any]) -> bool:
+    """Whether a described plan trains on mixtures of two images, both of one part of a batch."""
+    found: Any = plan
+    for key in ("objective", "criterion", "distil", "mixed"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return bool(found)
+
+
 def outline(
     network: nn.Module, data: str, images: int, labels: Tensor | None = None, normalisation: Any = None
 ) -> dict[str, Any]:
@@ -110,6 +122,17 @@ def operations_of(network: nn.Module) -> dict[str, Any]:
         "levels": {name: f"{levels.lowest}..{levels.highest}" for name, levels in quantizers.items()},
         "operations": hashlib.sha256(graph.encode()).hexdigest()[:16],
     }
+
+
+def shares_of(network: nn.Module) -> str | None:
+    """The learned bias shares that a network carries, as text."""
+    return note(network, "bias_shares") if isinstance(network, fx.GraphModule) and "spikezip" in network.meta else None
+
+
+def shares_in(weights: Path) -> str | None:
+    """Those of a readable ``network.safetensors``, in its header."""
+    with safe_open(weights, framework="pt") as file:
+        return (file.metadata() or {}).get("bias_shares")
 
 
 def _is_same(here: Any, there: Any) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any, TypeGuard
 
 from spikezip.errors import RecipeError
+
+GREATEST_COUNT = 10**9  #: of epochs, images and steps
+GREATEST_CODE = 2**24  #: that float32 tells from its neighbours
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
@@ -15,7 +18,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 def is_number(value: Any) -> bool:
     """Whether this is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def are_weights(values: Any) -> bool:

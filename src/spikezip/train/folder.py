@@ -112,11 +112,12 @@ class Folder:
 
     def finish(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
         """Write the trained weights, under the network's own names, and the history, which a checkpoint that training
-        stopped right after is ahead of."""
+        stopped right after is ahead of. Learned bias shares, which are no weights, stand in the header."""
 
         def on_main() -> None:
             files.write_json(history, self.path / "history.json")
-            files.write_tensors(dict(network.state_dict()), self.path / "network.safetensors")
+            header = {"bias_shares": shares} if (shares := files.shares_of(network)) else None
+            files.write_tensors(dict(network.state_dict()), self.path / "network.safetensors", header)
 
         self._agree(on_main)
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,9 +31,10 @@ from spikezip.train.batches import Data, TensorBatches, stream
 from spikezip.train.checkpoint import Checkpoint
 from spikezip.train.folder import Folder
 from spikezip.train.loss import Numbers
+from spikezip.train.objective import PET, QAT, Taught
 from spikezip.train.plan import Plan, Precision, describe, scales_of
 from spikezip.train.progress import EpochDone, Event, Listener, Saved, StepDone, bar_or_lines
-from spikezip.train.speq import RandomQuantizer
+from spikezip.train.speq import SPEQ, RandomQuantizer, SelfTaught
 from spikezip.train.sums import Sums
 from spikezip.train.trajectory import BiasShares, Trajectory
 
@@ -77,7 +79,9 @@ def train(
 
     Every step is a function of (plan, step number): data order, augmentation, dropout and learning rate are drawn or
     computed anew from them. So a run that is killed and resumed gives the same bits (on hardware whose kernels do), and
-    ``accelerate launch`` with ``W`` processes takes the same steps as one process, to the rounding of sums.
+    ``accelerate launch`` with ``W`` processes takes the same steps as one process, to the rounding of sums. Only what a
+    part of a batch has of its own is then of smaller parts: the statistics of an ANN's, or a live, BatchNorm, the draws
+    of dropout, and which images are mixed (``Distil(mixed=True)``).
 
     Args:
         network: it is not changed.
@@ -99,7 +103,7 @@ def train(
         RecipeError: the plan is none or does not fit, or the loss or a weight is no longer finite.
         StageError: the network cannot be trained with this objective, or not under ``torch.inference_mode()``.
         DataError: there is nothing to train on.
-        InputError: images are of another type than a captured network takes, or the data has no batches to ask for.
+        InputError: images are of another type than the network takes, or the data has no batches to ask for.
         OutputError: ``out`` is not empty and neither ``resume`` nor ``overwrite`` was said, cannot be written, or
             another training is writing there.
         BundleError: the checkpoint in ``out`` is damaged or of another plan, network or data set.
@@ -113,8 +117,10 @@ def train(
     """
     _check_given(data, plan)
     _check_network(network)
-    # A captured graph has the parameters alone that it uses; of another network some may have no gradient.
-    accelerator = _accelerator(plan.precision, unused_parameters=not _is_captured(network))
+    # A captured graph has the parameters alone that it uses, in outputs that spikezip's own losses read; of another
+    # network, or for another loss, some may have no gradient.
+    all_used = _is_captured(network) and type(plan.objective) in (QAT, PET, SPEQ, Trajectory)
+    accelerator = _accelerator(plan.precision, unused_parameters=not all_used)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if on_event is None and accelerator.is_main_process:
@@ -160,6 +166,14 @@ class _Run:
         self.takes = graph_network.info(network).inputs[0].dtype if _is_captured(network) else None
         self.student = _laid_out(graph_network.copied(network).to(accelerator.device), self.layout)
         self.plain = plan.objective.module(self.student).to(accelerator.device)
+        # A teacher of spikezip's own never changes, or is made of the network.
+        self._fixed = ("teacher.",) if isinstance(self.plain, Taught | SelfTaught) else ()
+        for name, value in self.plain.state_dict().items():
+            if not isinstance(value, Tensor) and not name.startswith(self._fixed):
+                raise StageError(
+                    f"{name!r} is a {type(value).__name__}, and a training's state is of tensors alone. Keep it in a "
+                    "buffer, not in get_extra_state()."
+                )
         if not _is_captured(network) and not self._can_step():
             self.layout = torch.contiguous_format
             _laid_out(self.student, self.layout)
@@ -192,6 +206,12 @@ class _Run:
                 f"A batch of {min(plan.batch, count)} in {plan.accumulate} accumulation steps gives less than one "
                 f"image to each of {world} processes. Use a greater batch or a smaller accumulate."
             )
+        if self.part < 2 * world and files.mixes_images(self.described):
+            raise RecipeError(
+                f"mixed=True mixes images of one part of a batch; {min(plan.batch, count)} in {plan.accumulate} "
+                f"accumulation steps of {world} process(es) give a part of one. Use a greater batch or a smaller "
+                "accumulate."
+            )
         if rest:
             raise RecipeError(
                 f"The {count} images of {plan.train_split!r}, fewer than batch={plan.batch}, cannot be cut into "
@@ -222,6 +242,7 @@ class _Run:
         if self.average is not None:
             tensors |= {f"average/{n}": t for n, t in self.average.tensors.items()}
         tensors |= {f"objective/{n}": t for n, t in self._beside().items()}
+        tensors |= {f"buffers/{n}": t for n, t in self._unnamed().items()}
         scaler = self.accelerator.scaler
         facts = {
             "epoch": self.epoch,
@@ -244,7 +265,12 @@ class _Run:
         """What the objective has beside the network (statistics, scales), without what never changes."""
         known = {t.data_ptr() for t in self.student.state_dict().values()}
         state = self.plain.state_dict()
-        return {n: t for n, t in state.items() if t.data_ptr() not in known and not n.startswith("teacher.")}
+        return {n: t for n, t in state.items() if not n.startswith(self._fixed) and t.data_ptr() not in known}
+
+    def _unnamed(self) -> dict[str, Tensor]:
+        """Buffers that no ``state_dict`` has (``persistent=False``), which training may change none the less."""
+        state = self.plain.state_dict()
+        return {n: b for n, b in self.plain.named_buffers() if n not in state and not n.startswith(self._fixed)}
 
     @torch.no_grad()
     def restore(self, start: Checkpoint) -> None:
@@ -253,6 +279,14 @@ class _Run:
         beside = self._beside()
         for name, tensor in start.part("objective").items():
             beside[name].copy_(tensor)
+        unnamed = self._unnamed()
+        for name, tensor in start.part("buffers").items():
+            if name in unnamed:
+                unnamed[name].resize_(tensor.shape).copy_(tensor)
+            else:  # made by a step
+                owner, _, own = name.rpartition(".")
+                tensor = tensor.to(self.accelerator.device)
+                self.plain.get_submodule(owner).register_buffer(own, tensor, persistent=False)
         files.restore_optimizer(self.bare_optimizer, self.parameters, start.part("optimizer"))
         if self.average is not None:
             self.average.restore(start.part("average"), steps=start.facts["epoch"] * self.steps + start.facts["step"])
@@ -287,6 +321,7 @@ class _Run:
         while self.epoch < self.plan.last_epoch:
             began = time.perf_counter()
             self._epoch(folder)
+            self._agree()
             loss, numbers, images = self.sums.means()
             self.sums.clear()
             self._check_weights()
@@ -340,6 +375,7 @@ class _Run:
             if self.step % plan.log_every == 0 or self.step == self.steps or saves:
                 self._report()
             if saves and folder is not None and self.step < self.steps:
+                self._agree()
                 self._check_weights()
                 self._save(folder)
 
@@ -371,6 +407,17 @@ class _Run:
         if self.average is not None:
             self.average.update()
 
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """Give all processes what the main one has beside its parameters: each has BatchNorm statistics of its own part
+        of the last step. (The next step would begin with this, too.)"""
+        if self.accelerator.num_processes == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for tensor in (*self.plain.buffers(), *(self.average.tensors.values() if self.average is not None else ())):
+            tensor.copy_(broadcast(tensor.contiguous()))
+
     def _draw(self) -> None:
         """Draw what a step has once, alike for all its parts and processes."""
         generator = torch.Generator().manual_seed(stream(self.plan.seed, self.epoch, self.step))
@@ -391,11 +438,15 @@ class _Run:
 
     def _plain_loss(self, module: nn.Module, images: Any, labels: Tensor) -> tuple[Tensor, Numbers]:
         if self.takes is not None and isinstance(images, Tensor) and images.dtype != self.takes:
-            raise InputError(
-                f"The images are {images.dtype}; this network takes {self.takes}. Convert them with images.to(...)."
-            )
+            raise _other_type(images, self.takes)
         try:
             return self.plan.objective.loss(module, images, labels)
+        except RuntimeError as reason:
+            # A network of one's own may convert its images, so that only what it made of them tells.
+            weights = {p.dtype for p in self.student.parameters()}
+            if not (isinstance(images, Tensor) and images.dtype not in weights and _OTHER_TYPE.search(str(reason))):
+                raise
+            raise _other_type(images, next(iter(weights))) from reason
         except ValueError as reason:
             if "more than 1 value per channel" not in str(reason):
                 raise
@@ -480,6 +531,14 @@ class _Run:
 
 def _is_captured(network: nn.Module) -> TypeGuard[fx.GraphModule]:
     return isinstance(network, fx.GraphModule) and isinstance(network.meta.get("spikezip"), graph_network.Info)
+
+
+#: What torch says of operands of two types.
+_OTHER_TYPE = re.compile("same d?type|type .* should be the same|expected scalar type")
+
+
+def _other_type(images: Tensor, taken: torch.dtype) -> InputError:
+    return InputError(f"The images are {images.dtype}; this network takes {taken}. Convert them with images.to(...).")
 
 
 def _laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:

@@ -29,7 +29,10 @@ class Objective(Protocol):
         ...
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
-        """The loss of one batch, a mean over its samples, and numbers to log; ``accuracy`` is among them."""
+        """The loss of one batch, a mean over its samples, and numbers to log; ``accuracy`` is among them.
+
+        ``loss`` and ``images`` are names that training gives itself.
+        """
         ...
 
 
@@ -110,7 +113,7 @@ class PET:
         return with_features(found, self.criterion, features)
 
 
-class _Taught(nn.Module):
+class Taught(nn.Module):
     """A student beside a frozen teacher, which stays in evaluation mode; both give features too, or neither does."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module):
@@ -118,7 +121,7 @@ class _Taught(nn.Module):
         self.student = student
         self.teacher = teacher.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> _Taught:
+    def train(self, mode: bool = True) -> Taught:
         super().train(mode)
         self.teacher.train(False)
         return self
@@ -157,10 +160,10 @@ def beside(
         raise RecipeError("This loss learns from a teacher's logits, and no teacher was given. Pass teacher=ann.")
     teacher = copied(teacher)
     if not _features(criterion):
-        return _Taught(student, teacher)
+        return Taught(student, teacher)
     if not isinstance(student, fx.GraphModule):
         raise StageError(f"Features are learned by a QANN's graph; this is a {type(student).__name__}.")
-    return _Taught(*features_of(student, teacher, readings, index))
+    return Taught(*features_of(student, teacher, readings, index))
 
 
 def answers(

@@ -19,7 +19,7 @@ from spikezip.graph.network import get_tensor
 from spikezip.graph.ops import Kind, is_constant, kind
 from spikezip.graph.weights_hash import weights_sha256
 from spikezip.quantize.quantizer import Quantizer
-from spikezip.train.checks import check_flag, check_kind, is_number, is_whole
+from spikezip.train.checks import GREATEST_COUNT, check_flag, check_kind, is_number, is_whole
 from spikezip.train.objective import QAT, Objective
 
 
@@ -116,8 +116,8 @@ class Plan:
         batch: images of one optimizer step, over all processes and accumulation steps together. A last, smaller batch
             is left out.
         accumulate: backward passes that one optimizer step is cut into. Memory, and on a CPU time, but no results, to
-            rounding; only BatchNorm, an ANN's or a live one, then takes its statistics from less, and an ANN's dropout
-            draws otherwise.
+            rounding; only BatchNorm, an ANN's or a live one, then takes its statistics from less, an ANN's dropout
+            draws otherwise, and ``Distil(mixed=True)`` mixes images of one part alone.
         optimizer: SGD or AdamW.
         warmup: epochs (may be a fraction) over which the learning rate rises linearly; it then falls along a cosine.
         final_rate: where the cosine ends, as a share of the height.
@@ -189,8 +189,8 @@ class Plan:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if not is_whole(value) or value < 1:
-                raise RecipeError(f"{name}={value!r}: give 1 or more, a whole number.")
+            if not is_whole(value) or not 1 <= value <= GREATEST_COUNT:
+                raise RecipeError(f"{name}={value!r}: give 1 or more, a whole number up to {GREATEST_COUNT}.")
         check_splits(self.train_split, self.validation_split)
         if self.batch % self.accumulate:
             raise RecipeError(

@@ -24,7 +24,8 @@ from torch import nn
 from spikezip.errors import RecipeError, SpikezipError
 from spikezip.levels import Levels
 from spikezip.morph.choices import Activation, BatchNorm, Pooling, Residual
-from spikezip.spike.encoding import parse_encoding
+from spikezip.spike.encoding import Constant, parse_encoding
+from spikezip.train.checks import GREATEST_CODE, GREATEST_COUNT
 from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
@@ -36,7 +37,7 @@ from spikezip.train.trajectory import Penalty, Trajectory
 
 _GREATEST = 2**24  #: code that a bundle takes
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=GREATEST_COUNT)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -113,7 +114,7 @@ class DistilPart(_Part):
 class SPEQPart(_Part):
     """The teacher of random precision (see :class:`SPEQ`)."""
 
-    finer: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8)
+    finer: Annotated[tuple[Annotated[int, Field(ge=1, le=GREATEST_CODE)], ...], Field(min_length=1)] = (1, 2, 4, 8)
     weight: Rate = 1.0
     divergence: Literal["cosine", "kl"] = "cosine"
     temperature: Rate = 1.0
@@ -222,10 +223,12 @@ class Recipe(_Part):
         settled: the weight of the QANN's own answer beside them.
         penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
-        start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from.
+        start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from, with its learned bias
+            shares if it has some.
         compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
-        loss: see :class:`PETLoss` and :class:`CrossEntropy`.
+        loss: see :class:`PETLoss` and :class:`CrossEntropy`. The teacher of ``distil`` and ``sub_labels: teacher`` is
+            the model with its ``weights``.
         out: folder to write to (the command line's ``--out`` goes before).
         tensorboard: write scalars to ``out``.
     """
@@ -301,6 +304,11 @@ class Recipe(_Part):
             raise ValueError("stage trajectory needs 'steps': the loss's weight at each time step, such as [0, 1]")
         if self.stage is Stage.TRAJECTORY and not any((*(self.steps or ()), self.settled)):
             raise ValueError("steps and settled are all 0: nothing would be trained. Give the last step a weight")
+        if self.stage is Stage.TRAJECTORY and isinstance(parse_encoding(self.encoding), Constant):
+            raise ValueError(
+                "encoding: constant spreads the input over all steps of a run, which may be more than are trained; use "
+                f"even:{len(self.steps or ())}, which ends with them"
+            )
         if self.morph.batch_norm is BatchNorm.LIVE and self.stage in (Stage.TRAJECTORY, Stage.SPEQ):
             raise ValueError(f"stage {self.stage.value} cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
@@ -308,6 +316,8 @@ class Recipe(_Part):
         in_loss = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
         if in_loss and self.stage is not Stage.PET:
             raise ValueError(f"stage {self.stage.value} has no use for loss.{in_loss[0]}; remove it or use stage: pet")
+        if "temperature" in in_loss and self.loss.sub_labels == "hard":
+            raise ValueError("loss.sub_labels: hard has no use for loss.temperature; remove it or use main or teacher")
         if self.stage is Stage.SPEQ and self.loss.distil is not None:
             raise ValueError("stage speq has no use for loss.distil: the network is its own teacher; remove it")
         if self.learns_features:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from spikezip.errors import RecipeError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer, widened
-from spikezip.train.checks import check_kind, is_number, is_whole
+from spikezip.train.checks import GREATEST_CODE, check_kind, is_number, is_whole
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import copy_of
 from spikezip.train.loss import (
@@ -77,7 +77,7 @@ def random_precision(qann: fx.GraphModule, finer: Sequence[int]) -> fx.GraphModu
     return fx.GraphModule(kept, graph)
 
 
-class _SelfTaught(nn.Module):
+class SelfTaught(nn.Module):
     """The network, and in training beside it its own answer at random precisions."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module):
@@ -119,10 +119,10 @@ class SPEQ:
 
     def __post_init__(self):
         finer = self.finer if isinstance(self.finer, tuple | list) else ()
-        if not finer or not all(is_whole(k) and k >= 1 for k in finer):
+        if not finer or not all(is_whole(k) and 1 <= k <= GREATEST_CODE for k in finer):
             raise RecipeError(
-                f"finer={self.finer!r}: give how many times finer the teacher's steps may be, whole numbers from 1, "
-                "for example (1, 2, 4, 8)."
+                f"finer={self.finer!r}: give how many times finer the teacher's steps may be, whole numbers from 1 "
+                f"to {GREATEST_CODE}, for example (1, 2, 4, 8)."
             )
         if max(self.finer) == 1:
             raise RecipeError("finer=(1,): the teacher would always be the student. Add a finer precision, such as 2.")
@@ -133,7 +133,7 @@ class SPEQ:
 
     def module(self, network: nn.Module) -> nn.Module:
         """The network beside its own graph at random precisions."""
-        return _SelfTaught(network, random_precision(network, self.finer))  # type: ignore[arg-type]
+        return SelfTaught(network, random_precision(network, self.finer))  # type: ignore[arg-type]
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """``L``, and the teacher's accuracy where there is one."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spikezip.errors import RecipeError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -24,9 +26,11 @@ class Sums:
         self._all: dict[str, float] = {}
 
     def add(self, loss: Tensor, numbers: dict[str, Tensor], images: int) -> None:
-        """Add one batch: means over ``images``."""
+        """Add one batch: means over ``images``. RecipeError if a number has a name that is taken."""
+        if taken := sorted({"loss", "images"} & numbers.keys()):
+            raise RecipeError(f"An objective logs {taken[0]!r}, which training counts itself. Give it another name.")
         for name, value in {"loss": loss, **numbers}.items():
-            part = value.detach().float() * images
+            part = torch.as_tensor(value, device=self._accelerator.device).detach().float() * images
             self._here[name] = self._here[name] + part if name in self._here else part
         self._images += images
 

@@ -12,8 +12,9 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, widened
-from spikezip.spike.encoding import Encoding, Pulse, Shares
+from spikezip.spike.encoding import Constant, Encoding, Pulse, Shares, parse_encoding
 from spikezip.spike.neuron import starting_code
+from spikezip.train.checkpoint import shares_of
 from spikezip.train.checks import are_weights, check_flag, check_kind, is_whole
 from spikezip.train.ensemble import check_shared
 from spikezip.train.folding import in_one_batch, parted
@@ -286,14 +287,18 @@ class Trajectory:
 
     Args:
         weights: ``w_1 ... w_T``; their number is the number of steps.
-        encoding: how the SNN will be given its input.
+        encoding: how the SNN will be given its input; not ``Constant()``, whose steps are those of the run.
         settled: ``w_settled``; 0 leaves the QANN's own answer out of training (and of its cost).
         criterion: the loss of each answer.
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
-        learn_bias_shares: learn when biases arrive (:class:`BiasShares`); ``spike`` then releases them so, unless it
-            is told otherwise.
+        learn_bias_shares: learn when biases arrive (:class:`BiasShares`), from what the network has learned before or,
+            if that takes more steps or there is none, from the encoding; ``spike`` then releases them so, unless it is
+            told otherwise.
         penalty: weights of spikes and of the way to equilibrium, added to the loss.
         initial_code: where tracers start; ``spike`` then starts them there, unless it is told otherwise.
+
+    Raises:
+        RecipeError: a weight is none, all are 0, or the encoding is ``Constant()``.
 
     Source: spikezip. Unrolling through time with straight-through gradients is surrogate-gradient training (Neftci et
     al., 2019); here the neuron is the converted one, so that what was trained is what settles on the QANN.
@@ -315,6 +320,11 @@ class Trajectory:
             )
         if not are_weights((self.settled,)):
             raise RecipeError(f"settled={self.settled!r}: a loss's weight is a number, 0 or more.")
+        if isinstance(self.encoding, Constant):
+            raise RecipeError(
+                "Constant() spreads the input over all steps of a run, which may be more than are trained. Use "
+                f"Even({len(self.weights)}), which ends with them."
+            )
         check_kind("criterion", self.criterion, CrossEntropy, "CrossEntropy()")
         check_kind("penalty", self.penalty, Penalty, "Penalty(spikes=1e-6)")
         check_flag("learn_bias_shares", self.learn_bias_shares)
@@ -332,11 +342,16 @@ class Trajectory:
             steps,
             self.encoding,
             settled=settled,
-            bias_shares=BiasShares(self.encoding, steps, settled) if self.learn_bias_shares else None,
+            bias_shares=BiasShares(self._shares_from(network), steps, settled) if self.learn_bias_shares else None,
             activity=bool(self.penalty),
             initial_code=self.initial_code,
         )
         return beside(unrolled, self.teacher, self.criterion, readings=steps + settled, index=self._last - 1)
+
+    def _shares_from(self, network: nn.Module) -> Encoding:
+        """Where bias shares start: those that the network has, if all has arrived within the steps."""
+        learned = parse_encoding(text) if (text := shares_of(network)) else self.encoding
+        return learned if learned.t_off(len(self.weights)) <= len(self.weights) else self.encoding
 
     @property
     def _last(self) -> int:
