@@ -54,7 +54,16 @@ def test_tracers_start_at_one_code_where_codes_are_not_negative(qann):
     snn = spike(qann, initial_code=2)
     assert [(n.levels.lowest < 0, n.initial_code) for _, n in snn.layers] == [(False, 2), (True, 0)]
     assert snn.initial_code == 2
-    assert [n.initial_code for _, n in spike(qann, initial_code=9).layers] == [3, 0], "the highest code at most"
+    assert [n.initial_code for _, n in spike(qann, initial_code=3).layers] == [3, 0]
+    with pytest.raises(StageError, match="initial_code=4 is above all codes of this network; the highest is 3"):
+        spike(qann, initial_code=4)
+
+
+def test_a_layer_of_fewer_codes_starts_at_its_highest():
+    images = torch.rand(16, 4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    qann = quantize(capture(model, images[:1]), 8, images, layer_levels={"3": 2})
+    assert [n.initial_code for _, n in spike(qann, initial_code=5).layers] == [5, 1]
 
 
 @pytest.mark.parametrize("code", [-1, 0.5, True])

@@ -13,7 +13,7 @@ from spikezip.measure.counts import count
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Reader
 from spikezip.measure.work import Counts
-from spikezip.spike.swap import SpikingNetwork
+from spikezip.spike.swap import SpikingNetwork, expect_snn
 
 #: What an operation may receive; ``streams:k`` is written for every k, ``a x b`` for the two factors of a product.
 MEANING = {
@@ -158,6 +158,7 @@ def audit(
 
     Raises:
         InputError: the images do not fit the network.
+        StageError: it is no SNN.
 
     >>> import spikezip, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -169,6 +170,7 @@ def audit(
     <BLANKLINE>
     Every synaptic operation but those on the analog input receives spikes alone.
     """
+    expect_snn(snn)
     if images is None:
         return Audit(tuple(_row(layer) for layer in layers_of(snn)[0] if _is_audited(layer)))
     return audit_of(snn, count(snn, images, steps, limit=limit))

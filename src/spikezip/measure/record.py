@@ -80,7 +80,7 @@ def measure(
     on_batch: Callable[[int], None] | None = None,
     energy: bool = True,
     energy_images: int = 64,
-    energy_models: Sequence[EnergyModel] | None = None,
+    energy_models: Sequence[EnergyModel | str] | None = None,
     early_exit: Sequence[EarlyExit] = (),
     on_counted: Callable[[int], None] | None = None,
 ) -> Record:
@@ -105,7 +105,7 @@ def measure(
         on_batch: told how many images were done, batch by batch (for a progress bar).
         energy: count operations and memory accesses too, and price them (see docs/energy.md).
         energy_images: how many images that is done on, step by step; the first ones.
-        energy_models: the models to price them with; a few of those that come with spikezip if not given.
+        energy_models: the models to price them with, or names; a few of those that come with spikezip if not given.
         early_exit: rules of early exit; what each would give on these images, found from the same run.
         on_counted: as ``on_batch``, for the images that operations are counted on.
 
@@ -119,7 +119,7 @@ def measure(
     """
     inputs = check_inputs(snn, images)
     count = inputs[0].shape[0]
-    check_numbers(steps=steps, batch=batch, distances=distances)
+    check_numbers(steps=steps, batch=batch, distances=distances, energy_images=energy_images if energy else None)
     if labels is not None:
         shape = tracer_shape(network.spec(network.outputs(snn.graph)[0]))
         if shape.numel() == 1:
@@ -129,9 +129,13 @@ def measure(
         raise InputError(f"early_exit={early_exit!r}: give a sequence of rules, such as [Margin(0.6), Settled()].")
     for rule in early_exit:
         check_exit(rule)
-    if energy_models is None:
-        energy_models = [EnergyModel.named(model) for model in DEFAULT_MODELS]
-    if again := [m.name for i, m in enumerate(energy_models) if m.name in {n.name for n in energy_models[:i]}]:
+    if isinstance(energy_models, str):
+        raise InputError(f"energy_models={energy_models!r}: give a sequence, such as [{energy_models!r}].")
+    models = [
+        model if isinstance(model, EnergyModel) else EnergyModel.named(model)
+        for model in (DEFAULT_MODELS if energy_models is None else energy_models)
+    ]
+    if again := [m.name for i, m in enumerate(models) if m.name in {n.name for n in models[:i]}]:
         raise InputError(f"Two energy models are named {again[0]!r}, so figures would be mixed up. Rename one.")
     if steps is None:
         steps = int(execute(snn, images, engine=engine, batch=batch).settled_at.max())
@@ -157,7 +161,7 @@ def measure(
             "engine": engine.value,
             **tally.result(labels is not None, ann is not None),
             "weights": _weights(snn),
-            "energy": energy_record(counts, energy_models) if counts else None,
+            "energy": energy_record(counts, models) if counts else None,
             "synops": counts.synops.tolist() if counts else None,
             "audit": audit_of(snn, counts).to_json() if counts else None,
             "exactness": exactness(snn) or None,

@@ -74,6 +74,12 @@ def _greatest(x: Tensor) -> float:
 
 def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list[tuple[Tensor, ...]]:
     """Calibration data as a list of tuples of inputs, at most ``limit`` images, each of at most 64, checked."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise CalibrationError(f"limit={limit!r}: give a whole number of images, at least 1.")
+    if not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"Calibration data is {data!r}. Pass a few hundred inputs: a tensor [N, ...] or an iterable of batches."
+        )
     specs = network.info(gm).inputs
     chunks: list[tuple[Tensor, ...]] = []
     count = 0

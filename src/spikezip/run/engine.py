@@ -17,7 +17,7 @@ from spikezip.run.reference import reference
 from spikezip.run.result import Observer, Run, State, join
 from spikezip.run.step import outputs_first, pieces
 from spikezip.run.sweep import sweep
-from spikezip.spike.swap import SpikingNetwork, tracer_shape
+from spikezip.spike.swap import SpikingNetwork, expect_snn, tracer_shape
 
 
 class Engine(enum.Enum):
@@ -131,6 +131,7 @@ def check_counts(**numbers: int) -> None:
 
 def check_inputs(snn: SpikingNetwork, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The inputs as a tuple; InputError unless they fit the network."""
+    expect_snn(snn)
     specs = network.info(snn.graph).inputs
     inputs = tuple(images) if isinstance(images, Sequence) else (images,)
     if len(inputs) != len(specs):

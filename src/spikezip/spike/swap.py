@@ -144,11 +144,12 @@ def spike(
 
     Raises:
         StageError: a quantizer is uncalibrated or has a scale that is not positive; an activation or, in a strict
-            network, an analog operand is left where only spikes may be; or an encoding is none.
+            network, an analog operand is left where only spikes may be; an encoding is none; or an initial code is none
+            of the network's.
     """
     network.expect(qann, Stage.QANN, "spike")
-    for given in (encoding, bias_encoding):
-        if given is not None and not _is_encoding(given):
+    for given in (encoding, *([] if bias_encoding is None else [bias_encoding])):
+        if not _is_encoding(given):
             raise StageError(
                 f"{given!r} is no encoding; give Pulse(), Even(8), Shares(...) or Constant() (parse_encoding() reads "
                 "text), or a value of your own with name, share and t_off."
@@ -156,6 +157,9 @@ def spike(
     check_qann(qann)
     graph = network.fork(qann)
     code = network.note(qann, "initial_code", 0) if initial_code is None else initial_code
+    highest = [q.levels.highest for _, q in network.modules_of(qann, Quantizer) if q.levels.lowest >= 0]
+    if isinstance(code, int) and code > max(highest, default=code):
+        raise StageError(f"initial_code={code} is above all codes of this network; the highest is {max(highest)}.")
     for node, quantizer in list(network.modules_of(graph, Quantizer)):
         neuron = STBIF(quantizer.levels, quantizer.scale, slew, _initial(code, node, quantizer.levels))
         graph.set_submodule(str(node.target), neuron)
@@ -165,6 +169,12 @@ def spike(
     graph.eval().requires_grad_(False)
     learned = network.note(qann, "bias_shares")
     return SpikingNetwork(graph, encoding, bias_encoding or (parse_encoding(learned) if learned else encoding))
+
+
+def expect_snn(given: Any) -> None:
+    """StageError unless it is an SNN."""
+    if not isinstance(given, SpikingNetwork):
+        raise StageError(f"This is no SNN, but a {type(given).__name__}. Call spike() on a QANN, or convert().")
 
 
 def _is_encoding(given: Any) -> bool:
@@ -190,6 +200,8 @@ def _initial(code: Any, node: fx.Node, levels: Levels) -> int | Tensor:
             f"The initial codes of layer {name!r} are {tuple(codes.shape)}, its tracers of one sample {tuple(shape)}. "
             "Call mean_codes() on this very network."
         )
+    if not codes.dim() and float(codes) != int(codes):
+        raise StageError(f"The initial code of layer {name!r} is {float(codes)}: tracers hold whole numbers.")
     return codes if codes.dim() else int(codes)
 
 

@@ -1,0 +1,79 @@
+"""What is no number of images, no encoding, no code or no SNN is refused by the name that the caller gave it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spikezip
+from spikezip.errors import CalibrationError, InputError, StageError
+from spikezip.measure import mean_codes
+
+IMAGES = torch.rand(32, 4, generator=torch.Generator().manual_seed(0))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.fixture(scope="module")
+def snn() -> spikezip.SNN:
+    return spikezip.convert(model(), IMAGES[:1], IMAGES)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True])
+def test_a_limit_is_a_number_of_images(snn, limit):
+    for call in (mean_codes, spikezip.calibrate):
+        with pytest.raises(CalibrationError, match=r"^limit=.*whole number of images"):
+            call(snn.qann, IMAGES, limit=limit)
+
+
+@pytest.mark.parametrize("data", [None, 5])
+def test_calibration_data_is_data(data):
+    with pytest.raises(CalibrationError, match="Pass a few hundred inputs"):
+        spikezip.convert(model(), IMAGES[:1], data)
+
+
+def test_an_encoding_is_given(snn):
+    with pytest.raises(StageError, match="None is no encoding"):
+        spikezip.spike(snn.qann, None)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (8, "initial_code=8 is above all codes of this network; the highest is 7"),
+        (99, "initial_code=99 is above"),
+        ({"1": torch.tensor(1.5)}, "initial code of layer '1' is 1.5"),
+        ({}, "none for layer '1'"),
+    ],
+)
+def test_an_initial_code_is_one_of_the_network(snn, code, words):
+    qann = snn.qann
+    with pytest.raises(StageError, match=words):
+        spikezip.spike(qann, initial_code=code)
+    assert spikezip.spike(qann, initial_code=7).initial_code == 7
+
+
+def test_energy_models_may_be_named(snn):
+    record = spikezip.measure(snn, IMAGES[:4], energy_models=["lemaire-2022"])
+    assert [found["name"] for found in record["energy"]["models"]] == ["lemaire-2022"]
+    with pytest.raises(InputError, match="There is no energy model 'lemaire'"):
+        spikezip.measure(snn, IMAGES[:4], energy_models=["lemaire"])
+    with pytest.raises(InputError, match=r"give a sequence, such as \['lemaire-2022'\]"):
+        spikezip.measure(snn, IMAGES[:4], energy_models="lemaire-2022")
+    with pytest.raises(StageError, match="energy_images=0"):
+        spikezip.measure(snn, IMAGES[:4], energy_images=0)
+
+
+def test_a_qann_is_no_snn(snn):
+    def calls(given: object, images: Tensor):
+        yield lambda: spikezip.audit(given)  # pyright: ignore[reportArgumentType]
+        yield lambda: spikezip.verify(given, images)  # pyright: ignore[reportArgumentType]
+        yield lambda: spikezip.measure(given, images)  # pyright: ignore[reportArgumentType]
+
+    for call in calls(snn.qann, IMAGES):
+        with pytest.raises(StageError, match=r"no SNN, but a GraphModule. Call spike\(\)"):
+            call()
