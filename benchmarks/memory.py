@@ -23,7 +23,6 @@ from cpu import NETWORKS
 from spikezip import bench
 from spikezip.bench.contenders import CONTENDERS
 from spikezip.bench.memory import peak_mib, resident_mib
-from spikezip.bench.speed import processor
 from spikezip.bench.timing import ann_peak
 from spikezip.measure.provenance import provenance
 
@@ -60,7 +59,7 @@ def main() -> None:
             row[pages] = json.loads(told)
         print(row, flush=True)
         rows.append(row)
-    whole = {"experiment": "speed-memory", **provenance(0), "processor": processor(), "rows": rows}
+    whole = {"experiment": "speed-memory", **provenance(0), "rows": rows}
     chosen.out.write_text(json.dumps(whole, indent=1) + "\n")
 
 

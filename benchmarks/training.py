@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from spikezip import Even, Levels, Morph, capture, morph, quantize
 from spikezip.bench.memory import peak_mib
-from spikezip.bench.speed import processor
-from spikezip.measure.provenance import provenance
+from spikezip.measure.provenance import processor, provenance
 from spikezip.models import resolve
 from spikezip.train import Folded, InTurn, Rescaled, ensemble, unroll
 

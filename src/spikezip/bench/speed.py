@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,7 +143,6 @@ def benchmark(
         "model": name,
         "weight_bits": weight_bits,
         "threads": effort.threads,
-        "processor": processor(),
         "settings": settings,
     }
 
@@ -158,13 +155,3 @@ def _check(engine: str) -> None:
         raise InputError(
             f"{engine!r} needs the package {contender.package}: pip install 'spikezip[bench]', or leave it out."
         )
-
-
-def processor() -> str:
-    """What the processor calls itself, and which of its instructions torch uses."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -20,6 +20,16 @@ def versions() -> dict[str, str]:
     return {"spikezip": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
+def processor() -> str:
+    """What the processor calls itself, and which of its instructions torch uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def commit() -> str | None:
     """The commit of the checkout this package runs from; None for an installed package. ``+`` marks local changes."""
     here = Path(__file__).resolve().parents[3]
@@ -44,7 +54,7 @@ def commit() -> str | None:
 
 
 def provenance(seed: int | None) -> dict[str, Any]:
-    """Time, command line, seed, versions and commit, as a record keeps them."""
+    """Time, command line, seed, versions, commit and processor, as a record keeps them."""
     program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
     called = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     return {
@@ -53,6 +63,7 @@ def provenance(seed: int | None) -> dict[str, Any]:
         "seed": seed,
         "versions": versions(),
         "commit": commit(),
+        "processor": processor(),
     }
 
 

@@ -261,6 +261,7 @@ class Record(_Part):
     seed: int | None = None
     versions: dict[str, str] = {}
     commit: str | None = None
+    processor: str | None = None
     data: Data | None = None
     network: Network = Network()
     encoding: Encoding | None = None

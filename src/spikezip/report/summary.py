@@ -248,6 +248,7 @@ def provenance(record: Record) -> list[tuple[str, str]]:
         ("seed", None if record.seed is None else str(record.seed)),
         ("commit", record.commit),
         ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),
+        ("processor", record.processor),
         ("created", record.created),
         (
             "data",

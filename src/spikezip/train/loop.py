@@ -555,7 +555,7 @@ def _check_given(data: Data, plan: Plan) -> None:
     if not (hasattr(data, "count") and hasattr(data, "batches")):
         raise InputError(
             f"The data is a {type(data).__name__}, which has no batches of its own to be asked for. Give "
-            "TensorBatches(images, labels), what spikezip.data.open_data() returns, or an object with count() and "
+            "TensorBatches(images, labels), what open_data() of spikezip.data returns, or an object with count() and "
             "batches() (see spikezip.train.Data)."
         )
     if torch.is_inference_mode_enabled():
