@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 import spikezip
 from spikezip.cli import bench, convert, demo, inspect, report, run, screen, train, verify
-from spikezip.errors import CaptureError, SpikezipError, StageError
+from spikezip.errors import SpikezipError
 
 EXIT_MENDABLE = 2
 EXIT_STOPPED = 130
@@ -52,7 +52,7 @@ class _Verbs(TyperGroup):
                 traceback.print_exception(problem)
             else:
                 screen.error(str(problem))
-            refused = ctx.invoked_subcommand == "inspect" and isinstance(problem, CaptureError | StageError)
+            refused = isinstance(problem, inspect.Refused)
             raise typer.Exit(inspect.EXIT_REFUSED if refused else EXIT_MENDABLE) from problem
         except KeyboardInterrupt as problem:
             screen.note("Stopped.")

@@ -9,12 +9,17 @@ import typer
 from rich.table import Table
 
 from spikezip.cli import options, screen
+from spikezip.errors import CaptureError, SpikezipError, StageError
 from spikezip.report.tables import counted
 
 if TYPE_CHECKING:
     from spikezip.cli.survey import Survey
 
 EXIT_REFUSED = 1
+
+
+class Refused(SpikezipError):
+    """The network cannot be converted as it is."""
 
 
 def command(
@@ -46,7 +51,10 @@ def command(
         source = resolve(
             model, weights=weights, example_shape=options.read_shape(shape), num_classes=classes, root=data_root
         )
-        found = survey(model, source.module, source.example, choice, count)
+        try:
+            found = survey(model, source.module, source.example, choice, count)
+        except (CaptureError, StageError) as refusal:
+            raise Refused(str(refusal)) from refusal
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:
