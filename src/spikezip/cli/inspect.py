@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXIT_REFUSED = 1
 
 
-class Refused(SpikezipError):
+class RefusedError(SpikezipError):
     """The network cannot be converted as it is."""
 
 
@@ -54,7 +54,7 @@ def command(
         try:
             found = survey(model, source.module, source.example, choice, count)
         except (CaptureError, StageError) as refusal:
-            raise Refused(str(refusal)) from refusal
+            raise RefusedError(str(refusal)) from refusal
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:
