@@ -58,7 +58,8 @@ class Cells:
     def keep(self, variant: str, lines: dict[str, Any], seed: int, row: dict[str, Any]) -> None:
         """Put a row into the file."""
         about = {**provenance(None), "seed": f"0 to {seed}" if seed else "0"}
-        self.rows.append({"variant": variant, "seed": seed, "lines": lines, "commit": about["commit"], **row})
+        where = {key: about[key] for key in ("commit", "processor")}
+        self.rows.append({"variant": variant, "seed": seed, "lines": lines, **where, **row})
         whole = {**self.facts, **about, "settings": self.settings, "variants": summary(self.rows), "rows": self.rows}
         self.path.write_text(json.dumps(whole, indent=1) + "\n")
         accuracy = " ".join(f"{100 * row[f't{t}']:.2f}" for t in STEPS)

@@ -191,6 +191,7 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
         "spikes_per_image": sum(sum(layer["spikes"]) for layer in record["layers"]),
         "created": record["created"],
         "commit": record["commit"],
+        "processor": record["processor"],
     }
 
 

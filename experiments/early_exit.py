@@ -63,7 +63,9 @@ def main() -> None:
         snn = make()
         runs = {split: kept(name, snn, data, split, options.limit, options.again) for split in ("val", "test")}
         about = provenance(SEED)
-        networks[name] = one(name, snn, runs, data, options.timed) | {"commit": about["commit"]}
+        networks[name] = one(name, snn, runs, data, options.timed) | {
+            key: about[key] for key in ("commit", "processor")
+        }
         document = {"experiment": "early-exit", **about, "networks": list(networks.values())}
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     draw(list(networks.values()), options.out.with_suffix(".svg"))
