@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from spikezip.train.plan import Plan
+from spikezip.train.recipe import Recipe
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = [
     "quickstart.md",
@@ -46,3 +49,10 @@ def test_the_readme_shows_the_figures_of_the_results():
     place.loader.exec_module(generate)
     text = (DOCS.parent / "README.md").read_text()
     assert generate.readme(text) == text, "run: python docs/generate.py"
+
+
+def test_every_key_of_a_recipe_is_in_the_reference():
+    modules = re.findall(r"^\.\. automodule:: (spikezip\.train\.\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert {"spikezip.train.recipe", "spikezip.train.plan", "spikezip.train.loss"} <= set(modules)
+    told = f"{Recipe.__doc__}{Plan.__doc__}"
+    assert not [key for key in Recipe.model_fields if not re.search(rf"^ +{key}: ", told, re.MULTILINE)]
