@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spikezip.measure.work import OPERATIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -18,6 +20,9 @@ def write_pages(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text(command_line())
     (folder / "fronts.md").write_text(fronts())
+    (folder / "operations.md").write_text(
+        table(["name", "what is counted"], [[f"`{k}`", v] for k, v in OPERATIONS.items()])
+    )
     for name, make in TABLES.items():
         path = RESULTS / f"{MADE_FROM.get(name, name)}.json"
         text = make(json.loads(path.read_text())) if path.exists() else f"*{path.name} has not been made yet.*\n"

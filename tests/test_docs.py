@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 import re
 from pathlib import Path
 
 import pytest
 
+import spikezip
 from spikezip.train.plan import Plan
 from spikezip.train.recipe import Recipe
 
@@ -49,6 +51,13 @@ def test_the_readme_shows_the_figures_of_the_results():
     place.loader.exec_module(generate)
     text = (DOCS.parent / "README.md").read_text()
     assert generate.readme(text) == text, "run: python docs/generate.py"
+
+
+def test_a_dotted_name_on_a_page_is_there_once_spikezip_is_imported():
+    # Functions of the top level hide the packages of their name: spikezip.morph.RULES is an attribute of a function.
+    for page in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+        for name in re.findall(r"`(spikezip(?:\.[A-Za-z_]\w*)+)(?:\(.*?\))?`", page.read_text()):
+            assert operator.attrgetter(name.partition(".")[2])(spikezip), f"{page.name}: {name}"
 
 
 def test_every_key_of_a_recipe_is_in_the_reference():
