@@ -76,7 +76,13 @@ def test_without_a_neuron_it_says_what_convert_says(spikezip, model_file):
     assert refusal in other.stderr
 
 
-def test_what_cannot_be_captured_is_an_error(spikezip, model_file):
+def test_a_shape_that_the_model_does_not_take_is_an_error_of_the_command(spikezip, model_file):
+    done = spikezip("inspect", f"{model_file}:build", "--shape", "1,9,10")
+    assert done.exit_code == 2
+    assert "does not take the example" in done.stderr
+
+
+def test_what_cannot_be_captured_is_refused(spikezip, model_file):
     done = spikezip("inspect", f"{model_file}:batch_statistics", "--shape", "1,8,8")
     assert done.exit_code == 1
     assert "'norm'" in done.stderr

@@ -14,6 +14,7 @@ from spikezip.report.tables import counted
 
 if TYPE_CHECKING:
     from spikezip.cli.survey import Survey
+    from spikezip.models import ModelSource
 
 EXIT_REFUSED = 1
 
@@ -54,6 +55,8 @@ def command(
         try:
             found = survey(model, source.module, source.example, choice, count)
         except (CaptureError, StageError) as refusal:
+            if not _takes(source):
+                raise
             raise RefusedError(str(refusal)) from refusal
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
@@ -61,6 +64,19 @@ def command(
         _show(found)
     if found.refused:
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _takes(source: ModelSource) -> bool:
+    """Whether the model itself answers on its example; if not, another shape is to be given."""
+    import torch
+
+    example = source.example if isinstance(source.example, tuple) else (source.example,)
+    try:
+        with torch.no_grad():
+            source.module(*example)
+    except Exception:  # each model raises what it likes
+        return False
+    return True
 
 
 def _show(found: Survey) -> None:
