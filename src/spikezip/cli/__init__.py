@@ -52,8 +52,7 @@ class _Verbs(TyperGroup):
                 traceback.print_exception(problem)
             else:
                 screen.error(str(problem))
-            refused = isinstance(problem, inspect.RefusedError)
-            raise typer.Exit(inspect.EXIT_REFUSED if refused else EXIT_MENDABLE) from problem
+            raise typer.Exit(EXIT_MENDABLE) from problem
         except KeyboardInterrupt as problem:
             screen.note("Stopped.")
             raise typer.Exit(EXIT_STOPPED) from problem

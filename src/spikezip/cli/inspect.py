@@ -9,18 +9,12 @@ import typer
 from rich.table import Table
 
 from spikezip.cli import options, screen
-from spikezip.errors import CaptureError, SpikezipError, StageError
 from spikezip.report.tables import counted
 
 if TYPE_CHECKING:
     from spikezip.cli.survey import Survey
-    from spikezip.models import ModelSource
 
 EXIT_REFUSED = 1
-
-
-class RefusedError(SpikezipError):
-    """The network cannot be converted as it is."""
 
 
 def command(
@@ -52,31 +46,13 @@ def command(
         source = resolve(
             model, weights=weights, example_shape=options.read_shape(shape), num_classes=classes, root=data_root
         )
-        try:
-            found = survey(model, source.module, source.example, choice, count)
-        except (CaptureError, StageError) as refusal:
-            if not _takes(source):
-                raise
-            raise RefusedError(str(refusal)) from refusal
+        found = survey(model, source.module, source.example, choice, count)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:
         _show(found)
     if found.refused:
         raise typer.Exit(EXIT_REFUSED)
-
-
-def _takes(source: ModelSource) -> bool:
-    """Whether the model itself answers on its example; if not, another shape is to be given."""
-    import torch
-
-    example = source.example if isinstance(source.example, tuple) else (source.example,)
-    try:
-        with torch.no_grad():
-            source.module(*example)
-    except Exception:  # each model raises what it likes
-        return False
-    return True
 
 
 def _show(found: Survey) -> None:
@@ -101,7 +77,8 @@ def _show(found: Survey) -> None:
             ", ".join(place.kinds),
             "\n".join(becomes) or "kept",
         )
-    screen.stdout.print(table)
+    if found.places:  # otherwise nothing could be captured
+        screen.stdout.print(table)
     for rule in found.rules:
         kept = "keeps the function" if rule.keeps else "changes the function: fine-tune afterwards"
         screen.say(f"[bold]{rule.name}[/] ({rule.count}): {rule.why} ({rule.source}; {kept}).")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from spikezip.errors import SpikezipError
+from spikezip.errors import CaptureError, SpikezipError, StageError
 from spikezip.graph import network, ops
 from spikezip.graph.capture import capture
 from spikezip.levels import Levels
@@ -98,10 +100,15 @@ def survey(
         levels: how many levels the neurons would have.
 
     Raises:
-        CaptureError: the model cannot be captured at all. What is refused later is listed, not raised.
+        CaptureError: the model does not take the example. What is refused of the model itself is listed, not raised.
     """
-    gm = capture(module, example)
     parameters = sum(p.numel() for p in module.parameters())
+    try:
+        gm = capture(module, example)
+    except (CaptureError, StageError) as reason:
+        if not _takes(module, example):
+            raise
+        return Survey(name, parameters, (), (), 0, 0, (str(reason),))
     places = _captured(gm)
     refused: list[str] = []
     rules: list[Applied] = []
@@ -122,6 +129,16 @@ def survey(
         _blame(str(reason), places)
     total = sum(network.spec(node).numel for node, _ in neurons)
     return Survey(name, parameters, tuple(places.values()), tuple(rules), len(neurons), total, tuple(refused))
+
+
+@torch.no_grad()
+def _takes(module: nn.Module, example: Tensor | tuple[Tensor, ...]) -> bool:
+    """Whether the model itself, without capture, answers on the example."""
+    try:
+        copy.deepcopy(module).eval()(*(example if isinstance(example, tuple) else (example,)))
+    except Exception:
+        return False
+    return True
 
 
 def _captured(gm: fx.GraphModule) -> dict[str, Place]:
