@@ -80,6 +80,8 @@ def _low_enough(node: fx.Node, values: Tensor) -> Tensor:
         return values
     while ops.kind(node) in (Kind.SUM, Kind.SHAPE) and len(node.users) == 1:
         node = next(iter(node.users))
+        if network.op_name(node) in ("permute", "transpose", "movedim", "t"):  # the softmax is along another dimension
+            return values
     if network.op_name(node) not in ("softmax", "_softmax"):
         return values
     dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
