@@ -67,7 +67,7 @@ def command(
 
     import spikezip
     from spikezip.cli.accuracy import tell
-    from spikezip.cli.sources import open_both, remember, told_normalisation
+    from spikezip.cli.sources import open_both, remember, starts_random, told_normalisation
     from spikezip.measure import mean_codes
     from spikezip.spike import parse_encoding
 
@@ -89,7 +89,7 @@ def command(
                 std=scale,
             )
             real = images.calibration(min(calibration, images.count("train")), seed)
-        if weights is None and model.partition(":")[0] in ("spikezip", "timm", "torchvision"):
+        if starts_random(model, weights):
             screen.note(f"{model} has random weights: give --weights to convert a trained network.")
         with screen.working(f"converting {model}"):
             ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)

@@ -79,6 +79,11 @@ def open_both(
     return source, images
 
 
+def starts_random(model: str, weights: object) -> bool:
+    """Whether a model is a library's, without weights; a user's own may bring them."""
+    return weights is None and model.partition(":")[0] in ("spikezip", "timm", "torchvision")
+
+
 def _says(source: ModelSource, channels: int) -> bool:
     """Whether the model's library says how images of so many channels are normalised."""
     return source.mean is not None and source.std is not None and len(source.mean) == channels

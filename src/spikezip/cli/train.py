@@ -62,7 +62,7 @@ def command(
     """
     import torch
 
-    from spikezip.cli.sources import open_both, told_normalisation
+    from spikezip.cli.sources import open_both, starts_random, told_normalisation
     from spikezip.train import train
     from spikezip.train.recipe import Stage, read_recipe
 
@@ -70,7 +70,7 @@ def command(
     target = out or (Path(plan.out).expanduser() if plan.out is not None else None)
     if target is None:
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
-    if plan.needs_teacher and _starts_random(plan):
+    if plan.needs_teacher and starts_random(plan.model, plan.weights):
         raise RecipeError(
             f"The loss learns from {plan.model} as it is at the start, which is random. Give its trained 'weights:', "
             "or remove loss.distil and sub_labels: teacher."
@@ -141,11 +141,6 @@ def _telling(folder: Path, saved: Callable[[], bool]) -> Iterator[None]:
         raise
 
 
-def _starts_random(recipe: Recipe) -> bool:
-    """Whether the model is a library's without weights; a user's own may bring them."""
-    return recipe.weights is None and recipe.model.partition(":")[0] in ("spikezip", "timm", "torchvision")
-
-
 def _check_outputs(source: ModelSource, images: ImageData) -> None:
     """Refuse fewer outputs than classes before training: on a GPU the loss would crash, and not say why."""
     from spikezip.cli.accuracy import answers, too_few
@@ -162,14 +157,14 @@ def _check_outputs(source: ModelSource, images: ImageData) -> None:
 def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[nn.Module, nn.Module]:
     """The morphed ANN, and the QANN made of it."""
     import spikezip
-    from spikezip.cli.sources import remember
+    from spikezip.cli.sources import remember, starts_random
     from spikezip.graph.network import remark
     from spikezip.models.weights import load_weights
     from spikezip.morph import Morph
     from spikezip.train.checkpoint import shares_in
 
     choice = Morph(**dict(recipe.morph))
-    if _starts_random(recipe):
+    if starts_random(recipe.model, recipe.weights):
         screen.note(f"{recipe.model} starts from random weights: give 'weights:' to fine-tune a trained network.")
     with screen.working("capturing and calibrating"):
         ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)

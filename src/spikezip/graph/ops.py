@@ -180,6 +180,11 @@ def left_weight_of(node: fx.Node) -> fx.Node | None:
     return left if isinstance(left, fx.Node) and left.op == "get_attr" else None
 
 
+def factor_of(node: fx.Node) -> fx.Node | None:
+    """The stored factor of a synaptic operation, on whichever side of a product; None for a product of two signals."""
+    return weight_of(node) or left_weight_of(node)
+
+
 def out_channel_dim(node: fx.Node) -> int:
     """The dimension of the weight that runs over output channels (within a group, for transposed convolutions)."""
     name = _name(node.target)

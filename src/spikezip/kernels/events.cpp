@@ -19,7 +19,7 @@
 
 namespace {
 
-// BITS, of all templates: 2^BITS output channels at a time, whose weights of one change fill two registers, one, or half of one.
+// BITS, of all templates: 2^BITS output channels at a time, whose weights of one change fill 512 bits, 256 or 128.
 constexpr int MOST = 256;          // levels that 16 bits can add up: 256 * 127 < 2^15
 constexpr int64_t HELD = 1 << 19;  // changes that are listed before they are used
 constexpr int64_t FAST = 1 << 15;  // bytes of weights that stay in the fastest cache

@@ -182,7 +182,7 @@ def _multiplies(layer: Layer, bits: int) -> None:
     _both(layer, **{name: dense, "activation_read": read, "address_add": float(received + layer.size)})
     if layer.bias:
         _both(layer, add=float(layer.bias), bias_read=float(layer.bias))
-    weight = network.constant(ops.weight_of(layer.node) or ops.left_weight_of(layer.node)) if stored else None
+    weight = network.constant(ops.factor_of(layer.node)) if stored else None
     if stored:
         # A weight that is computed from stored tensors counts as stored.
         values = weight.numel() if weight is not None else int(dense / max(received, 1))

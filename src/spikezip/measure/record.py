@@ -350,7 +350,7 @@ def _weights(snn: SpikingNetwork) -> list[dict[str, Any]]:
     for node in snn.graph.graph.nodes:
         if node.op != "call_function" or not ops.is_signal(node) or ops.kind(node) is not Kind.SYNAPTIC:
             continue
-        weight = network.constant(ops.weight_of(node) or ops.left_weight_of(node))
+        weight = network.constant(ops.factor_of(node))
         if weight is None:
             continue
         values = weight.detach().float().flatten()

@@ -35,8 +35,6 @@ from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision, check_spl
 from spikezip.train.speq import SPEQ
 from spikezip.train.trajectory import Penalty, Trajectory
 
-_GREATEST = 2**24  #: code that a bundle takes
-
 Count = Annotated[int, Field(ge=1, le=GREATEST_COUNT)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -69,8 +67,8 @@ class _Part(BaseModel):
 class LevelsPart(_Part):
     """Exact levels: ``{lowest: 0, highest: 7}``."""
 
-    lowest: Annotated[int, Field(ge=-_GREATEST, le=0)]
-    highest: Annotated[int, Field(ge=0, le=_GREATEST)]
+    lowest: Annotated[int, Field(ge=-GREATEST_CODE, le=0)]
+    highest: Annotated[int, Field(ge=0, le=GREATEST_CODE)]
 
 
 def _kind_of_levels(value: Any) -> str:
@@ -79,7 +77,7 @@ def _kind_of_levels(value: Any) -> str:
 
 # Told apart by form, so that an error speaks of the form that was meant.
 LevelsField = Annotated[
-    Annotated[int, Field(ge=2, le=_GREATEST + 1), Tag("Count")] | Annotated[LevelsPart, Tag("Range")],
+    Annotated[int, Field(ge=2, le=GREATEST_CODE + 1), Tag("Count")] | Annotated[LevelsPart, Tag("Range")],
     Discriminator(_kind_of_levels),
 ]
 
