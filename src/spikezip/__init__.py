@@ -10,6 +10,8 @@ True
 'SETTLED'
 """
 
+import spikezip.interrupt  # before torch
+
 # Packages first: some verbs share the name of the package they live in, and are to win here.
 import spikezip.measure
 import spikezip.morph

@@ -38,6 +38,23 @@ def test_ctrl_c_is_told_and_ends_with_130(spikezip, monkeypatch):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [(["-m", "spikezip"], 130), (["spikezip"], 130), (["mine.py", "spikezip"], -signal.SIGINT)]
+)
+def test_ctrl_c_while_torch_is_imported_is_told_too(words, code, tmp_path):
+    """It printed where in torch that was. A program of one's own keeps its KeyboardInterrupt."""
+    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    for script in ("spikezip", "mine.py"):
+        (tmp_path / script).write_text("from spikezip.cli import main\nmain()")
+    command = [sys.executable, *words, "--version"]
+    source = str(Path(cli.__file__).parents[2])
+    path = os.pathsep.join([str(tmp_path), source])
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr == "Stopped.\n" if code == 130 else "KeyboardInterrupt" in done.stderr
+
+
 def test_a_training_that_is_stopped_says_how_to_go_on(spikezip, monkeypatch, tmp_path):
     def stop(event: object) -> None:  # before the checkpoint of that epoch
         if isinstance(event, EpochDone) and event.epoch == stopped_at:

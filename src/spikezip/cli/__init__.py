@@ -24,9 +24,9 @@ from typer.core import TyperGroup
 import spikezip
 from spikezip.cli import bench, convert, demo, inspect, report, run, screen, train, verify
 from spikezip.errors import SpikezipError
+from spikezip.interrupt import EXIT_STOPPED, hand_over
 
 EXIT_MENDABLE = 2
-EXIT_STOPPED = 130
 EXIT_TERMINATED = 143
 
 
@@ -122,6 +122,7 @@ for _verb in (demo, inspect, convert, train, run, verify, report, bench):
 
 def main() -> None:
     """Entry point of ``spikezip`` and ``python -m spikezip``."""
+    hand_over()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale without, say, an ellipsis is no reason to end
