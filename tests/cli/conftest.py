@@ -93,6 +93,17 @@ def no_neuron():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.zeros(2, 1, 8, 8)
 
 
+def unlike():
+    class Unlike(Mine):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.001] * 9 + [2e38]))
+
+        def forward(self, x):
+            return torch.tanh(super().forward(x) + self.mask)
+    return Unlike()
+
+
 def batch_last():
     class Turned(Mine):
         def forward(self, x):

@@ -78,6 +78,19 @@ def test_without_a_neuron_it_says_what_convert_says(spikezip, model_file):
     assert refusal in other.stderr
 
 
+def test_what_no_integer_network_holds_is_refused_beside_its_place(spikezip, model_file):
+    """convert alone told it, and inspect said that the network can be converted."""
+    words = ("inspect", f"{model_file}:unlike", "--shape", "1,8,8", "--json")
+    done = spikezip(*words)
+    assert done.exit_code == 1
+    (refusal,) = json.loads(done.stdout)["refused"]
+    assert "(add) has a constant whose values, up to 2e+38, are too unlike" in refusal
+    assert [name for name, place in places(done).items() if place["refused"]] == [refusal.split("'")[1]]
+    other = spikezip("convert", f"{model_file}:unlike", "--data", "digits", "--out", "x.spikezip")
+    assert refusal in other.stderr
+    assert spikezip(*words, "--weight-bits", "none").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [

@@ -23,6 +23,7 @@ def command(
     shape: options.ShapeOption = None,
     classes: options.ClassesOption = None,
     levels: options.LevelsOption = "8",
+    weight_bits: options.WeightBitsOption = "8",
     residual: options.ResidualOption = options.ResidualName.vanilla,
     pool: options.PoolOption = options.PoolName.keep,
     data_root: options.DataRootOption = None,
@@ -30,7 +31,8 @@ def command(
 ) -> None:
     """Show what is captured of MODEL, what each rule does to it, and what is refused and why.
 
-    Nothing is trained, calibrated or written. Ends with 1 if the network cannot be converted as it is.
+    Nothing is trained, calibrated or written; weights too small for the thresholds that data gives are refused by
+    convert alone. Ends with 1 if the network cannot be converted as it is.
 
     [bold]Examples[/]
       spikezip inspect spikezip:resnet20
@@ -41,12 +43,12 @@ def command(
     from spikezip.models import resolve
 
     choice = options.morph_choice(residual, pool)
-    count = options.read_levels(levels)
+    count, bits = options.read_levels(levels), options.read_weight_bits(weight_bits)
     with screen.working(f"capturing {model}"):
         source = resolve(
             model, weights=weights, example_shape=options.read_shape(shape), num_classes=classes, root=data_root
         )
-        found = survey(model, source.module, source.example, choice, count)
+        found = survey(model, source.module, source.example, choice, count, bits)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:

@@ -18,6 +18,7 @@ from spikezip.graph.capture import capture
 from spikezip.levels import Levels
 from spikezip.morph import RULES, Morph, Rule
 from spikezip.quantize import Quantizer, quantize
+from spikezip.quantize.integer import check_integer
 from spikezip.spike.swap import check_qann
 
 
@@ -88,7 +89,12 @@ class Survey:
 
 
 def survey(
-    name: str, module: nn.Module, example: Tensor | tuple[Tensor, ...], choice: Morph, levels: int | Levels
+    name: str,
+    module: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    choice: Morph,
+    levels: int | Levels,
+    weight_bits: int | None,
 ) -> Survey:
     """Capture a model and try every rule and the quantizers on it.
 
@@ -98,6 +104,7 @@ def survey(
         example: an input ``[B, ...]``, or several.
         choice: which morphing rules are asked for.
         levels: how many levels the neurons would have.
+        weight_bits: bits of the integer weights it would have; None for floats.
 
     Raises:
         CaptureError: the model does not take the example. What is refused of the model itself is listed, not raised.
@@ -124,6 +131,8 @@ def survey(
             place.neurons.append((network.origin(node), quantizer.levels.lowest, quantizer.levels.highest))
         if not neurons:  # where there are some, their scales are not calibrated yet
             check_qann(qann)
+        elif weight_bits:
+            check_integer(qann, weight_bits)
     except SpikezipError as reason:
         refused.append(str(reason))
         _blame(str(reason), places)

@@ -22,6 +22,7 @@ from spikezip.quantize.quantizer import Quantizer, check_scales
 from spikezip.quantize.units import Units
 
 _DETAIL_BITS = 6  #: with sign, of how much the channel of the input varies that varies least
+_ANY = 0.7  #: stands for a threshold; no value in units of it is in unit 1
 
 __all__ = ["Exactness", "to_integer"]
 
@@ -65,6 +66,18 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
     exactness = choose_arithmetic(new, _reaches(new, units))
     network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds, ranges={})
     return new
+
+
+def check_integer(qann: fx.GraphModule, weight_bits: int = 8) -> None:
+    """Raise what :func:`to_integer` refuses whatever the thresholds are, so of a QANN that need not be calibrated.
+
+    Weights that would all become 0 are not found: that depends on the thresholds.
+    """
+    trial = network.fork(qann).eval().requires_grad_(False)
+    for _, quantizer in network.modules_of(trial, Quantizer):
+        quantizer.scale.data.fill_(_ANY)
+    spell_averages(trial)
+    Units(trial, weight_bits, calibrated=False).run()
 
 
 def divided_out(gm: fx.GraphModule) -> dict[str, float]:

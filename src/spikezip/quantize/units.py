@@ -123,10 +123,11 @@ class Units:
     Args:
         gm: a calibrated QANN without averages (see :func:`~spikezip.quantize.averages.spell_averages`).
         bits: of the weights.
+        calibrated: whether the thresholds are those it will have; if not, only what holds for any is refused.
     """
 
-    def __init__(self, gm: fx.GraphModule, bits: int):
-        self.gm, self.bits = gm, bits
+    def __init__(self, gm: fx.GraphModule, bits: int, *, calibrated: bool = True):
+        self.gm, self.bits, self.calibrated = gm, bits, calibrated
         self.wanted: dict[fx.Node, float | None] = {}
         self.unit: dict[fx.Node, float] = {}
         self.ratios: dict[fx.Node, int] = {}  # how many conversions a value went through since its neurons
@@ -205,7 +206,8 @@ class Units:
             bits = max(bits, math.floor(math.log2(top)) + _THRESHOLD_BITS)
         elif (node in self.last and self._is_entrywise(node)) or unlike(values, bits):
             values, bits = snap(values, _CONSTANT_BITS), _WIDEST
-        if bits >= _WIDEST and unlike(values, _WIDEST):
+        plain = unit == 1.0 and all(self.unit.get(n, 1.0) == 1.0 for n in node.all_input_nodes)
+        if bits >= _WIDEST and unlike(values, _WIDEST) and (plain or self.calibrated):
             raise StageError(
                 f"{network.describe(node)} has a constant whose values, up to {top:.3g}, are too unlike for whole "
                 "numbers of one step: the small ones would become 0. Mask with -inf, or numbers such as -1e4, or keep "
@@ -401,7 +403,7 @@ class Units:
         if not bool(whole.any()) and bool(weight.any()):
             # A layer that hardly moves its neurons may be none; where no neuron says how little that is, it may not.
             farthest = float(scaled.abs().flatten(1).sum(1).max()) * 2.0 ** self.digits.get(stream, math.inf)
-            if unit == 1.0 or farthest >= _COARSEST_BIAS:
+            if self.calibrated and (unit == 1.0 or farthest >= _COARSEST_BIAS):
                 raise StageError(
                     f"to_integer() would round all weights of {network.describe(node)} to 0: they are at most "
                     f"{float(weight.abs().max()):.1g}. Normalise what the layer reads, or keep floats "
