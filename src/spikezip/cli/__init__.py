@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import spikezip
 from spikezip.cli import bench, convert, demo, inspect, report, run, screen, train, verify
+from spikezip.cli.narrow import NarrowCommand, NarrowGroup
 from spikezip.errors import SpikezipError
 from spikezip.interrupt import EXIT_STOPPED, hand_over
 
@@ -30,7 +30,7 @@ EXIT_MENDABLE = 2
 EXIT_TERMINATED = 143
 
 
-class _Verbs(TyperGroup):
+class _Verbs(NarrowGroup):
     """The group of verbs: turns errors that the user can mend into messages."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -117,7 +117,7 @@ def _help(verb: Any) -> str:
 
 
 for _verb in (demo, inspect, convert, train, run, verify, report, bench):
-    app.command(name=_verb.__name__.rpartition(".")[2], help=_help(_verb))(_verb.command)
+    app.command(name=_verb.__name__.rpartition(".")[2], cls=NarrowCommand, help=_help(_verb))(_verb.command)
 
 
 def main() -> None:

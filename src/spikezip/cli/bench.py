@@ -148,7 +148,7 @@ def _show(setting: dict[str, Any]) -> None:
         peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         spread = [f"{row[name]:.2f}" for name in ("ann_forwards", "least", "most")]
         table.add_row(row["engine"], str(row["steps"]), *spread, f"{row['seconds']:.3f}", peak)
-    screen.stdout.print(table)
+    screen.tabulate(table)
 
 
 def _draw(record: dict[str, Any], folder: Path) -> None:

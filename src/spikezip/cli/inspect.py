@@ -63,11 +63,11 @@ def _show(found: Survey) -> None:
         title_justify="left",
         title_style="bold",
     )
-    table.add_column("name", overflow="fold")
-    table.add_column("operations", overflow="fold")
+    table.add_column("name")
+    table.add_column("operations")
     table.add_column("output")
     table.add_column("to spikes it is", style="dim")
-    table.add_column("what becomes of it", overflow="fold")
+    table.add_column("what becomes of it")
     for place in found.places:
         becomes = [f"{change.rule}: {change.text}" for change in place.changes]
         becomes += [f"[green]neuron[/] {name}, codes {low}..{high}" for name, low, high in place.neurons]
@@ -80,7 +80,7 @@ def _show(found: Survey) -> None:
             "\n".join(becomes) or "kept",
         )
     if found.places:  # otherwise nothing could be captured
-        screen.stdout.print(table)
+        screen.tabulate(table)
     for rule in found.rules:
         kept = "keeps the function" if rule.keeps else "changes the function: fine-tune afterwards"
         screen.say(f"[bold]{rule.name}[/] ({rule.count}): {rule.why} ({rule.source}; {kept}).")

@@ -172,7 +172,7 @@ def show_energy(record: dict[str, Any]) -> None:
     for model in energy["models"]:
         snn, qann = model["snn_pj"][-1], model["qann_pj"]
         table.add_row(model["name"], shown(snn), shown(qann), plain(snn / qann if qann else None))
-    screen.stdout.print(table)
+    screen.tabulate(table)
     said = f"{record['synops'][-1]:,.0f} synaptic operations an image."
     first = energy["models"][0]
     if first["qann_pj"]:
@@ -226,7 +226,7 @@ def show(record: dict[str, Any]) -> None:
     for step, row in enumerate(rows, 1):
         t = str(step) if step < len(rows) or step == steps else f"{step} to {steps}"
         table.add_row(t, *(screen.percent(cell) for cell in row))
-    screen.stdout.print(table)
+    screen.tabulate(table)
     screen.say(f"QANN {screen.percent(accuracy.get('qann'))}, ANN {screen.percent(accuracy.get('ann'))}")
     for entry in record.get("early_exit") or ():
         rule = entry["rule"] if entry["threshold"] is None else f"{entry['rule']}:{entry['threshold']:.4g}"

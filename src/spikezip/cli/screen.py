@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from spikezip.report.tables import percent as shown
@@ -55,6 +56,24 @@ def discard() -> None:
 def say(text: str) -> None:
     """Print a line of results; ``[bold]``, ``[dim]``, ``[red]``, ``[green]`` and ``[/]`` are rich's markup."""
     stdout.print(text, soft_wrap=True)
+
+
+def untagged(text: str) -> str:
+    """A text without the tags of :func:`say`."""
+    return _TAGS.sub("", text)
+
+
+def tabulate(table: Table) -> None:
+    """Print a table; where that would cut or break words, each row of it as lines."""
+    if stdout.measure(table, options=stdout.options.update(width=10_000)).minimum <= stdout.width:
+        stdout.print(table)
+        return
+    say(f"[bold]{table.title}[/]")
+    for first, *others in zip(*(column.cells for column in table.columns), strict=True):
+        say(f"[bold]{first}[/]")
+        for column, cell in zip(table.columns[1:], others, strict=True):
+            if cell:
+                say(f"  {column.header}: " + str(cell).replace("\n", "\n    "))
 
 
 def literal(text: object) -> str:
