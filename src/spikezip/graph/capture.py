@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import network, purity, rewrite, shapes
+from spikezip.graph.batch_size import FixedBatchError, FreeBatch
 from spikezip.graph.network import InputSpec, Stage
 from spikezip.graph.picks import spell_picks
 from spikezip.graph.quiet import evaluating, quiet
@@ -390,13 +391,17 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             # Laid out as torch.export does: what *args takes lies together.
             named = inspect.signature(model.forward).bind(*examples).arguments
             dynamic = tree_map(lambda _: {0: Dim.DYNAMIC}, tuple(named.values()))
-            program = export(model, examples, dynamic_shapes=dynamic)
+            with FreeBatch():
+                program = export(model, examples, dynamic_shapes=dynamic)
             return program.run_decompositions({**RECURRENT, **_SPELLED, **_SQUEEZES})
     except Exception as error:
         reason = _reason(error)
-        if "specialized it to be a constant" in str(error):
-            reason = f"{type(error).__name__}: the code fixes the batch size"
-            mend = "Take it from x.shape[0], or write -1, not len(x) or a number."
+        if isinstance(error, FixedBatchError) or "specialized it to be a constant" in str(error):
+            reason = str(error) if isinstance(error, FixedBatchError) else "the code fixes the batch size"
+            mend = (
+                "Take it from x.shape[0], or write -1, not len(x) or a number. Where an operation fixes it by itself, "
+                "write it with others, such as expand, gather and products."
+            )
         elif "which is not a known type" in str(error):
             reason = str(error).partition(",")[0]
             mend = "Return tensors, in tuples, lists or dictionaries; or call torch.export.register_dataclass(...)."
