@@ -410,6 +410,10 @@ REFUSED = {
     ),
     "a number of samples": (Model(lambda m, x: x * ((x > -9).sum() <= 60)), "'sum_1' .*among 256"),
     "the size of a large batch": (Model(lambda m, x: x / max(x.shape[0], 20)), "mixes the samples.*among 256"),
+    "the size of a larger batch than is tried": (
+        Model(lambda m, x: x / max(x.shape[0], 300)),
+        r"chooses by the size of the batch, at 'sym_max' \(sym_max\).*a batch of 512\.",
+    ),
     "another branch for large batches": (
         Model(lambda m, x: x if x.shape[0] <= 8 else -x),
         r"chooses by the size of the batch, at test_capture.py:\d+ `.*<= 8 else.*a batch of 9\..*images or channels",
