@@ -44,7 +44,7 @@ def test_an_encoding_is_given(snn):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (8, "initial_code=8 is above all codes of this network; the highest is 7"),
+        (8, "initial_code=8 is above all codes of layers without .*; the highest is 7"),
         (99, "initial_code=99 is above"),
         ({"1": torch.tensor(1.5)}, "initial code of layer '1' is 1.5"),
         ({}, "none for layer '1'"),

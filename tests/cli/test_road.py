@@ -320,10 +320,11 @@ def test_the_demo_keeps_its_promises(spikezip):
 
 def test_energies_are_printed_in_readable_units_and_what_is_missing_is_named(capsys):
     model = {"name": "a chip", "snn_pj": [1.0, 4.1e9], "qann_pj": None}
-    energy = {"images": 4, "models": [model], "uncounted": ["softmax: exp"]}
+    energy = {"images": 4, "models": [model], "uncounted": ["softmax: exp"], "cautions": ["Weights are floats."]}
     show_energy({"energy": energy, "synops": [1.0, 69.0]})
-    said = capsys.readouterr().out
+    said, noted = capsys.readouterr()
     assert "4.1 mJ" in said
+    assert "Weights are floats." in noted
     assert "69 synaptic operations an image. Not counted: softmax: exp." in " ".join(said.split())
 
 

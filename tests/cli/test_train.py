@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from spikezip.models import resolve
 
 RECIPE = """
 name: digits-pet
@@ -124,6 +126,20 @@ def test_a_teacher_that_is_random_is_refused(stage, spikezip, tmp_path):
     refused = spikezip("train", tmp_path / "a.yaml", "--out", "a")
     assert refused.exit_code == 2
     assert "at the start, which is random. Give its trained 'weights:'" in " ".join(refused.stderr.split())
+
+
+def test_a_teacher_whose_classifier_is_random_is_refused(spikezip, tmp_path):
+    weights = tmp_path / "seven.safetensors"
+    save_file(resolve("spikezip:digits", num_classes=7).module.state_dict(), weights)
+    lines = (
+        f"name: a\nstage: ann\nmodel: spikezip:digits\ndata: digits\nepochs: 1\ntrain_images: 64\nweights: {weights}\n"
+    )
+    for loss in ("loss: {distil: {}}\n", ""):
+        (tmp_path / "a.yaml").write_text(lines + loss)
+        done = spikezip("train", tmp_path / "a.yaml", "--out", "a")
+        assert done.exit_code == (2 if loss else 0), done.stderr
+        said = "whose classifier is new, and random" in " ".join(done.stderr.split())
+        assert said == bool(loss)
 
 
 def test_a_recipe_s_folder_may_be_in_the_home(spikezip, recipe, tmp_path, monkeypatch):

@@ -170,6 +170,26 @@ def test_a_stored_mask_of_minus_infinity_is_no_broken_weight():
     assert torch.equal(capture(model, images)(images), model(images))
 
 
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x, i: torch.take_along_dim(x, x.argsort(1), 1), ["argsort", "gather"]),
+        (lambda x, i: x.take_along_dim(indices=i, dim=-2), ["sym_size", "expand", "gather"]),
+        (
+            lambda x, i: x[:, :, :1].take_along_dim(x.argsort(1), 1),
+            ["argsort", "slice", "sym_size", "expand", "gather"],
+        ),
+    ],
+    ids=["of each sample", "stored", "wider than the values"],
+)
+def test_places_along_a_dimension_are_gathered(function, names):
+    """torch computes it from others that would fix the batch size."""
+    places, x = nn.Buffer(torch.tensor([[[3], [0]]])), torch.randn(5, 4, 3)
+    ann = capture(Model(lambda m, x: function(x, m.places), places=places), x[:1])
+    assert sorted(operations(ann)) == sorted(names)
+    assert torch.equal(ann(x), function(x, places))
+
+
 class LastStep(nn.Module):
     """The value at each sequence's last step; lengths are counted from 1."""
 
@@ -390,6 +410,10 @@ REFUSED = {
     ),
     "a number of samples": (Model(lambda m, x: x * ((x > -9).sum() <= 60)), "'sum_1' .*among 256"),
     "the size of a large batch": (Model(lambda m, x: x / max(x.shape[0], 20)), "mixes the samples.*among 256"),
+    "the size of a larger batch than is tried": (
+        Model(lambda m, x: x / max(x.shape[0], 300)),
+        r"chooses by the size of the batch, at 'sym_max' \(sym_max\).*a batch of 512\.",
+    ),
     "another branch for large batches": (
         Model(lambda m, x: x if x.shape[0] <= 8 else -x),
         r"chooses by the size of the batch, at test_capture.py:\d+ `.*<= 8 else.*a batch of 9\..*images or channels",
@@ -414,7 +438,12 @@ REFUSED = {
     "similarity of samples": (Model(lambda m, x: x @ x.T), "batch enters two dimensions"),
     "no answer per sample": (Model(lambda m, x: x.sum(0)), "does not depend on the batch"),
     "selection by value": (Model(lambda m, x: x[x > 0]), "data|captured"),
-    "fixed batch": (Model(lambda m, x: x.reshape(2, 3)), "batch"),
+    "fixed batch": (Model(lambda m, x: x.reshape(2, 3)), r"at 'Model', .*: torch.Tensor.reshape fixes the batch size"),
+    "an operation that fixes the batch": (
+        Model(lambda m, x: torch.kron(x, torch.ones(1, 2))),
+        r"at 'Model', test_capture.py:\d+ `.*torch.kron fixes the batch size\n.*write it with others",
+    ),
+    "places in the whole batch": (Model(lambda m, x: x.take_along_dim(x.argsort(1))), "'gather' .*mixes the samples"),
 }
 
 

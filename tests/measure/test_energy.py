@@ -75,6 +75,27 @@ def test_what_a_model_leaves_out_is_named(counts):
     assert model["unpriced"] == list(unpriced(counts, memory))
 
 
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        (None, "2 layers are floats, .* by lemaire-2022 (of 32 bits), horowitz-45nm-int8 (of 8 bits), mem"),
+        (16, "2 layers are integers of 16 bits, .* by horowitz-45nm-int8 (of 8 bits), mem"),
+        (8, None),
+    ],
+)
+def test_weights_wider_than_those_that_are_priced_are_told(bits, said):
+    snn = spiking(Copies(1, nn.Conv2d(1, 2, 3, 2, 1)), (1, 5, 5))
+    if bits:
+        snn = spikezip.spike(spikezip.to_integer(snn.qann, bits))
+    record = spikezip.measure(snn, torch.rand(2, 1, 5, 5))
+    found = record["energy"]["cautions"]
+    assert len(found) == (said is not None)
+    assert said is None or "weight_bits=8 " in found[0]
+    assert said is None or re.search(re.escape(said).replace(r"\.\*", ".*"), found[0])
+    alone = energy_record(count(snn, torch.rand(2, 1, 5, 5)), [EnergyModel.named("horowitz-45nm-float32")])
+    assert alone["cautions"] == []
+
+
 def test_tracers_are_in_the_bill(counts):
     dear = EnergyModel.from_text("{name: n, source: s, prices: {tracer_compare: 1, tracer_add: 10, tracer_write: 100}}")
     # Three spikes: the tracer is compared, changed and written for each.

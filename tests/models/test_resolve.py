@@ -91,6 +91,7 @@ def test_weights_for_other_classes_fit_with_a_new_classifier(tmp_path):
         resolve("spikezip:digits", num_classes=7, weights=path)
     found = resolve("spikezip:digits", num_classes=7, weights=path, new_classifier=True)
     assert found.module(found.example).shape == (2, 7)
+    assert found.new_classifier and not resolve("spikezip:digits", weights=path, new_classifier=True).new_classifier
     other = [name for name, p in trained.named_parameters() if not torch.equal(p, found.module.get_parameter(name))]
     assert other == ["linear.weight", "linear.bias"]
 

@@ -366,6 +366,13 @@ def test_what_a_model_covers_and_leaves_out_stands_beside_its_figures(tmp_path, 
     assert first < page.ids.index("agreement") < others, "the first model's figures stand with the accuracy"
 
 
+def test_cautions_of_a_record_stand_on_the_page(tmp_path, make_record):
+    record = small(make_record)
+    record["energy"]["cautions"] = ["The weights of 3 layers are floats."]
+    page = Outline(write_report(record, tmp_path / "r.html").read_text("utf-8"))
+    assert "The weights of 3 layers are floats." in page.text
+
+
 def test_names_of_runs_stay_apart_in_a_legend(tmp_path, make_record):
     names = [f"trajectory for t=2 (8 epochs), {n} levels, even:2" for n in (3, 4)]
     page = write_report([small(make_record, name=name) for name in names], tmp_path / "r.html")

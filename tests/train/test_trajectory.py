@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from spikezip.data import open_data
 from spikezip.errors import RecipeError, StageError
 from spikezip.export.bundle import load_network, load_snn, save_bundle
 from spikezip.models import resolve
+from spikezip.quantize import Quantizer
 from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
 from spikezip.spike.encoding import Constant, Encoding, Even, Pulse, Shares, encoding_text
@@ -290,6 +292,19 @@ def test_a_penalty_lowers_spikes_and_what_is_left_to_settle():
     assert found["spikes"][2].numbers["penalty"] == pytest.approx(3e-3 * found["spikes"][2].numbers["spikes"], rel=1e-4)
 
 
+@pytest.mark.parametrize("code", [3, 5])
+def test_the_snn_and_its_trajectory_take_the_same_initial_codes(code):
+    """Codes of layers that have negative ones do not count: tracers start at 0 there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    x = torch.randn(8, 3)
+    qann = quantize(capture(model, x), 4, x, layer_levels={"3.neuron": 16})
+    assert {q.levels for q in qann.modules() if isinstance(q, Quantizer)} == {Levels(0, 3), Levels(-8, 7)}
+    for takes in (lambda: spike(qann, initial_code=code), lambda: unroll(qann, 2, initial_code=code)):
+        with nullcontext() if code == 3 else pytest.raises(StageError, match=r"initial_code=5 .*the highest is 3"):
+            takes()
+
+
 def test_what_is_refused():
     with pytest.raises(RecipeError, match=r"weights=\(\)"):
         Trajectory(())
@@ -302,8 +317,10 @@ def test_what_is_refused():
         Trajectory((0, 0))
     with pytest.raises(StageError, match="whole number of steps"):
         unroll(residual(), 0)
-    with pytest.raises(StageError, match="initial_code=8 is above the greatest code, 7"):
+    with pytest.raises(StageError, match=r"initial_code=8 is above all codes of layers without .*; the highest is 7"):
         Trajectory((0, 1), initial_code=8).module(residual())
+    with pytest.raises(StageError, match=r"initial_code=-1: .*0 or more"):
+        unroll(residual(), 2, initial_code=-1)
     with pytest.raises(StageError, match="Call quantize"):
         finetune(nn.Linear(2, 2), TensorBatches(torch.zeros(4, 2), torch.zeros(4).long()), Plan(Trajectory((1,))))
     recipe = {"name": "a", "stage": "trajectory", "model": "spikezip:digits", "data": "digits"}

@@ -182,6 +182,8 @@ def show_energy(record: dict[str, Any]) -> None:
             f"({first['name']}), {said}"
         )
     screen.say(said + (f" Not counted: {'; '.join(energy['uncounted'])}." if energy["uncounted"] else ""))
+    for caution in energy["cautions"]:
+        screen.note(caution)
 
 
 def exit_rule(text: str, snn: SNN, source: ImageData, steps: int, split: str) -> EarlyExit:

@@ -87,6 +87,12 @@ def command(
         std=plan.std,
         new_classifier=plan.stage is Stage.ANN,
     )
+    if plan.needs_teacher and source.new_classifier:
+        raise RecipeError(
+            f"The loss learns from {plan.model} as it is at the start, whose classifier is new, and random: its "
+            f"'weights:' are for another number of classes than {images.name} has. Train it on {images.name} without "
+            "loss.distil first, and give the weights of that."
+        )
     _check_outputs(source, images)
     ann = qann = None
     if plan.stage is not Stage.ANN:

@@ -22,9 +22,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._sympy.functions import Max, Min
 
 from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import network, purity, rewrite, shapes
+from spikezip.graph.batch_size import FixedBatchError, FreeBatch
 from spikezip.graph.network import InputSpec, Stage
 from spikezip.graph.picks import spell_picks
 from spikezip.graph.quiet import evaluating, quiet
@@ -390,13 +392,17 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             # Laid out as torch.export does: what *args takes lies together.
             named = inspect.signature(model.forward).bind(*examples).arguments
             dynamic = tree_map(lambda _: {0: Dim.DYNAMIC}, tuple(named.values()))
-            program = export(model, examples, dynamic_shapes=dynamic)
+            with FreeBatch():
+                program = export(model, examples, dynamic_shapes=dynamic)
             return program.run_decompositions({**RECURRENT, **_SPELLED, **_SQUEEZES})
     except Exception as error:
         reason = _reason(error)
-        if "specialized it to be a constant" in str(error):
-            reason = f"{type(error).__name__}: the code fixes the batch size"
-            mend = "Take it from x.shape[0], or write -1, not len(x) or a number."
+        if isinstance(error, FixedBatchError) or "specialized it to be a constant" in str(error):
+            reason = str(error) if isinstance(error, FixedBatchError) else "the code fixes the batch size"
+            mend = (
+                "Take it from x.shape[0], or write -1, not len(x) or a number. Where an operation fixes it by itself, "
+                "write it with others, such as expand, gather and products."
+            )
         elif "which is not a known type" in str(error):
             reason = str(error).partition(",")[0]
             mend = "Return tensors, in tuples, lists or dictionaries; or call torch.export.register_dataclass(...)."
@@ -412,7 +418,7 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
 
 
 def _refuse_branches(program: ExportedProgram, model: nn.Module, ann: fx.GraphModule) -> None:
-    """Raise CaptureError where the graph holds for some sizes of the batch alone, by the guards of torch.export.
+    """Raise CaptureError where some sizes of the batch go another way, by torch.export's guards, max and min.
 
     What torch itself chooses by the size may be the same in another way (cdist): there the answers decide. That it
     holds for batches of two and more is what torch.export takes for granted, and no guard.
@@ -432,11 +438,25 @@ def _refuse_branches(program: ExportedProgram, model: nn.Module, ann: fx.GraphMo
                     _check_answers_of(size, model, ann)
                     break
                 place = f", at {Path(at.filename).name}:{at.lineno} `{at.line}`" if hasattr(at, "filename") else ""
-                raise CaptureError(
-                    f"The model chooses by the size of the batch{place}: what it does with the example is not what it "
-                    f"does with a batch of {size}. A network to be converted answers each sample by itself: go by the "
-                    "size of images or channels, x.size(1), not of the batch, x.size(0)."
-                )
+                raise _chooses_by_size(place, size)
+    for node in program.graph.nodes:
+        expression = getattr(getattr(node.meta.get("val"), "node", None), "expr", None)
+        if not isinstance(expression, Max | Min) or not expression.free_symbols <= symbols:
+            continue
+        taken = set(expression.args)
+        for size in _BATCHES:
+            at_size = dict.fromkeys(symbols, size)
+            taken &= {part for part in expression.args if part.subs(at_size) == expression.subs(at_size)}
+            if not taken:
+                raise _chooses_by_size(f", at {_author_name(node) or node.name!r} ({network.op_name(node)})", size)
+
+
+def _chooses_by_size(place: str, size: int) -> CaptureError:
+    return CaptureError(
+        f"The model chooses by the size of the batch{place}: what it does with the example is not what it does with a "
+        f"batch of {size}. A network to be converted answers each sample by itself: go by the size of images or "
+        "channels, x.size(1), not of the batch, x.size(0)."
+    )
 
 
 def _reason(error: Exception) -> str:

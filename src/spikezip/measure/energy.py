@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from spikezip.errors import InputError
-from spikezip.measure.work import MEMORIES, OPERATIONS, Counts, Memory, Row, Work
+from spikezip.measure.work import FLOAT_BITS, MEMORIES, OPERATIONS, Counts, Memory, Row, Work
 
 NETWORKS = ("snn", "qann", "ann")
 #: Models a record holds if none are asked for; the first is the one a report's headline and layers use.
 DEFAULT_MODELS = ("lemaire-2022", "horowitz-45nm-int8", "horowitz-45nm-float32", "memory-45nm-int8")
-_FIELDS = {"name", "source", "verified", "about", "unit", "prices", *NETWORKS, "networks", "memory"}
+_FIELDS = {"name", "source", "verified", "about", "unit", "weight_bits", "prices", *NETWORKS, "networks", "memory"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class EnergyModel:
         word_bits: values are packed into words of so many bits, and cost their share of one; None: a value an access.
         bits: width of the values in a memory, where it is not the network's own.
         reuse: for a network, how many operations share one read of a weight or an activation; 1 if not given.
+        weight_bits: of the integer weights that the SNN's and the QANN's prices are for; None where they are for any.
 
     >>> model = EnergyModel.named("horowitz-45nm-int8")
     >>> model.prices["snn"]["ac"], model.prices["qann"]["mac"]
@@ -52,6 +53,7 @@ class EnergyModel:
     word_bits: int | None = None
     bits: Mapping[str, int] = field(default_factory=dict)
     reuse: Mapping[str, float] = field(default_factory=dict)
+    weight_bits: int | None = None
 
     @classmethod
     def named(cls, name: str) -> EnergyModel:
@@ -178,6 +180,24 @@ def unpriced(counts: Counts, model: EnergyModel) -> tuple[str, ...]:
     return tuple(free)
 
 
+def cautions(counts: Counts, models: Sequence[EnergyModel]) -> list[str]:
+    """Where the network's weights are floats, or wider than those that models price: how many layers, which models."""
+    widths = [row.qann.memories["weight"].bits for row in counts.rows if "weight" in row.qann.memories]
+    widest = max(widths, default=0)
+    floats = widest == FLOAT_BITS
+    low = [m for m in models if m.weight_bits is not None and (floats or widest > m.weight_bits)]
+    if not low:
+        return []
+    layers = "one layer" if len(widths) == 1 else f"{len(widths)} layers"
+    named = ", ".join(f"{m.name} (of {m.weight_bits} bits)" for m in low)
+    bits = max(2, min(16, *(m.weight_bits or 16 for m in low)))  # what to_integer takes
+    return [
+        f"The weights of {layers} are {'floats' if floats else f'integers of {widest} bits'}, but priced as "
+        f"{'integers' if floats else 'shorter ones'} by {named}: this network costs more than they say. Convert it "
+        f"with weight_bits={bits} (--weight-bits {bits}) for one that costs what they say."
+    ]
+
+
 def _work(row: Row, network: str) -> Work:
     return row.qann if network == "qann" else row.ann
 
@@ -226,6 +246,7 @@ def energy_record(counts: Counts, models: Sequence[EnergyModel]) -> dict[str, An
         ],
         "ratio": ratios,
         "uncounted": list(counts.uncounted),
+        "cautions": cautions(counts, models),
         "layers": layers,
     }
 
@@ -267,7 +288,13 @@ class _Reader:
             word,
             bits,
             reuse,
+            self.weight_bits(content.get("weight_bits")),
         )
+
+    def weight_bits(self, given: Any) -> int | None:
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+            raise self.fail(f"weight_bits is {given!r}; it is the bits of the weights that are priced, for example 8.")
+        return given
 
     def prices(self, field: str, given: Any) -> dict[str, float]:
         if not isinstance(given, dict):

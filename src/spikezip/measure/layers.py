@@ -14,7 +14,7 @@ from spikezip.graph.ops import Kind
 from spikezip.measure.functions import NO_RULE, cost_of
 from spikezip.measure.streams import Carries, Operand, Reader, Streams
 from spikezip.measure.windows import result_of, summed
-from spikezip.measure.work import EVENTS_QUEUED, MEMBRANE_BITS, Work
+from spikezip.measure.work import EVENTS_QUEUED, FLOAT_BITS, MEMBRANE_BITS, Work
 from spikezip.quantize.grid import InputGrid
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
@@ -81,7 +81,7 @@ def layers_of(snn: SpikingNetwork) -> tuple[list[Layer], tuple[str, ...]]:
                 layers[node] = layer
     for operand in streams.operands():
         layers[operand.reader].operands.append(operand)
-    bits = network.note(snn.graph, "weight_bits") or 32
+    bits = network.note(snn.graph, "weight_bits") or FLOAT_BITS
     for layer in layers.values():
         if layer.role is Reader.SYNAPSES or layer.role is Reader.PRODUCT:
             _multiplies(layer, bits)
@@ -190,7 +190,7 @@ def _multiplies(layer: Layer, bits: int) -> None:
         streams = sum(s.carries is not Carries.INPUT for s in first.streams)
         layer.snn.store("weight", values * max(streams, 1), bits)
         layer.qann.store("weight", values, bits)
-        layer.ann.store("weight", values, 32)
+        layer.ann.store("weight", values, FLOAT_BITS)
     for work, wide in ((layer.snn, MEMBRANE_BITS), (layer.qann, bits), (layer.ann, 32)):
         if layer.bias:
             work.store("bias", network.spec(layer.node).shape[1 if layer.maps else -1], wide)

@@ -37,6 +37,7 @@ OPERATIONS: dict[str, str] = {
 #: The memories that accesses go to; ``weight_read`` goes to ``weight``.
 MEMORIES = ("weight", "bias", "membrane", "tracer", "spike", "activation")
 
+FLOAT_BITS = 32  #: weights that are no integers
 MEMBRANE_BITS = 32  #: membranes and accumulators
 EVENTS_QUEUED = 1000  #: events a queue of spikes holds (Lemaire et al., 2022)
 

@@ -14,12 +14,13 @@ from spikezip.models.weights import load_state
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """A model, the shape ``(C, H, W)`` of its images, and their normalisation."""
+    """A model, the shape ``(C, H, W)`` of its images, their normalisation, and whether its classifier is new."""
 
     module: nn.Module
     shape: tuple[int, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    new_classifier: bool
 
 
 def torchvision_model(
@@ -51,11 +52,10 @@ def torchvision_model(
             )
     except (TypeError, ValueError) as error:
         raise CaptureError(f"torchvision:{name} cannot be built: {error}") from error
-    if state is not None:
-        load_state(module, state, f"torchvision's {best}", new_classes=new_classes)
+    new = state is not None and load_state(module, state, f"torchvision's {best}", new_classes=new_classes)
     # Transformers are built for one size, which may not be the one that the best weights were trained at.
     size = getattr(module, "image_size", None) or preset.crop_size[0]
-    return LibraryModel(module, (3, size, size), tuple(preset.mean), tuple(preset.std))
+    return LibraryModel(module, (3, size, size), tuple(preset.mean), tuple(preset.std), new)
 
 
 def timm_model(name: str, num_classes: int | None, in_channels: int | None, pretrained: bool) -> LibraryModel:
@@ -81,7 +81,8 @@ def timm_model(name: str, num_classes: int | None, in_channels: int | None, pret
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if in_channels is not None and in_channels != channels:
         channels, mean, std = in_channels, None, None  # the statistics were those of the usual channels
-    return LibraryModel(module, (channels, height, width), mean, std)
+    new = pretrained and num_classes not in (None, config.get("num_classes"))
+    return LibraryModel(module, (channels, height, width), mean, std, new)
 
 
 def _no_download(spec: str, error: BaseException) -> DataError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
@@ -29,6 +29,7 @@ class ModelSource:
         example: an input, a tensor ``[2, C, H, W]`` (or whatever the user's function returned beside the model).
         mean: per channel, subtracted from images in ``[0, 1]``; None if the model does not say.
         std: per channel, divides them; None if the model does not say.
+        new_classifier: whether its classifier is random, as its weights are for another number of classes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelSource:
     example: Tensor | tuple[Tensor, ...]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    new_classifier: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def resolve(
             built = libraries.torchvision_model(name, num_classes, in_channels, pretrained, new)
         else:
             built = libraries.timm_model(name, num_classes, in_channels, pretrained)
-        source = ModelSource(spec, built.module, _example(built.shape), built.mean, built.std)
+        source = ModelSource(spec, built.module, _example(built.shape), built.mean, built.std, built.new_classifier)
     elif spec.endswith(".py") or ".py:" in spec:
         source = _from_file(spec, num_classes, in_channels, pretrained, example_shape)
     else:
@@ -119,11 +121,11 @@ def resolve(
             raise UnknownNameError(f"model (give {_SPECS})", spec, known)
         raise UnknownNameError(f"model (give {_SPECS})", spec, {f"spikezip:{spec}"})
     if weights is not None and not pretrained:
-        load_weights(source.module, weights, new_classes=new)
+        source = replace(source, new_classifier=load_weights(source.module, weights, new_classes=new))
     source.module.eval()
     if example_shape is not None:
         usual, example = source.example, _example(example_shape)
-        source = ModelSource(spec, source.module, example, source.mean, source.std)
+        source = replace(source, example=example)
         if kind in ("spikezip", "torchvision", "timm") and isinstance(usual, Tensor) and usual.shape != example.shape:
             _check_size(source, example, usual)
     return source
@@ -183,9 +185,9 @@ def _own(
             f"The weights {entry.pretrained} of {spec} are not {looked}. Point SPIKEZIP_DATA (or root=) at the folder"
             " that holds them, or give weights= a .safetensors file."
         )
-    load_weights(module, folder / entry.pretrained, new_classes=new_classes)
+    new = load_weights(module, folder / entry.pretrained, new_classes=new_classes)
     if num_classes not in (None, 10):  # to be trained on other data, which have statistics of their own
-        return ModelSource(spec, module, example)
+        return ModelSource(spec, module, example, new_classifier=new)
     # The weights' author trained on CIFAR-10 with ImageNet's statistics.
     return ModelSource(spec, module, example, IMAGENET_MEAN, IMAGENET_STD)
 

@@ -14,7 +14,7 @@ from spikezip.errors import BundleError
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".th", ".tar"}
 
 
-def load_weights(module: nn.Module, path: str | PathLike[str], *, new_classes: int | None = None) -> None:
+def load_weights(module: nn.Module, path: str | PathLike[str], *, new_classes: int | None = None) -> bool:
     """Load a ``.safetensors`` file into a module, in place; every name and shape must agree.
 
     Args:
@@ -22,24 +22,29 @@ def load_weights(module: nn.Module, path: str | PathLike[str], *, new_classes: i
         path: a file written by ``safetensors.torch.save_file(model.state_dict(), path)``.
         new_classes: a classifier of that many classes stays as it is where the file's is of another number.
 
+    Returns:
+        Whether one stayed so.
+
     Raises:
         BundleError: the file is missing, a pickle, corrupt, does not fit (all names are told), or holds NaN or
             infinity.
     """
-    load_state(module, _read(Path(path)), str(path), new_classes=new_classes)
+    return load_state(module, _read(Path(path)), str(path), new_classes=new_classes)
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: str, *, new_classes: int | None = None) -> None:
+def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: str, *, new_classes: int | None = None) -> bool:
     """Load a state dict strictly, in place; ``origin`` is named in the messages. Raises as :func:`load_weights`.
 
-    With ``new_classes``, a classifier of that many classes stays as it is where the weights are of another number.
+    With ``new_classes``, a classifier of that many classes stays as it is where the weights are of another number;
+    returned is whether one did.
     """
-    own = module.state_dict()
+    own, given = module.state_dict(), state
     if new_classes is not None:
-        state = {name: _fitting(tensor, own.get(name), new_classes) for name, tensor in state.items()}
+        state = {name: _fitting(tensor, own.get(name), new_classes) for name, tensor in given.items()}
     _check(module, state, origin)
     # Tied tensors are stored once; _check has seen to it that nothing else is missing.
     module.load_state_dict(dict(state), strict=False)
+    return any(state[name] is not tensor for name, tensor in given.items())
 
 
 def _fitting(tensor: Tensor, own: Tensor | None, new_classes: int) -> Tensor:

@@ -43,13 +43,14 @@ class Plate:
 
 @dataclass(frozen=True)
 class Group:
-    """Figures and tables under one heading, the figures that could not be drawn, and what was not counted."""
+    """Figures and tables under one heading, figures that could not be drawn, what was not counted, and cautions."""
 
     title: str
     plates: Sequence[Plate] = ()
     absent: Sequence[Absent] = ()
     tables: Sequence[Table] = ()
     uncounted: Sequence[str] = ()
+    cautions: Sequence[str] = ()
     said: str | None = None
 
     @property
@@ -165,8 +166,10 @@ def _tabled(record: Record) -> list[Group]:
     """The groups of tables alone; that of the energy's goes below its figures."""
     ratios, exact = run_tables.ratio_table(record), run_tables.exactness_tables(record)
     uncounted = record.energy.uncounted if record.energy else ()
+    cautions = record.energy.cautions if record.energy else ()
     tables = [*([ratios] if ratios else ()), *run_tables.energy_tables(record)]
-    groups = [Group("Energy", tables=tables, uncounted=uncounted, said=summary.energy_sentence(record))]
+    said = summary.energy_sentence(record)
+    groups = [Group("Energy", tables=tables, uncounted=uncounted, cautions=cautions, said=said)]
     if audited := run_tables.audit_tables(record):
         groups.append(Group("Is it spike-driven?", tables=audited, said=summary.audit_sentence(record)))
     return [

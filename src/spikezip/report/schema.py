@@ -123,6 +123,7 @@ class Energy(_Part):
     images: Count | None = None
     models: tuple[EnergyModel, ...] = ()
     uncounted: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     layers: tuple[EnergyLayer, ...] = ()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -140,6 +142,21 @@ class STBIF(nn.Module):
 def _check_slew(slew: object) -> None:
     if isinstance(slew, bool) or not isinstance(slew, int) or slew < 1:
         raise StageError(f"slew={slew!r}: a neuron moves a whole number of levels a step, at least 1.")
+
+
+def check_start(code: object, layers: Iterable[Levels]) -> None:
+    """Raise StageError unless tracers of a network with these levels may start at a code, a whole number, 0 or more.
+
+    It counts in layers without negative codes alone: there it is at most the highest code of all of them.
+    """
+    if isinstance(code, bool) or not isinstance(code, int) or code < 0:
+        raise StageError(f"initial_code={code!r}: tracers start at a whole number, 0 or more.")
+    highest = max((levels.highest for levels in layers if levels.lowest >= 0), default=code)
+    if code > highest:
+        raise StageError(
+            f"initial_code={code} is above all codes of layers without negative ones; the highest is {highest}. Lower "
+            "it."
+        )
 
 
 def starting_code(levels: Levels, code: int) -> int:

@@ -20,7 +20,7 @@ from spikezip.morph.fold import refuse_live
 from spikezip.quantize.place import Carriers, needs_neuron
 from spikezip.quantize.quantizer import Quantizer, check_scales
 from spikezip.spike.encoding import Constant, Encoding, Pulse, parse_encoding
-from spikezip.spike.neuron import STBIF, starting_code
+from spikezip.spike.neuron import STBIF, check_start, starting_code
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,8 @@ def spike(
     check_qann(qann)
     graph = network.fork(qann)
     code = network.note(qann, "initial_code", 0) if initial_code is None else initial_code
-    highest = [q.levels.highest for _, q in network.modules_of(qann, Quantizer) if q.levels.lowest >= 0]
-    if isinstance(code, int) and code > max(highest, default=code):
-        raise StageError(f"initial_code={code} is above all codes of this network; the highest is {max(highest)}.")
+    if not isinstance(code, Mapping):
+        check_start(code, (quantizer.levels for _, quantizer in network.modules_of(qann, Quantizer)))
     for node, quantizer in list(network.modules_of(graph, Quantizer)):
         neuron = STBIF(quantizer.levels, quantizer.scale, slew, _initial(code, node, quantizer.levels))
         graph.set_submodule(str(node.target), neuron)
@@ -186,10 +185,6 @@ def _is_encoding(given: Any) -> bool:
 def _initial(code: Any, node: fx.Node, levels: Levels) -> int | Tensor:
     """Where the tracers of one layer start."""
     if not isinstance(code, Mapping):
-        if isinstance(code, bool) or not isinstance(code, int) or code < 0:
-            raise StageError(
-                f"initial_code={code!r}: tracers start at a whole number, 0 or more, or where each is told to."
-            )
         return starting_code(levels, code)
     name = str(node.target)
     if not isinstance(codes := code.get(name), Tensor):

@@ -13,7 +13,7 @@ from spikezip.levels import Levels
 from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, widened
 from spikezip.spike.encoding import Constant, Encoding, Pulse, Shares, parse_encoding
-from spikezip.spike.neuron import starting_code
+from spikezip.spike.neuron import check_start, starting_code
 from spikezip.train.checkpoint import shares_of
 from spikezip.train.checks import are_weights, check_flag, check_kind, is_whole
 from spikezip.train.ensemble import check_shared
@@ -52,14 +52,12 @@ def unroll(
 
     Raises:
         StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm, or mixes the batch into other dimensions;
-            ``initial_code`` is above all codes; or a run of ``steps`` steps of the reference engine would refuse it.
+            ``initial_code`` is none of its codes; or a run of ``steps`` steps of the reference engine would refuse it.
     """
     check_shared(qann, folded=True)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
-    greatest = max((m.levels.highest for m in qann.modules() if isinstance(m, Quantizer)), default=0)
-    if initial_code > greatest:
-        raise StageError(f"initial_code={initial_code} is above the greatest code, {greatest}. Lower it.")
+    check_start(initial_code, (m.levels for m in qann.modules() if isinstance(m, Quantizer)))
     shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
 
     def read(quantizer: Any, dim: int) -> nn.Module:
