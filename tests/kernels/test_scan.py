@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikezip.kernels import Gelu, Rows, gather, native, scan
+from spikezip.kernels import Rows, Smooth, gather, native, scan
 from spikezip.levels import Levels
 from spikezip.spike import STBIF
 
@@ -67,7 +67,7 @@ def test_a_gelu_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, 
     monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
     if native.library() is None:
         pytest.skip("no C++ compiler here")
-    gelu, levels = Gelu(factor, 12, 2**23), Levels(-3, 12)
+    gelu, levels = Smooth("gelu", factor, 12, 2**23), Levels(-3, 12)
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(4000, generator=generator) * 10 ** torch.empty(4000).uniform_(-6, 6, generator=generator)
     fine = torch.linspace(-8, 8, 1 << 18)
@@ -88,8 +88,37 @@ def test_a_gelu_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, 
     ]
     for drive in drives:
         assert native.suits([drive], None)
-        assert native.suits_gelu(gelu, [drive], 1.0, levels)
-        found = scan(drive, None, torch.tensor(1.0), levels, 100, gelu=gelu)
+        assert native.suits_smooth(gelu, [drive], 1.0, levels)
+        found = scan(drive, None, torch.tensor(1.0), levels, 100, smooth=gelu)
         wanted = scan(gelu(drive), None, torch.tensor(1.0), levels, 100)
         assert torch.equal(found.codes.rows, wanted.codes.rows)
         assert torch.equal(found.moves.spikes, wanted.moves.spikes)
+
+
+@pytest.mark.parametrize("factor", [1.0, 12.5, 1080.0])
+@pytest.mark.parametrize("span", [1, 7, 197, 700])
+def test_a_softmax_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, factor, span):
+    """Rows of all widths; flat, spread and one-sided ones; masked values, and what is no number."""
+    monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
+    if native.library() is None:
+        pytest.skip("no C++ compiler here")
+    softmax, levels = Smooth("softmax", factor, 12, 2**23), Levels(-1, 12)
+    generator = torch.Generator().manual_seed(span)
+    x = torch.randn(2, 300, span, generator=generator) * torch.logspace(-3, 2, 300)[:, None]
+    x[:, :20] = 0.25
+    x[:, 20:40] = x[:, 20:40].masked_fill(torch.rand(2, 20, span, generator=generator) < 0.5, -torch.inf)
+    x[:, 40:44, :: max(1, span // 3)] = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38])[:, None]
+    x[:, 44] = -torch.inf
+    map = torch.arange(2)[:, None]
+    for drive in (
+        Rows(x, map, torch.float32),
+        Rows(x, map, torch.float32, scale=0.3),
+        Rows(x[:, None], map, torch.float32),
+    ):
+        assert native.suits([drive], None)
+        assert native.suits_smooth(softmax, [drive], 1.0, levels)
+        found = scan(drive, None, torch.tensor(1.0), levels, 100, smooth=softmax)
+        wanted = scan(softmax(drive), None, torch.tensor(1.0), levels, 100)
+        assert torch.equal(found.codes.rows, wanted.codes.rows)
+        assert torch.equal(found.moves.spikes, wanted.moves.spikes)
+    assert len(wanted.codes.rows.unique()) > (1 if span == 1 or factor == 1 else 3)

@@ -316,7 +316,32 @@ def test_a_gelu_goes_into_the_scan(scans, shared):
         qann = to_integer(quantize(morph(capture(model, images[:2])), levels, images))
         for encoding in (Pulse(), Even(3)):
             snn = spike(qann, encoding)
-            assert len(plan_of(snn).gelus) == 1
+            assert len(plan_of(snn).smooth) == 1
+            assert_same(sweep(snn, (images,), 30, block=4, chunk=2), reference(snn, (images,), 30))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_softmax_goes_into_the_scan(scans, heads):
+    """Along the last dimension alone; attention whose heads, and so channels, are one or several."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mixed, self.last = nn.Linear(12, 12), nn.Linear(12, 36), nn.Linear(12, 3)
+
+        def forward(self, x):
+            q, k, v = self.mixed(torch.relu(self.first(x))).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            found = (q @ k.mT * 2).softmax(-1) @ v
+            across = (q * 2).softmax(2) * v
+            return self.last((found + across).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    model, images = Attention().eval(), torch.randn(5, 7, 12)
+    for levels in (Levels(0, 7), Levels(-2, 5)):
+        qann = to_integer(quantize(morph(capture(model, images[:2])), levels, images))
+        for encoding in (Pulse(), Even(3)):
+            snn = spike(qann, encoding)
+            assert [smooth.function for _, smooth in plan_of(snn).smooth.values()] == ["softmax"]
             assert_same(sweep(snn, (images,), 30, block=4, chunk=2), reference(snn, (images,), 30))
 
 

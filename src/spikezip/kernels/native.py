@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.alone import has_no_compiler
-from spikezip.kernels.rows import Gelu, Rows, layout_of
+from spikezip.kernels.rows import Rows, Smooth, layout_of
 from spikezip.levels import Levels
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events.cpp")]
@@ -45,7 +45,8 @@ class _Term(ctypes.Structure):
         ("factor", ctypes.c_double),
         ("steps", ctypes.c_double),
         ("limit", ctypes.c_double),
-        ("gelu", ctypes.c_double),
+        ("times", ctypes.c_double),
+        ("span", ctypes.c_int64),
     )
 
 
@@ -74,10 +75,12 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
     return library(work >= _WORTH_COMPILING) is not None
 
 
-def suits_gelu(gelu: Gelu, terms: list[Rows], theta: float, levels: Levels) -> bool:
-    """Whether a GELU between these rows and the neurons can be estimated: its fixed point cuts off no code."""
+def suits_smooth(smooth: Smooth, terms: list[Rows], theta: float, levels: Levels) -> bool:
+    """Whether a function between these rows and the neurons can be estimated: its fixed point cuts off no code."""
     one = len(terms) == 1 and terms[0].dtype is torch.float32 and not terms[0].grid and theta == 1.0
-    return one and max(-levels.lowest, levels.highest) + 1 < gelu.limit * 2.0**-gelu.exponent
+    if smooth.function == "softmax" and isinstance(terms[0].scale, Tensor):  # whose channels may lie elsewhere
+        return False
+    return one and max(-levels.lowest, levels.highest) + 1 < smooth.limit * 2.0**-smooth.exponent
 
 
 _loaded: dict[str, ctypes.CDLL | None] = {}
@@ -170,7 +173,7 @@ def _compile(path: Path) -> str | None:
             made = Path(folder) / path.name
             done = subprocess.run(
                 [compiler, *_FLAGS, "-shared", "-fPIC", "-o", str(made), *map(str, _SOURCES)],
-                capture_output=True, text=True, timeout=120,
+                capture_output=True, text=True, timeout=600,
             )  # fmt: skip
             if done.returncode:
                 return f"{compiler} could not compile spikezip's kernels: {done.stderr.strip()[:300]}."
@@ -188,13 +191,14 @@ def scan(
     theta: float,
     levels: Levels,
     slew: int,
-    gelu: Gelu | None = None,
+    smooth: Smooth | None = None,
 ) -> Found:
-    """Scan rows that :func:`suits`; through a GELU, where :func:`suits_gelu`."""
+    """Scan rows that :func:`suits`; through a function, where :func:`suits_smooth`."""
     steps, images = terms[0].map.shape
-    along = next((t.channels for t in terms if t.is_exact_sum), -1)  # the channels that are to lie fastest in memory
-    terms = [t.numbers() if t.is_exact_sum and t.channels != along else t for t in terms]
-    layout = _layout(terms)
+    fastest = next((t.channels for t in terms if t.is_exact_sum), -1)  # the channels that are to lie fastest in memory
+    terms = [t.numbers() if t.is_exact_sum and t.channels != fastest else t for t in terms]
+    along = smooth is not None and smooth.function == "softmax"
+    layout = torch.contiguous_format if along else _layout(terms)
     rows = [t.rows.contiguous(memory_format=layout) for t in terms]
     shape = rows[0].shape[1:]
     neurons, period = shape.numel(), _period(rows[0], layout)
@@ -203,8 +207,10 @@ def scan(
     packed = (_Term * len(terms))(
         *(_term(t, r, m, *factor) for t, r, m, factor in zip(terms, rows, maps, factors, strict=True))
     )
-    if gelu is not None:
-        packed[0].gelu, packed[0].steps, packed[0].limit = gelu.factor, 2.0**gelu.exponent, float(gelu.limit)
+    if smooth is not None:
+        first = packed[0]
+        first.times, first.steps, first.limit = smooth.factor, 2.0**smooth.exponent, float(smooth.limit)
+        first.span = shape[-1] if along else 0
     begin = None
     if start is not None:  # what does not fit a byte is cut off, and counts from the lowest all the same
         whole = start if start.dtype is torch.int8 else start.to(torch.int16).to(torch.int8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -98,22 +98,26 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Gelu:
-    """What an integer network has between a sum and neurons: ``factor * gelu(x)`` in float64, rounded to fixed point.
+class Smooth:
+    """What an integer network has between a sum and neurons: ``factor * f(x)`` in float64, rounded to fixed point.
 
     Attributes:
-        factor: what GELU is multiplied with.
+        function: GELU, or softmax along the last dimension.
+        factor: what it is multiplied with.
         exponent: of the fixed point (see :func:`~spikezip.quantize.grid.to_fixed_point`).
         limit: of the fixed point, which float32 holds.
     """
 
+    function: Literal["gelu", "softmax"]
     factor: float
     exponent: int
     limit: int
 
     def __call__(self, drive: Rows) -> Rows:
         """The drive of the neurons, one torch operation after the other."""
-        value = torch.nn.functional.gelu(drive.value.double()).mul_(self.factor)
+        x = drive.value.double()
+        value = torch.softmax(x, -1) if self.function == "softmax" else torch.nn.functional.gelu(x)
+        value *= self.factor
         return Rows(to_fixed_point(value, self.exponent, self.limit).float(), drive.map, torch.float32)
 
 

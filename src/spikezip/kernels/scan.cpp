@@ -26,12 +26,21 @@ struct Term {            // one summand of the drive: (rows[map] - zero) * scale
     double factor;       // of fixed point: what a number is multiplied with before it is rounded,
     double steps;        // to 1/steps (0: not rounded),
     double limit;        // and at most so many of them
-    double gelu;         // 0, or: the drive is gelu of all that, times this, rounded so
+    double times;        // 0, or: the drive is a function of all that, times this, rounded so
+    int64_t span;        // 0: GELU; or softmax over so many neurons that lie together
 };
 
+// As fixed point rounds: times what, to 1/steps, at most so many of them.
+double rounded(double x, double times, double steps, double limit) {
+    double q = std::floor(x * times * steps + 0.5);
+    q = q < -limit ? -limit : q;
+    q = q > limit ? limit : q;
+    return q / steps;
+}
+
 // GELU times `factor`, as fixed point would round it; or, where that cannot make it another code, an estimate of it.
-void gelu(float *__restrict x, double factor, double steps, double limit, int64_t n) {
-    const float times = float(factor), rounding = float(0.5 / steps);
+void gelu(float *__restrict x, double times, double steps, double limit, int64_t n) {
+    const float factor = float(times), rounding = float(0.5 / steps);
     uint8_t doubt[256];
     for (int64_t start = 0; start < n; start += 256, x += 256) {
         const int size = n - start < 256 ? int(n - start) : 256;
@@ -51,7 +60,7 @@ void gelu(float *__restrict x, double factor, double steps, double limit, int64_
             q = q * w2 - 1.68282697438203e-03f;
             q = q * w2 - 7.37332916720468e-03f;
             q = q * w2 - 1.42647390514189e-02f;
-            const float scaled = times * x[i];
+            const float scaled = factor * x[i];
             estimate[i] = scaled * (0.5f + 0.5f * (w * p / q));
             const float off = estimate[i] - std::floor(estimate[i]) - 0.5f;  // from the middle between two codes
             doubt[i] = !(std::fabs(off) > rounding + 1e-6f * std::fabs(scaled));
@@ -60,13 +69,76 @@ void gelu(float *__restrict x, double factor, double steps, double limit, int64_
         for (int i = 0; any && i < size; i++) {
             if (!doubt[i]) continue;
             const double u = x[i], exact = u * 0.5 * (1 + std::erf(u * 0.70710678118654752440));
-            double q = std::floor(exact * factor * steps + 0.5);
-            q = q < -limit ? -limit : q;
-            q = q > limit ? limit : q;
-            estimate[i] = float(q / steps);
+            estimate[i] = float(rounded(exact, times, steps, limit));
         }
         std::memcpy(x, estimate, size * sizeof(float));
     }
+}
+
+// exp(x - most) to 3e-7 and what the difference loses; 16 sums of them. Whether all are numbers, at most `most`.
+bool exponentials(float *__restrict out, const float *__restrict x, float most, int size, float *__restrict sums) {
+    float power[256];
+    int32_t bits[256];
+    uint8_t odd = 0;
+    for (int i = 0; i < size; i++) {
+        const float d = x[i] - most, e = d > -87 ? d : -87.0f;
+        const float k = std::floor(e * 1.44269504f + 0.5f), r = e - k * 0.693359375f + k * 2.12194440e-4f;
+        float p = 1.9875691500e-4f;  // the polynomial of the Cephes library
+        p = p * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        out[i] = p * (r * r) + r + 1;
+        bits[i] = (int32_t(k) + 127) << 23;
+        odd |= !(d <= 0);
+    }
+    std::memcpy(power, bits, size * sizeof(float));
+    for (int i = 0; i < size; i++) out[i] *= power[i];
+    int i = 0;
+    for (; i + 16 <= size; i += 16)
+        for (int j = 0; j < 16; j++) sums[j] += out[i + j];
+    for (; i < size; i++) sums[0] += out[i];
+    return odd == 0;
+}
+
+float greatest(const float *x, int64_t n) {
+    float most[16];
+    for (int j = 0; j < 16; j++) most[j] = -INFINITY;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int j = 0; j < 16; j++) most[j] = x[i + j] > most[j] ? x[i + j] : most[j];
+    for (; i < n; i++) most[0] = x[i] > most[0] ? x[i] : most[0];
+    for (int j = 1; j < 16; j++) most[0] = most[j] > most[0] ? most[j] : most[0];
+    return most[0];
+}
+
+// The same for softmax, over n neurons that lie together.
+void softmax(float *__restrict x, float *__restrict estimate, double times, double steps, double limit, int64_t n) {
+    const float most = greatest(x, n), rounding = float(0.5 / steps);
+    double sum = 0;
+    bool sure = true;
+    for (int64_t at = 0; at < n; at += 256) {
+        float sums[16] = {};
+        sure &= exponentials(estimate + at, x + at, most, n - at < 256 ? int(n - at) : 256, sums);
+        for (float some : sums) sum += some;
+    }
+    const float factor = float(times / sum);
+    uint8_t doubt = !sure;
+    for (int64_t i = 0; i < n; i++) {
+        const float y = estimate[i] * factor;
+        estimate[i] = y < 300 ? y : 300.0f;  // past every code of a byte
+        const float off = estimate[i] - std::floor(estimate[i]) - 0.5f;
+        doubt |= !(std::fabs(off) > rounding + 4e-6f * estimate[i]);
+    }
+    if (!doubt) {
+        std::memcpy(x, estimate, n * sizeof(float));
+        return;
+    }
+    std::vector<double> exact(n);
+    sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += exact[i] = std::exp(double(x[i]) - double(most));
+    for (int64_t i = 0; i < n; i++) x[i] = float(rounded(exact[i] / sum, times, steps, limit));
 }
 
 template <class A>
@@ -98,9 +170,10 @@ template <class A>
 struct Wide {
     const Term &term;
     std::vector<A> scale, bias;
+    mutable std::vector<float> estimates;
 
-    Wide(const Term &term, int64_t period) : term(term) {
-        if (term.steps != 0 && term.gelu == 0) return;
+    Wide(const Term &term, int64_t period) : term(term), estimates(term.span) {
+        if (term.steps != 0 && term.times == 0) return;
         if (term.bias) repeat(bias, static_cast<const A *>(term.bias), term.biases, period);
         if (term.scale) repeat(scale, static_cast<const A *>(term.scale), term.scales, period);
         else if (term.bias || term.number != 1) scale.assign(period, A(term.number));
@@ -115,7 +188,7 @@ struct Wide {
         const A *times = scale.empty() ? nullptr : scale.data(), *plus = bias.empty() ? nullptr : bias.data();
         const int64_t offset = row * neurons + at;
         const A zero = A(term.zero);
-        if (term.steps != 0 && term.gelu == 0) {
+        if (term.steps != 0 && term.times == 0) {
             const double *x = static_cast<const double *>(term.rows) + offset;
             return load_rounded(sum, x, term.factor, term.steps, term.limit, n, first);
         }
@@ -125,7 +198,10 @@ struct Wide {
             default: load(sum, static_cast<const uint8_t *>(term.rows) + offset, zero, times, plus, n, first);
         }
         if constexpr (std::is_same_v<A, float>)
-            if (term.gelu != 0) gelu(sum, term.gelu, term.steps, term.limit, n);
+            if (term.span != 0)
+                for (float *x = sum; x < sum + n; x += term.span)
+                    softmax(x, estimates.data(), term.times, term.steps, term.limit, term.span);
+            else if (term.times != 0) gelu(sum, term.times, term.steps, term.limit, n);
     }
 };
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels import native
-from spikezip.kernels.rows import Gelu, Rows, Sum, gather, layout_of, tracers
+from spikezip.kernels.rows import Rows, Smooth, Sum, gather, layout_of, tracers
 from spikezip.levels import Levels
 
 _BYTES = 256  #: levels that a byte can tell apart
@@ -53,7 +53,7 @@ def scan(
     levels: Levels,
     slew: int,
     theta: float | None = None,
-    gelu: Gelu | None = None,
+    smooth: Smooth | None = None,
 ) -> Scan:
     """Run ``S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -slew, slew)`` for a block of steps.
 
@@ -64,7 +64,7 @@ def scan(
         levels: limits of the tracer.
         slew: levels per step.
         theta: the threshold as a number, where the caller knows it.
-        gelu: what the drive, one stream, still goes through.
+        smooth: what the drive, one stream, still goes through.
 
     Returns:
         The :class:`Scan`, the same to the bit whichever implementation ran.
@@ -74,10 +74,10 @@ def scan(
     scale = None if theta == 1.0 else theta
     small = levels.count <= _BYTES
     fused = _fused(terms, start) if small else None
-    if gelu is not None and fused is native.scan and native.suits_gelu(gelu, terms, theta, levels):
-        fused = functools.partial(native.scan, gelu=gelu)
-    elif gelu is not None:
-        return scan(gelu(drive.numbers()), start, threshold, levels, slew, theta)
+    if smooth is not None and fused is native.scan and native.suits_smooth(smooth, terms, theta, levels):
+        fused = functools.partial(native.scan, smooth=smooth)
+    elif smooth is not None:
+        return scan(smooth(drive.numbers()), start, threshold, levels, slew, theta)
     if fused is not None:
         found = fused(terms, drive.dtype, start, theta, levels, slew)
         codes = Rows(found.rows, found.map, drive.dtype, -levels.lowest, scale, top=levels.range)

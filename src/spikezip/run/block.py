@@ -282,7 +282,7 @@ class Block:
     # -- neurons -----------------------------------------------------------------------------------------------------
 
     def _neurons(self, node: fx.Node, neuron: STBIF) -> Rows:
-        before, gelu = self.plan.gelus.get(node, (node.args[0], None))
+        before, smooth = self.plan.smooth.get(node, (node.args[0], None))
         drive, spec, name = self.env[before], network.spec(node), str(node.target)  # type: ignore[index]
         if not isinstance(drive, Rows | Sum):  # a drive that depends on no image
             drive = Rows(drive.expand(self.images, *drive.shape[1:]), self.still, drive.dtype)
@@ -295,7 +295,7 @@ class Block:
         if start is None and node in self.plan.starting:
             rows = (drive.first if isinstance(drive, Sum) else drive).rows
             start = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
-        what = scan(drive, start, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node], gelu)
+        what = scan(drive, start, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node], smooth)
         self.moves[name] = what.moves
         if self.keep_codes:
             self.codes[name] = what.codes

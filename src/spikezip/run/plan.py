@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +13,7 @@ from spikezip.errors import StageError
 from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
 from spikezip.graph.ops import Kind
-from spikezip.kernels import Gelu, Synapse, pack
+from spikezip.kernels import Smooth, Synapse, pack
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
@@ -34,8 +34,8 @@ class Plan:
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
         thresholds: theta of each; to ask a GPU for it would wait for all it computes.
-        gelus: of neurons that read a sum through a GELU alone, the sum's node and that GELU; what lies between is in
-            none of the above.
+        smooth: of neurons that read a sum through a GELU or softmax alone, the sum's node and that function; what lies
+            between is in none of the above.
         starting: those whose tracers start at another code than 0.
         widest: how many neurons the largest layer has for one image.
         most_levels: how many levels a neuron has at most.
@@ -49,7 +49,7 @@ class Plan:
     constants: dict[fx.Node, Tensor]
     neurons: dict[fx.Node, STBIF]
     thresholds: dict[fx.Node, float]
-    gelus: dict[fx.Node, tuple[fx.Node, Gelu]]
+    smooth: dict[fx.Node, tuple[fx.Node, Smooth]]
     starting: frozenset[fx.Node]
     widest: int
     most_levels: int
@@ -104,7 +104,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
         if node in neurons or any(n in dependent for n in node.all_input_nodes):
             dependent.add(node)
     # What depends on no neuron is computed once, and so left as it is.
-    chains = {node: found for node in neurons if (found := _gelu(gm, node)) is not None and found[1] in dependent}
+    chains = {node: found for node in neurons if (found := _smooth(gm, node)) is not None and found[1] in dependent}
     within = {n for between, _, _ in chains.values() for n in between}
     frontier = {
         n
@@ -134,17 +134,17 @@ def _plan(gm: fx.GraphModule) -> Plan:
         constants=_constants(gm),
         neurons=neurons,
         thresholds={node: float(neuron.threshold) for node, neuron in neurons.items()},
-        gelus={node: (before, gelu) for node, (_, before, gelu) in chains.items()},
+        smooth={node: (before, smooth) for node, (_, before, smooth) in chains.items()},
         starting=frozenset(node for node, neuron in neurons.items() if neuron.starts_elsewhere),
         widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
         most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
     )
 
 
-def _gelu(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, Gelu] | None:
-    """A GELU that these neurons alone read: its nodes, the node before them, and what they compute.
+def _smooth(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, Smooth] | None:
+    """A GELU or softmax that these neurons alone read: its nodes, the node before them, and what they compute.
 
-    The nodes are those of ``to_integer``: to float64, GELU, to float64, times a number, fixed point, to float32.
+    Its nodes are those of ``to_integer``: to float64, function, to float64, times a number, fixed point, to float32.
     """
     between: list[Any] = []
     node: Any = neuron.args[0]
@@ -153,10 +153,11 @@ def _gelu(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, 
         node = node.args[0]
     if len(between) < 6 or not isinstance(node, fx.Node) or not is_plain(network.spec(neuron)):
         return None
-    narrow, rounding, times, still_wide, gelu, wide = between
+    narrow, rounding, times, still_wide, function, wide = between
     if any(n.target is not _aten.to.dtype for n in (narrow, still_wide, wide)) or rounding.op != "call_module":
         return None
-    if times.target is not _aten.mul.Tensor or gelu.target is not _aten.gelu.default:
+    name = _function(function)
+    if times.target is not _aten.mul.Tensor or name is None:
         return None
     grid, factor = gm.get_submodule(str(rounding.target)), times.args[1]
     types = [wide.args[1], still_wide.args[1], narrow.args[1], network.spec(node).dtype]
@@ -164,7 +165,17 @@ def _gelu(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, 
         return None
     if factor <= 0 or types != [torch.float64, torch.float64, torch.float32, torch.float32]:
         return None
-    return between, node, Gelu(factor, grid.exponent, grid.limit)
+    return between, node, Smooth(name, factor, grid.exponent, grid.limit)
+
+
+def _function(node: fx.Node) -> Literal["gelu", "softmax"] | None:
+    """GELU without its approximation, or softmax along the last dimension."""
+    if node.target is _aten.gelu.default:
+        return "gelu"
+    last = len(network.spec(node).shape) - 1
+    if node.target is _aten.softmax.int and len(node.args) == 2 and node.args[1] in (-1, last) and last > 0:
+        return "softmax"
+    return None
 
 
 def unfoldable(gm: fx.GraphModule) -> str | None:
