@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikezip.kernels import Rows, Smooth, gather, native, scan
+from spikezip.kernels import SMOOTH, Rows, Smooth, gather, native, scan
 from spikezip.levels import Levels
 from spikezip.spike import STBIF
 
@@ -62,16 +62,17 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
 
 
 @pytest.mark.parametrize("factor", [0.31, 1.0, 5.875, 700.0])
-def test_a_gelu_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, factor):
+@pytest.mark.parametrize("name", [name for name in SMOOTH if name != "softmax"])
+def test_a_function_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, name, factor):
     """Values of all sizes, and the nearest neighbours of each at which the code changes."""
     monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
     if native.library() is None:
         pytest.skip("no C++ compiler here")
-    gelu, levels = Smooth("gelu", factor, 12, 2**23), Levels(-3, 12)
+    smooth, levels = Smooth(name, factor, 12, 2**23), Levels(-3, 12)
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(4000, generator=generator) * 10 ** torch.empty(4000).uniform_(-6, 6, generator=generator)
     fine = torch.linspace(-8, 8, 1 << 18)
-    code = (torch.nn.functional.gelu(fine.double()) * factor + 0.5).floor().clamp(-3, 12)
+    code = (getattr(torch.nn.functional, name)(fine.double()) * factor + 0.5).floor().clamp(-3, 12)
     edges = [fine[:-1][code.diff() != 0]]
     for step in range(1, 200):  # past 2**-13 of a code where the function is steep
         for towards in (torch.inf, -torch.inf):
@@ -88,9 +89,9 @@ def test_a_gelu_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, 
     ]
     for drive in drives:
         assert native.suits([drive], None)
-        assert native.suits_smooth(gelu, [drive], 1.0, levels)
-        found = scan(drive, None, torch.tensor(1.0), levels, 100, smooth=gelu)
-        wanted = scan(gelu(drive), None, torch.tensor(1.0), levels, 100)
+        assert native.suits_smooth(smooth, [drive], 1.0, levels)
+        found = scan(drive, None, torch.tensor(1.0), levels, 100, smooth=smooth)
+        wanted = scan(smooth(drive), None, torch.tensor(1.0), levels, 100)
         assert torch.equal(found.codes.rows, wanted.codes.rows)
         assert torch.equal(found.moves.spikes, wanted.moves.spikes)
 

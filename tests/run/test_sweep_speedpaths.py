@@ -298,7 +298,8 @@ def test_the_greatest_of_codes_times_a_negative_number(scans):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_gelu_goes_into_the_scan(scans, shared):
+@pytest.mark.parametrize("function", [nn.functional.gelu, nn.functional.hardswish])
+def test_a_smooth_function_goes_into_the_scan(scans, function, shared):
     """Where neurons alone read it, and it reads others; with 8 levels, and with 301, which no byte holds."""
 
     class Block(nn.Module):
@@ -307,8 +308,8 @@ def test_a_gelu_goes_into_the_scan(scans, shared):
             self.first, self.second, self.third = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 3)
 
         def forward(self, x):
-            h = nn.functional.gelu(self.first(x))
-            return self.third(nn.functional.gelu(self.second(h)) + (h if shared else 0))
+            h = function(self.first(x))
+            return self.third(function(self.second(h)) + (h if shared else 0))
 
     torch.manual_seed(0)
     model, images = Block().eval(), torch.randn(5, 7, 12)

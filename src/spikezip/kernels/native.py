@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.alone import has_no_compiler
-from spikezip.kernels.rows import Rows, Smooth, layout_of
+from spikezip.kernels.rows import SMOOTH, Rows, Smooth, layout_of
 from spikezip.levels import Levels
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events.cpp")]
@@ -47,6 +47,7 @@ class _Term(ctypes.Structure):
         ("limit", ctypes.c_double),
         ("times", ctypes.c_double),
         ("span", ctypes.c_int64),
+        ("function", ctypes.c_int32),
     )
 
 
@@ -210,7 +211,7 @@ def scan(
     if smooth is not None:
         first = packed[0]
         first.times, first.steps, first.limit = smooth.factor, 2.0**smooth.exponent, float(smooth.limit)
-        first.span = shape[-1] if along else 0
+        first.span, first.function = shape[-1], 1 + SMOOTH.index(smooth.function)
     begin = None
     if start is not None:  # what does not fit a byte is cut off, and counts from the lowest all the same
         whole = start if start.dtype is torch.int8 else start.to(torch.int16).to(torch.int8)

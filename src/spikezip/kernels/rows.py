@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,27 +97,30 @@ class Rows:
         return replace(self, rows=rows, map=self.map if map is None else map)
 
 
+#: Functions that a scan may estimate, by torch's names; softmax is that along the last dimension.
+SMOOTH = ("softmax", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "tanh")
+
+
 @dataclass(frozen=True)
 class Smooth:
     """What an integer network has between a sum and neurons: ``factor * f(x)`` in float64, rounded to fixed point.
 
     Attributes:
-        function: GELU, or softmax along the last dimension.
+        function: one of ``SMOOTH``.
         factor: what it is multiplied with.
         exponent: of the fixed point (see :func:`~spikezip.quantize.grid.to_fixed_point`).
         limit: of the fixed point, which float32 holds.
     """
 
-    function: Literal["gelu", "softmax"]
+    function: str
     factor: float
     exponent: int
     limit: int
 
     def __call__(self, drive: Rows) -> Rows:
         """The drive of the neurons, one torch operation after the other."""
-        x = drive.value.double()
-        value = torch.softmax(x, -1) if self.function == "softmax" else torch.nn.functional.gelu(x)
-        value *= self.factor
+        function = getattr(torch.nn.functional, self.function)
+        value = function(drive.value.double(), **({"dim": -1} if self.function == "softmax" else {})).mul_(self.factor)
         return Rows(to_fixed_point(value, self.exponent, self.limit).float(), drive.map, torch.float32)
 
 

@@ -26,8 +26,9 @@ struct Term {            // one summand of the drive: (rows[map] - zero) * scale
     double factor;       // of fixed point: what a number is multiplied with before it is rounded,
     double steps;        // to 1/steps (0: not rounded),
     double limit;        // and at most so many of them
-    double times;        // 0, or: the drive is a function of all that, times this, rounded so
-    int64_t span;        // 0: GELU; or softmax over so many neurons that lie together
+    double times;        // of a function that the drive still goes through: what that is multiplied with
+    int64_t span;        // of softmax: over how many neurons, which lie together
+    int32_t function;    // 0: none
 };
 
 // As fixed point rounds: times what, to 1/steps, at most so many of them.
@@ -38,63 +39,109 @@ double rounded(double x, double times, double steps, double limit) {
     return q / steps;
 }
 
-// GELU times `factor`, as fixed point would round it; or, where that cannot make it another code, an estimate of it.
-void gelu(float *__restrict x, double times, double steps, double limit, int64_t n) {
-    const float factor = float(times), rounding = float(0.5 / steps);
+// exp to 3e-7, for x <= 80; below -87 as at -87.
+inline float exponential(float x) {
+    const float e = x < -87 ? -87.0f : x, k = std::floor(e * 1.44269504f + 0.5f);
+    const float r = e - k * 0.693359375f + k * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;  // the polynomial of the Cephes library
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    const int32_t bits = (int32_t(k) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return (p * (r * r) + r + 1) * power;
+}
+
+inline float within(float x, float low, float high) {  // keeps NaN
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+// Functions of one number: an estimate, to 1e-6 (of x, where it grows with x), and what torch computes in float64.
+struct Gelu {
+    static constexpr bool grows = true;
+    static float estimate(float x) {
+        const float w = within(x * 0.70710678f, -4, 4), w2 = w * w;
+        // erf to 5e-7, for |w| <= 4: the rational function that Eigen and XLA use.
+        float p = -2.72614225801306e-10f, q = -1.45660718464996e-05f;
+        p = p * w2 + 2.77068142495902e-08f;
+        p = p * w2 - 2.10102402082508e-06f;
+        p = p * w2 - 5.69250639462346e-05f;
+        p = p * w2 - 7.34990630326855e-04f;
+        p = p * w2 - 2.95459980854025e-03f;
+        p = p * w2 - 1.60960333262415e-02f;
+        q = q * w2 - 2.13374055278905e-04f;
+        q = q * w2 - 1.68282697438203e-03f;
+        q = q * w2 - 7.37332916720468e-03f;
+        q = q * w2 - 1.42647390514189e-02f;
+        return x * (0.5f + 0.5f * (w * p / q));
+    }
+    static double exact(double x) { return x * 0.5 * (1 + std::erf(x * 0.70710678118654752440)); }
+};
+
+struct Sigmoid {
+    static constexpr bool grows = false;
+    static float estimate(float x) { return 1 / (1 + exponential(-within(x, -80, 87))); }
+    static double exact(double x) { return 1 / (1 + std::exp(-x)); }
+};
+
+struct Silu {
+    static constexpr bool grows = true;
+    static float estimate(float x) { return (x < -80 ? -80.0f : x) * Sigmoid::estimate(x); }
+    static double exact(double x) { return x / (1 + std::exp(-x)); }
+};
+
+struct Hardsigmoid {
+    static constexpr bool grows = false;
+    static float estimate(float x) { return within(x + 3, 0, 6) * 0.16666667f; }
+    static double exact(double x) { return (x + 3 < 0 ? 0 : x + 3 > 6 ? 6 : x + 3) / 6; }
+};
+
+struct Hardswish {
+    static constexpr bool grows = true;
+    static float estimate(float x) { return x * Hardsigmoid::estimate(x); }
+    static double exact(double x) { return x * (x + 3 < 0 ? 0 : x + 3 > 6 ? 6 : x + 3) / 6; }
+};
+
+struct Tanh {
+    static constexpr bool grows = false;
+    static float estimate(float x) { return 1 - 2 / (1 + exponential(within(2 * x, -80, 80))); }
+    static double exact(double x) { return std::tanh(x); }
+};
+
+// A function times `times`, as fixed point would round it; or, where that cannot make it another code, an estimate of it.
+template <class Function>
+void entrywise(float *__restrict x, double times, double steps, double limit, int64_t n) {
+    const float factor = float(times), rounding = float(0.5 / steps), error = 1e-6f * std::fabs(factor);
     uint8_t doubt[256];
     for (int64_t start = 0; start < n; start += 256, x += 256) {
         const int size = n - start < 256 ? int(n - start) : 256;
         float estimate[256];
         uint8_t any = 0;
         for (int i = 0; i < size; i++) {
-            const float z = x[i] * 0.70710678f, w = z > 4 ? 4.0f : z < -4 ? -4.0f : z, w2 = w * w;
-            // erf to 5e-7, for |w| <= 4: the rational function that Eigen and XLA use.
-            float p = -2.72614225801306e-10f, q = -1.45660718464996e-05f;
-            p = p * w2 + 2.77068142495902e-08f;
-            p = p * w2 - 2.10102402082508e-06f;
-            p = p * w2 - 5.69250639462346e-05f;
-            p = p * w2 - 7.34990630326855e-04f;
-            p = p * w2 - 2.95459980854025e-03f;
-            p = p * w2 - 1.60960333262415e-02f;
-            q = q * w2 - 2.13374055278905e-04f;
-            q = q * w2 - 1.68282697438203e-03f;
-            q = q * w2 - 7.37332916720468e-03f;
-            q = q * w2 - 1.42647390514189e-02f;
-            const float scaled = factor * x[i];
-            estimate[i] = scaled * (0.5f + 0.5f * (w * p / q));
+            estimate[i] = factor * Function::estimate(x[i]);
             const float off = estimate[i] - std::floor(estimate[i]) - 0.5f;  // from the middle between two codes
-            doubt[i] = !(std::fabs(off) > rounding + 1e-6f * std::fabs(scaled));
+            const float most = Function::grows ? error * std::fabs(x[i]) : error;
+            doubt[i] = !(std::fabs(off) > rounding + most) | !(std::fabs(x[i]) < INFINITY);
             any |= doubt[i];
         }
-        for (int i = 0; any && i < size; i++) {
-            if (!doubt[i]) continue;
-            const double u = x[i], exact = u * 0.5 * (1 + std::erf(u * 0.70710678118654752440));
-            estimate[i] = float(rounded(exact, times, steps, limit));
-        }
+        for (int i = 0; any && i < size; i++)
+            if (doubt[i]) estimate[i] = float(rounded(Function::exact(x[i]), times, steps, limit));
         std::memcpy(x, estimate, size * sizeof(float));
     }
 }
 
-// exp(x - most) to 3e-7 and what the difference loses; 16 sums of them. Whether all are numbers, at most `most`.
+// exp(x - most); 16 sums of them. Whether all are numbers, at most `most`.
 bool exponentials(float *__restrict out, const float *__restrict x, float most, int size, float *__restrict sums) {
-    float power[256];
-    int32_t bits[256];
     uint8_t odd = 0;
     for (int i = 0; i < size; i++) {
-        const float d = x[i] - most, e = d > -87 ? d : -87.0f;
-        const float k = std::floor(e * 1.44269504f + 0.5f), r = e - k * 0.693359375f + k * 2.12194440e-4f;
-        float p = 1.9875691500e-4f;  // the polynomial of the Cephes library
-        p = p * r + 1.3981999507e-3f;
-        p = p * r + 8.3334519073e-3f;
-        p = p * r + 4.1665795894e-2f;
-        p = p * r + 1.6666665459e-1f;
-        p = p * r + 5.0000001201e-1f;
-        out[i] = p * (r * r) + r + 1;
-        bits[i] = (int32_t(k) + 127) << 23;
+        const float d = x[i] - most;
+        out[i] = exponential(d);
         odd |= !(d <= 0);
     }
-    std::memcpy(power, bits, size * sizeof(float));
-    for (int i = 0; i < size; i++) out[i] *= power[i];
     int i = 0;
     for (; i + 16 <= size; i += 16)
         for (int j = 0; j < 16; j++) sums[j] += out[i + j];
@@ -173,7 +220,7 @@ struct Wide {
     mutable std::vector<float> estimates;
 
     Wide(const Term &term, int64_t period) : term(term), estimates(term.span) {
-        if (term.steps != 0 && term.times == 0) return;
+        if (term.steps != 0 && term.function == 0) return;
         if (term.bias) repeat(bias, static_cast<const A *>(term.bias), term.biases, period);
         if (term.scale) repeat(scale, static_cast<const A *>(term.scale), term.scales, period);
         else if (term.bias || term.number != 1) scale.assign(period, A(term.number));
@@ -188,7 +235,7 @@ struct Wide {
         const A *times = scale.empty() ? nullptr : scale.data(), *plus = bias.empty() ? nullptr : bias.data();
         const int64_t offset = row * neurons + at;
         const A zero = A(term.zero);
-        if (term.steps != 0 && term.times == 0) {
+        if (term.steps != 0 && term.function == 0) {
             const double *x = static_cast<const double *>(term.rows) + offset;
             return load_rounded(sum, x, term.factor, term.steps, term.limit, n, first);
         }
@@ -198,10 +245,23 @@ struct Wide {
             default: load(sum, static_cast<const uint8_t *>(term.rows) + offset, zero, times, plus, n, first);
         }
         if constexpr (std::is_same_v<A, float>)
-            if (term.span != 0)
-                for (float *x = sum; x < sum + n; x += term.span)
-                    softmax(x, estimates.data(), term.times, term.steps, term.limit, term.span);
-            else if (term.times != 0) gelu(sum, term.times, term.steps, term.limit, n);
+            if (term.function != 0) apply(sum, n);
+    }
+
+    void apply(float *x, int64_t n) const {
+        const double times = term.times, steps = term.steps, limit = term.limit;
+        switch (term.function) {  // in the order of native.py
+            case 1:
+                for (const float *end = x + n; x < end; x += term.span)
+                    softmax(x, estimates.data(), times, steps, limit, term.span);
+                break;
+            case 2: entrywise<Gelu>(x, times, steps, limit, n); break;
+            case 3: entrywise<Silu>(x, times, steps, limit, n); break;
+            case 4: entrywise<Sigmoid>(x, times, steps, limit, n); break;
+            case 5: entrywise<Hardswish>(x, times, steps, limit, n); break;
+            case 6: entrywise<Hardsigmoid>(x, times, steps, limit, n); break;
+            case 7: entrywise<Tanh>(x, times, steps, limit, n); break;
+        }
     }
 };
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +13,7 @@ from spikezip.errors import StageError
 from spikezip.graph import network, ops
 from spikezip.graph.network import Spec
 from spikezip.graph.ops import Kind
-from spikezip.kernels import Smooth, Synapse, pack
+from spikezip.kernels import SMOOTH, Smooth, Synapse, pack
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
@@ -34,7 +34,7 @@ class Plan:
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
         thresholds: theta of each; to ask a GPU for it would wait for all it computes.
-        smooth: of neurons that read a sum through a GELU or softmax alone, the sum's node and that function; what lies
+        smooth: of neurons that read a sum through a smooth function alone, the sum's node and that function; what lies
             between is in none of the above.
         starting: those whose tracers start at another code than 0.
         widest: how many neurons the largest layer has for one image.
@@ -142,7 +142,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
 
 
 def _smooth(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, Smooth] | None:
-    """A GELU or softmax that these neurons alone read: its nodes, the node before them, and what they compute.
+    """A smooth function that these neurons alone read: its nodes, the node before them, and what they compute.
 
     Its nodes are those of ``to_integer``: to float64, function, to float64, times a number, fixed point, to float32.
     """
@@ -168,14 +168,12 @@ def _smooth(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node
     return between, node, Smooth(name, factor, grid.exponent, grid.limit)
 
 
-def _function(node: fx.Node) -> Literal["gelu", "softmax"] | None:
-    """GELU without its approximation, or softmax along the last dimension."""
-    if node.target is _aten.gelu.default:
-        return "gelu"
-    last = len(network.spec(node).shape) - 1
+def _function(node: fx.Node) -> str | None:
+    """Which of the functions that a scan may estimate."""
+    last, name = len(network.spec(node).shape) - 1, network.op_name(node)
     if node.target is _aten.softmax.int and len(node.args) == 2 and node.args[1] in (-1, last) and last > 0:
-        return "softmax"
-    return None
+        return name
+    return name if name in SMOOTH and len(node.args) == 1 else None
 
 
 def unfoldable(gm: fx.GraphModule) -> str | None:
