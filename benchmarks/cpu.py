@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/cpu.py sweep      # the sweep over all axes
     OMP_NUM_THREADS=1 python benchmarks/cpu.py events     # with and without the event-driven kernel
     OMP_NUM_THREADS=1 python benchmarks/cpu.py others     # a transformer to its end; a machine without compiler
+    OMP_NUM_THREADS=1 python benchmarks/cpu.py architectures  # many published networks, to their end
     python benchmarks/cpu.py threads                      # with one thread and with more
 
 Each writes experiments/results/speed-NAME.json; ``rivals`` and ``sweep`` also one figure per network beside it. Results
@@ -32,6 +33,24 @@ NETWORKS = {
     "vgg16": vgg16,
     "resnet20": lambda width: resnet20(),  # 16 to 64 channels; width is not varied
     VIT: lambda width: resolve(f"timm:{VIT}").module,  # width is not varied
+}
+#: Published networks of many kinds, and the size of their images.
+ARCHITECTURES = {
+    "torchvision:squeezenet1_1": 96,
+    "torchvision:googlenet": 96,
+    "torchvision:shufflenet_v2_x1_0": 96,
+    "torchvision:densenet121": 96,
+    "torchvision:mobilenet_v2": 96,
+    "torchvision:mobilenet_v3_small": 96,
+    "torchvision:efficientnet_b0": 96,
+    "torchvision:regnet_y_400mf": 96,
+    "torchvision:resnext50_32x4d": 96,
+    "timm:ghostnet_100": 96,
+    "timm:convnext_atto": 96,
+    "timm:poolformer_s12": 96,
+    "timm:mixer_s32_224": 224,
+    "timm:vit_tiny_patch16_224": 224,
+    "timm:mobilevit_xxs": 128,
 }
 RIVALS = ("sweep", "plain loop", "spikingjelly step", "spikingjelly multi-step")
 
@@ -85,6 +104,15 @@ SUITES: dict[str, tuple[Part, ...]] = {
             bench.Effort(("sweep", "no compiler", "torch alone"), rounds=3, slow_rounds=3),
         ),
     ),
+    "architectures": tuple(
+        Part(
+            name,
+            bench.Axes((TO_THE_END,), batch=(4,)),
+            bench.Effort(("sweep",), rounds=3, slow_rounds=3),
+            shape=(3, size, size),
+        )
+        for name, size in ARCHITECTURES.items()
+    ),
     "threads": tuple(Part("resnet18", BATCHES, bench.Effort(("sweep",), threads=threads)) for threads in (1, 2)),
 }
 
@@ -93,6 +121,8 @@ def measure(part: Part, seed: int) -> dict[str, Any]:
     """One network's record."""
 
     def build(width: float):
+        if part.network in ARCHITECTURES:
+            return resolve(part.network).module.eval()
         return NETWORKS[part.network](width=round(64 * width)).eval()
 
     def tell(setting: dict[str, Any]) -> None:

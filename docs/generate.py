@@ -616,6 +616,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed-rivals": rivals,
     "speed-sweep": sweeps,
     "speed-others": others,
+    "speed-architectures": others,
     "speed-events": gains,
     "speed-threads": threads,
     "speed-memory": memory,
