@@ -148,6 +148,41 @@ def test_convolutions_of_any_dimensions_take_bytes(monkeypatch, scans, dims):
         taken.clear()
 
 
+class Gated(nn.Module):
+    """Channels times what is found of all of them, as squeeze-and-excite does; and a square."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(2, 8, 3), nn.Linear(8, 8)
+        self.mix, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x * torch.sigmoid(self.gate(x.amax((2, 3))))[:, :, None, None]
+        x = torch.relu(self.mix(x))
+        return self.head((x * x).amax((2, 3)))
+
+
+@pytest.mark.parametrize(("levels", "bytes"), [(Levels(0, 7), 2), (Levels(-4, 9), 2), (Levels(-16, 9), 0)])
+def test_products_of_codes_are_bytes_where_these_hold_them(monkeypatch, scans, levels, bytes):
+    from spikezip.run.block import Block
+
+    torch.manual_seed(0)
+    images, found = torch.randn(4, 2, 9, 8), set()
+    qann = quantize_everywhere(morph(capture(Gated().eval(), images[:2])), levels, images)
+    snn = spike(to_integer(qann), Even(3))
+    compute = Block._multiplied
+
+    def noting(self, node):
+        if (product := compute(self, node)) is not None:
+            found.add(node)
+        return product
+
+    monkeypatch.setattr(Block, "_multiplied", noting)
+    assert_same(sweep(snn, (images,), 40, block=8, chunk=3), reference(snn, (images,), 40))
+    assert len(found) == bytes
+
+
 @pytest.mark.parametrize("slew", [2, 100])
 def test_any_slew(scans, slew):
     snn, images = net(slew=slew)
