@@ -105,6 +105,13 @@ def test_everybody_gets_the_layout_that_the_unit_has():
         assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_volumes_have_no_layout_of_images():
+    nn = torch.nn
+    model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    case = bench.make_case(model, (1, 4, 4, 4), 4, batch=2, active=None)
+    assert case.images.is_contiguous()
+
+
 def test_axes_vary_one_thing_at_a_time():
     axes = bench.Axes(levels=(8, 16), batch=(32, 1), width=(1.0, 0.5), active=(0.5, 0.25))
     base = {"levels": 8, "batch": 32, "width": 1.0, "active": 0.5}

@@ -107,6 +107,82 @@ def test_rows_scan_and_bytes_change_nothing(scans, encoding, signed):
         assert_same(sweep(snn, (images,), 40, block=block, chunk=chunk), wanted)
 
 
+class Along(nn.Module):
+    """Convolutions along a line, over images or in volumes: grouped, dilated, strided; residuals."""
+
+    def __init__(self, dims: int):
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.dims = tuple(range(2, 2 + dims))
+        self.stem = conv(2, 16, 3, padding=1)
+        self.spread = conv(16, 16, 3, padding=2, dilation=2, groups=16)
+        self.down = conv(16, 24, 2, stride=2)
+        self.mix = conv(24, 24, 3, padding=1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.down(torch.relu(self.spread(x) + x)))
+        return self.head(torch.relu(self.mix(x) + x).amax(self.dims))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_convolutions_of_any_dimensions_take_bytes(monkeypatch, scans, dims):
+    from spikezip.kernels.synapse import Synapse, _trusted
+
+    if not _trusted(128, max(dims, 2)):
+        pytest.skip("no exact 8-bit kernels here")
+    torch.manual_seed(0)
+    images, taken = torch.randn(4, 2, *(12, 10, 6)[:dims]), []
+    qann = quantize(morph(capture(Along(dims).eval(), images[:2])), Levels(-2, 5), images)
+    compute = Synapse.__call__
+    monkeypatch.setattr(
+        Synapse, "__call__", lambda self, *args, **how: taken.append(self) or compute(self, *args, **how)
+    )
+    for encoding in (Pulse(), Even(3)):
+        snn = spike(to_integer(qann), encoding)
+        assert_same(sweep(snn, (images,), 40, block=8, chunk=3), reference(snn, (images,), 40))
+        convolutions = [s for s in plan_of(snn).synapses.values() if s.geometry]
+        assert len(convolutions) == 3
+        assert set(map(id, taken)) == set(map(id, convolutions))
+        taken.clear()
+
+
+class Gated(nn.Module):
+    """Channels times what is found of all of them, as squeeze-and-excite does; and a square."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(2, 8, 3), nn.Linear(8, 8)
+        self.mix, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x * torch.sigmoid(self.gate(x.amax((2, 3))))[:, :, None, None]
+        x = torch.relu(self.mix(x))
+        return self.head((x * x).amax((2, 3)))
+
+
+@pytest.mark.parametrize(("levels", "bytes"), [(Levels(0, 7), 2), (Levels(-4, 9), 2), (Levels(-16, 9), 0)])
+def test_products_of_codes_are_bytes_where_these_hold_them(monkeypatch, scans, levels, bytes):
+    from spikezip.run.block import Block
+
+    torch.manual_seed(0)
+    images, found = torch.randn(4, 2, 9, 8), set()
+    qann = quantize_everywhere(morph(capture(Gated().eval(), images[:2])), levels, images)
+    snn = spike(to_integer(qann), Even(3))
+    compute = Block._multiplied
+
+    def noting(self, node):
+        if (product := compute(self, node)) is not None:
+            found.add(node)
+        return product
+
+    monkeypatch.setattr(Block, "_multiplied", noting)
+    assert_same(sweep(snn, (images,), 40, block=8, chunk=3), reference(snn, (images,), 40))
+    assert len(found) == bytes
+
+
 @pytest.mark.parametrize("slew", [2, 100])
 def test_any_slew(scans, slew):
     snn, images = net(slew=slew)
@@ -240,7 +316,7 @@ def test_without_8_bit_kernels_floats_give_the_same(monkeypatch):
 
     snn, images = net()
     wanted = reference(snn, (images,), 20)
-    monkeypatch.setattr(synapse, "_trusted", lambda top: False)
+    monkeypatch.setattr(synapse, "_trusted", lambda top, dims: False)
     assert_same(sweep(snn, (images,), 20), wanted)
 
 

@@ -22,8 +22,8 @@ class Case:
     """A network and images for it.
 
     Attributes:
-        ann: float32, channels_last, BatchNorm folded: the unit of time.
-        snn: what it became, its weights channels_last too.
+        ann: float32, channels_last where its weights are those of images, BatchNorm folded: the unit of time.
+        snn: what it became, its weights alike.
         images: ``[B, ...]``, channels_last.
     """
 
@@ -93,9 +93,14 @@ def make_case(
     qann = quantize(ann, levels, images[:_CALIBRATION])
     snn = spike(to_integer(qann, weight_bits) if weight_bits else qann)
     for graph in (ann.eval(), snn.graph):
-        graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    images = images[:batch]
-    return Case(ann, snn, images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images)
+        for tensor in (*graph.parameters(), *graph.buffers()):
+            tensor.data = _channels_last(tensor.data)
+    return Case(ann, snn, _channels_last(images[:batch]))
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    """Of images and their weights; anything else stays as it is."""
+    return values.contiguous(memory_format=torch.channels_last) if values.dim() == 4 else values
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.alone import has_no_compiler
-from spikezip.kernels.rows import SMOOTH, Rows, Smooth, layout_of
+from spikezip.kernels.rows import SMOOTH, Rows, Smooth, channels_lie_last
 from spikezip.levels import Levels
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events.cpp")]
@@ -199,10 +199,10 @@ def scan(
     fastest = next((t.channels for t in terms if t.is_exact_sum), -1)  # the channels that are to lie fastest in memory
     terms = [t.numbers() if t.is_exact_sum and t.channels != fastest else t for t in terms]
     along = smooth is not None and smooth.function == "softmax"
-    layout = torch.contiguous_format if along else _layout(terms)
-    rows = [t.rows.contiguous(memory_format=layout) for t in terms]
+    move = not along and _channels_last(terms)
+    rows = [_in_memory(t.rows, move) for t in terms]
     shape = rows[0].shape[1:]
-    neurons, period = shape.numel(), _period(rows[0], layout)
+    neurons, period = shape.numel(), _period(rows[0])
     maps = [t.map.contiguous() for t in terms]
     factors = [_factors(t, dtype) for t in terms]
     packed = (_Term * len(terms))(
@@ -215,9 +215,9 @@ def scan(
     begin = None
     if start is not None:  # what does not fit a byte is cut off, and counts from the lowest all the same
         whole = start if start.dtype is torch.int8 else start.to(torch.int16).to(torch.int8)
-        begin = whole.contiguous(memory_format=layout)
-    last = torch.empty((images, *shape), dtype=torch.int8, memory_format=layout)
-    out = torch.empty((steps * images, *shape), dtype=torch.uint8, memory_format=layout)
+        begin = _in_memory(whole, move)
+    last = torch.empty((images, *shape), dtype=torch.int8)
+    out = torch.empty((steps * images, *shape), dtype=torch.uint8)
     map, spikes, negative = torch.empty((3, steps, images), dtype=torch.int64).unbind()
     behind = torch.empty((steps, images), dtype=torch.bool)
     found = library()
@@ -227,7 +227,8 @@ def scan(
         levels.lowest, levels.highest, min(slew, levels.range), _address(begin), out.data_ptr(), map.data_ptr(),
         spikes.data_ptr(), negative.data_ptr(), behind.data_ptr(), last.data_ptr(),
     )  # fmt: skip
-    return Found(out[:made], map, spikes, negative, behind, last if levels.storage is torch.int8 else None)
+    out, last = (v.movedim(-1, 1) if move else v for v in (out[:made], last))
+    return Found(out, map, spikes, negative, behind, last if levels.storage is torch.int8 else None)
 
 
 def numbers(term: Rows) -> Tensor | None:
@@ -235,28 +236,34 @@ def numbers(term: Rows) -> Tensor | None:
     worth = isinstance(term.scale, Tensor) and isinstance(term.rows, Tensor) and term.rows.numel() >= _WORTH_A_PASS
     if not worth or not suits([term], None) or (found := library(build=False)) is None:
         return None
-    rows = term.rows.contiguous(memory_format=_layout([term]))
+    move = _channels_last([term])
+    rows = _in_memory(term.rows, move)
     out = torch.empty_like(rows, dtype=term.dtype)
-    neurons, period = rows[0].numel(), _period(rows, _layout([term]))
+    neurons, period = rows[0].numel(), _period(rows)
     scale, bias = _factors(term, term.dtype)
     packed = _term(term, rows, None, scale, bias)
     wide = term.dtype == torch.float64
     found.spikezip_numbers(ctypes.addressof(packed), wide, rows.shape[0], neurons, period, out.data_ptr())
-    return out
+    return out.movedim(-1, 1) if move else out
 
 
-def _period(rows: Tensor, layout: torch.memory_format) -> int:
+def _period(rows: Tensor) -> int:
     """How many neurons are handled at once: whole repeats of the channels."""
-    channels = rows.shape[1] if layout is torch.channels_last else rows.shape[-1] if rows.dim() > 1 else 1
+    channels = rows.shape[-1] if rows.dim() > 1 else 1
     return channels * max(1, _STRIP // channels)
 
 
-def _layout(terms: list[Rows]) -> torch.memory_format:
-    """Channels fastest, wherever there are channels to tell apart."""
+def _channels_last(terms: list[Rows]) -> bool:
+    """Whether the second dimension is to be the fastest: the channels, wherever there are channels to tell apart."""
     for t in terms:
         if isinstance(t.scale, Tensor):
-            return torch.channels_last if t.channels == 1 and t.rows.dim() == 4 else torch.contiguous_format
-    return layout_of(terms[0].rows)
+            return t.channels == 1
+    return channels_lie_last(terms[0].rows)
+
+
+def _in_memory(values: Tensor, move: bool) -> Tensor:
+    """Values in the order of memory, channels at the end."""
+    return (values.movedim(1, -1) if move else values).contiguous()
 
 
 def _rounding(term: Rows) -> tuple[float, float, float]:

@@ -179,15 +179,19 @@ def gather(rows: Tensor, pick: Tensor | None) -> Tensor:
     if pick is None:
         return rows
     pick = to_device(pick, rows.device)
-    if rows.dim() == 4 and not rows.is_contiguous() and rows.is_contiguous(memory_format=torch.channels_last):
-        return rows.permute(0, 2, 3, 1).index_select(0, pick).permute(0, 3, 1, 2)
+    if channels_lie_last(rows) and not rows.is_contiguous():
+        return rows.movedim(1, -1).index_select(0, pick).movedim(-1, 1)
     return rows.index_select(0, pick)
 
 
+def channels_lie_last(values: Tensor) -> bool:
+    """Whether channels, the second dimension, come last in memory."""
+    return values.dim() > 2 and values.movedim(1, -1).is_contiguous()
+
+
 def layout_of(values: Tensor) -> torch.memory_format:
-    """Whether channels come last in memory."""
-    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    """The layout of images, or of anything else, by torch's name."""
+    return torch.channels_last if values.dim() == 4 and channels_lie_last(values) else torch.contiguous_format
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

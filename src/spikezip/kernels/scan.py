@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels import native
-from spikezip.kernels.rows import Rows, Smooth, Sum, gather, layout_of, tracers
+from spikezip.kernels.rows import Rows, Smooth, Sum, channels_lie_last, gather, tracers
 from spikezip.levels import Levels
 
 _BYTES = 256  #: levels that a byte can tell apart
@@ -108,17 +108,16 @@ def _in_torch(drive: Rows | Sum, start: Tensor | None, threshold: Tensor, levels
     ratio = value if one else value / threshold
     goals = torch.add(ratio, 0.5, out=None if one else ratio).floor_().nan_to_num_(levels.lowest)
     goals = goals.clamp_(levels.lowest, levels.highest).to(kind)
-    channels_last = layout_of(goals) is torch.channels_last
+    last = channels_lie_last(goals)
+    order = goals.movedim(1, -1).shape[1:] if last else goals.shape[1:]
 
     def flat(values: Tensor) -> Tensor:
         """``[B, ...]`` as ``[B, n]``, in the order of memory."""
-        return (values.permute(0, 2, 3, 1) if channels_last else values).reshape(len(values), -1)
+        return (values.movedim(1, -1) if last else values).reshape(len(values), -1)
 
     def shaped(values: Tensor) -> Tensor:
-        if not channels_last:
-            return values.reshape(len(values), *goals.shape[1:])
-        _, channels, height, width = goals.shape
-        return values.reshape(len(values), height, width, channels).permute(0, 3, 1, 2)
+        values = values.reshape(len(values), *order)
+        return values.movedim(-1, 1) if last else values
 
     goals_flat = flat(goals)
     now = goals_flat.new_zeros((images, goals_flat.shape[1])) if start is None else flat(start.to(kind))

@@ -23,6 +23,7 @@ from spikezip.kernels.rows import Rows
 from spikezip.quantize.grid import per_channel
 
 _aten, _onednn = torch.ops.aten, torch.ops.onednn
+_CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
 _EXACT = 2**24  #: whole numbers up to here are float32s
 _WINDOWS = 1 << 26  #: values of windows that are written out at once
 _CHECKED = 8  #: rows of each new shape that are computed once more in float64
@@ -33,7 +34,7 @@ class Synapse:
     """A convolution or linear layer whose weights are bytes times a power of two per output channel.
 
     Attributes:
-        weight: the whole numbers, ``[out, ...]`` int8.
+        weight: the whole numbers, ``[out, ...]`` int8; of a convolution along a line, as of images of height 1.
         scale: the power of two of each output channel.
         bias: of each output channel, or None.
         dtype: of the result.
@@ -59,10 +60,15 @@ class Synapse:
         on_cpu = codes.rows.device.type == "cpu"
         if on_cpu and is_alone():
             return False
-        return _trusted(128 if codes.top <= 128 else 255) if on_cpu else codes.top < TF32_WHOLE
+        if on_cpu:
+            return _trusted(128 if codes.top <= 128 else 255, 3 if self.weight.dim() == 5 else 2)
+        return codes.top < TF32_WHOLE
 
     def __call__(self, codes: Rows, *, bias: bool = True) -> Rows:
         """Sums of weight times code, still to be scaled; with their bias or without."""
+        along = self.geometry is not None and codes.rows.dim() == 3  # a line
+        if along:
+            codes = codes.with_rows(codes.rows.unsqueeze(2))
         if codes.rows.device.type == "cpu":
 
             def dense(rows: Tensor) -> Tensor:
@@ -78,6 +84,8 @@ class Synapse:
                 sums = triton_synapse.sums(codes, self.weight, self.geometry, self.packed)
             else:
                 sums = self.in_floats(codes)
+        if along:
+            sums = sums.squeeze(2)
         channels = 1 if self.geometry else sums.dim() - 1
         return Rows(sums, codes.map, self.dtype, 0, self.scale, self.bias if bias else None, channels)
 
@@ -136,7 +144,7 @@ def conv2d(
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     each = x[0].numel() * weight[0, 0].numel()
     parts = [
-        conv2d_as_product(part, weight, bias, _pair(stride), _pair(padding))
+        conv2d_as_product(part, weight, bias, _each(stride), _each(padding))
         for part in x.split(max(_WINDOWS // each, 1))
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -152,7 +160,7 @@ def conv2d_as_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: li
 
 def pack(node: fx.Node) -> Synapse | None:
     """The :class:`Synapse` of a node; None if it is another operation, or its weights are not bytes."""
-    if node.target not in (_aten.conv2d.default, _aten.linear.default) or node.kwargs:
+    if node.target not in (_aten.linear.default, *_CONVOLUTIONS) or node.kwargs:
         return None
     weight_node = ops.weight_of(node)
     weight = network.constant(weight_node) if weight_node is not None else None
@@ -166,12 +174,17 @@ def pack(node: fx.Node) -> Synapse | None:
     if float(whole.abs().max()) > 127 or not torch.equal(whole, whole.round()):
         return None
     geometry = None
-    if node.target is _aten.conv2d.default:
-        stride, padding, dilation, groups = [*node.args[3:], *[[1, 1], [0, 0], [1, 1], 1][max(len(node.args) - 3, 0) :]]
-        geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
-        size = network.spec(node.args[0]).shape[2:]  # type: ignore[arg-type]
-        if len(size) != 2 or not all(map(_windows_see, size, weight.shape[2:], *geometry[:3])):
+    if node.target in _CONVOLUTIONS:
+        size, dims = network.spec(node.args[0]).shape[2:], weight.dim() - 2  # type: ignore[arg-type]
+        stride, padding, dilation, groups = [*node.args[3:], *[[1], [0], [1], 1][max(len(node.args) - 3, 0) :]]
+        stride, padding, dilation = (_each(values, dims) for values in (stride, padding, dilation))
+        if len(size) != dims or not all(map(_windows_see, size, weight.shape[2:], stride, padding, dilation)):
             return None
+        if dims == 3 and weight.device.type != "cpu":
+            return None
+        if dims == 1:
+            whole, stride, padding, dilation = whole.unsqueeze(2), [1, *stride], [0, *padding], [1, *dilation]
+        geometry = (stride, padding, dilation, groups)
     return Synapse(
         weight=whole.to(torch.int8),
         scale=(1 / steps).to(weight.dtype),
@@ -191,8 +204,8 @@ def _windows_see(size: int, kernel: int, stride: int, padding: int, dilation: in
     )
 
 
-def _pair(values: Any) -> list[int]:
-    return [values[0], values[-1]]
+def _each(values: Any, dims: int = 2) -> list[int]:
+    return list(values) if len(values) == dims else [values[0]] * dims
 
 
 def _pack(weight: Tensor, geometry: Any, zero: int) -> Any:
@@ -208,13 +221,16 @@ def _sums(codes: Tensor, packed: Any, out: int, geometry: Any, zero: int) -> Ten
     tail = (1.0, 0, torch.float32, "none", [], "")
     if geometry is None:
         return _onednn.qlinear_pointwise(codes.contiguous(), 1.0, zero, packed, ones, zeros, None, *tail)
-    codes = codes.contiguous(memory_format=torch.channels_last)
-    return _onednn.qconv2d_pointwise(codes, 1.0, zero, packed, ones, zeros, None, *geometry, *tail)
+    flat = codes.dim() == 4
+    convolve = _onednn.qconv2d_pointwise if flat else _onednn.qconv3d_pointwise
+    codes = codes.contiguous(memory_format=torch.channels_last if flat else torch.channels_last_3d)
+    return convolve(codes, 1.0, zero, packed, ones, zeros, None, *geometry, *tail)
 
 
 @functools.cache
-def _trusted(top: int) -> bool:
-    """Whether oneDNN's 8-bit kernels are here, and add exactly codes up to ``top``: tried, compared to the bit.
+def _trusted(top: int, dims: int = 2) -> bool:
+    """Whether oneDNN's 8-bit kernels for so many dimensions are here, and add exactly codes up to ``top``: tried,
+    compared to the bit.
 
     They are internal operations of torch, and on processors without dot products of bytes sums of pairs may saturate.
     """
@@ -225,14 +241,15 @@ def _trusted(top: int) -> bool:
 
     try:
         for zero in (0, min(top, 4)):
-            codes = draw(0, top, 3, 16, 6, 6).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+            codes = draw(0, top, 3, 16, *[6] * dims).to(torch.uint8)
             codes[0] = top
-            weight = draw(-127, 127, 32, 16, 3, 3).to(torch.int8)
+            weight = draw(-127, 127, 32, 16, *[3] * dims).to(torch.int8)
             weight[0], weight[1] = 127, -127
-            wanted = F.conv2d(codes.double() - zero, weight.double(), None, 2, 1)
-            geometry = ([2, 2], [1, 1], [1, 1], 1)
+            geometry = ([2] * dims, [1] * dims, [1] * dims, 1)
+            convolve = F.conv2d if dims == 2 else F.conv3d
+            wanted = convolve(codes.double() - zero, weight.double(), None, *geometry)
             found = _sums(codes, _pack(weight, geometry, zero), 32, geometry, zero)
-            flat = codes.permute(0, 2, 3, 1).contiguous()
+            flat = codes.movedim(1, -1).contiguous()
             linear = weight.flatten(1)[:, :16].contiguous()
             found_linear = _sums(flat, _pack(linear, None, zero), 32, None, zero)
             wanted_linear = F.linear(flat.double() - zero, linear.double())

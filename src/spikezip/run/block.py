@@ -110,7 +110,7 @@ class Block:
         if node.op == "call_module" and (found := self._rounded(node)) is not None:
             return found
         if node.op == "call_function":
-            for way in (self._synapse, self._unchanged, self._scaled, self._added):
+            for way in (self._synapse, self._unchanged, self._multiplied, self._scaled, self._added):
                 if (found := way(node)) is not None:
                     return found
         return self._operation(node)
@@ -157,6 +157,26 @@ class Block:
         if first.top and first.rows_are_bytes and pooled and not (isinstance(first.scale, float) and first.scale < 0):
             return first.with_rows(max_pool2d(first.rows, *node.args[1:]))  # type: ignore[arg-type]
         return None
+
+    def _multiplied(self, node: fx.Node) -> Rows | None:
+        """Codes times codes, while their product is a byte."""
+        if node.target is not _aten.mul.Tensor or not all(isinstance(n, fx.Node) for n in node.args):
+            return None
+        codes = [self.env[n] for n in node.args]  # type: ignore[index]
+        if not all(isinstance(c, Rows) and c.is_code and c.rows_are_bytes and c.zero >= 0 for c in codes):
+            return None
+        first, second = ((-c.zero, c.top - c.zero) for c in codes)
+        ends = [a * b for a in first for b in second]
+        zero = -min(ends)
+        if zero < 0 or max(ends) + zero > 255 or any(c.dtype is not network.spec(node).dtype for c in codes):
+            return None
+        map, picks = union([c.map for c in codes])
+        left, right = (
+            self._picked(n, c.rows - c.zero if c.zero else c.rows, pick)  # type: ignore[arg-type]
+            for n, c, pick in zip(node.args, codes, picks, strict=True)
+        )
+        product = left * right  # bytes wrap around, and back
+        return Rows(product.add_(zero) if zero else product, map, codes[0].dtype, zero, top=max(ends) + zero)
 
     def _scaled(self, node: fx.Node) -> Rows | None:
         """Codes, or plain numbers, times a number: left to whoever reads them."""

@@ -1,0 +1,55 @@
+"""8-bit convolutions of every kind add up what float64's do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spikezip.graph import capture
+from spikezip.kernels import Rows, pack
+from spikezip.kernels.synapse import Synapse, _trusted
+
+
+def packed(layer: nn.Module, x: Tensor) -> Synapse | None:
+    """What is made of a layer, whose weights become bytes."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.data = torch.randint(-127, 128, parameter.shape, generator=generator) * 2.0**-5
+    graph = capture(nn.Sequential(layer), x).graph
+    return pack(next(n for n in graph.nodes if n.op == "call_function" and "conv" in n.name))
+
+
+def inputs(layer: nn.Module, zero: int) -> Rows:
+    """Codes from -zero to 7 - zero, of five rows."""
+    generator = torch.Generator().manual_seed(1)
+    dims = layer.weight.dim() - 2  # type: ignore[union-attr,operator]
+    shape = (5, layer.in_channels, *(7, 6, 5)[:dims])
+    rows = torch.randint(0, 8, shape, generator=generator).to(torch.uint8)  # type: ignore[arg-type]
+    return Rows(rows, torch.arange(5).unsqueeze(0), torch.float32, zero, top=7)
+
+
+TAKEN = [
+    nn.Conv1d(8, 12, 3),
+    nn.Conv1d(8, 12, 3, stride=2, padding=2, dilation=2, bias=False),
+    nn.Conv1d(8, 8, 5, padding=2, groups=8),
+    nn.Conv3d(8, 12, 3, padding=1),
+    nn.Conv3d(8, 12, (1, 3, 2), stride=(1, 2, 1), padding=(0, 2, 1), dilation=(1, 2, 1), groups=4),
+]
+
+
+@pytest.mark.skipif(not (_trusted(128) and _trusted(128, 3)), reason="no exact 8-bit kernels here")
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("layer", TAKEN, ids=repr)
+def test_every_convolution_adds_up_what_float64_does(layer, zero):
+    codes = inputs(layer, zero)
+    synapse = packed(layer, codes.value)
+    assert synapse is not None and synapse.takes(codes)
+    found, wanted = synapse(codes), layer.double()(codes.value.double())
+    assert found.rows.shape == wanted.shape
+    assert torch.equal(found.value.double(), wanted)
+
+
+def test_windows_that_see_nothing_are_left_to_torch():
+    layer = nn.Conv1d(8, 12, 1, padding=1)
+    assert packed(layer, inputs(layer, 0).value) is None
