@@ -17,7 +17,7 @@ from spikezip.kernels import events, native, threads
 from spikezip.levels import Levels
 from spikezip.morph import morph
 from spikezip.quantize import Quantizer, quantize, to_integer
-from spikezip.run.plan import plan_of
+from spikezip.run.plan import _changes_no_code, plan_of
 from spikezip.run.reference import reference
 from spikezip.run.result import Run
 from spikezip.run.sweep import sweep
@@ -395,6 +395,77 @@ def test_a_smooth_function_goes_into_the_scan(scans, function, shared):
             snn = spike(qann, encoding)
             assert len(plan_of(snn).smooth) == 1
             assert_same(sweep(snn, (images,), 30, block=4, chunk=2), reference(snn, (images,), 30))
+
+
+class Clamped(nn.Module):
+    """Clamps of several kinds before neurons: behind a layer, a residual, a quotient that is NaN at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(12, 12) for _ in range(5))
+
+    def forward(self, x):
+        h = nn.functional.relu6(self.layers[0](x))
+        h = nn.functional.hardtanh(self.layers[1](h), -0.5, 0.75)
+        h = (h + self.layers[2](h)).clamp(max=1.5)
+        q = (self.layers[3](h) / h.sum(-1, keepdim=True)).clamp(-2.0, 2.0)
+        return self.layers[4](q)
+
+
+@pytest.mark.parametrize("weight_bits", [8, None])
+@pytest.mark.parametrize("levels", [Levels(0, 7), Levels(-4, 3), Levels(0, 300)])
+def test_a_clamp_that_changes_no_code_is_left_out(scans, levels, weight_bits):
+    """The clamp's own quantizer spans it; at a coarser scale it does cut off codes, and stays."""
+    torch.manual_seed(0)
+    model, images = Clamped().eval(), torch.randn(6, 12)
+    qann = quantize_everywhere(capture(model, images[:2]), levels, images)
+    clamps = [n for n in qann.graph.nodes if network.op_name(n) in ("relu6", "hardtanh", "clamp")]
+    for scale, left_out in ((0.05, True), (10.0, False)):
+        for node, quantizer in network.modules_of(qann, Quantizer):
+            if node.args[0] in clamps:
+                quantizer.scale.data.fill_(scale if levels.count < 256 else scale / 64)
+        snn = spike(to_integer(qann, weight_bits) if weight_bits else qann, Even(3))
+        plan = plan_of(snn)
+        assert bool(plan.clamps) is left_out
+        assert not plan.clamps & set(plan.nodes)
+        for x in (images, images * 10):
+            assert_same(sweep(snn, (x,), 40, block=8, chunk=3), reference(snn, (x,), 40))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "theta", "left_out"),
+    [
+        (0.0, 3.5, 0.5, True),
+        (0.0, 3.25, 0.5, True),  # 3.25 / 0.5 + 0.5 = 7
+        (0.0, 3.2499998, 0.5, False),
+        (0.249, 4.0, 0.5, True),
+        (0.25, 4.0, 0.5, False),
+        (None, 6.0, 0.5, True),
+        (-1.0, None, 0.5, True),
+        (6.0, 0.0, 0.5, False),
+        (0.0, 21.0, 3.0, True),
+    ],
+)
+def test_which_clamps_change_no_code(low, high, theta, left_out):
+    """To the last bit; never where others read the clamp too."""
+
+    class Alone(nn.Module):
+        def forward(self, x):
+            h = (x * 1.5).relu().clamp(low, high)
+            return h * 2
+
+    images = torch.linspace(-2, 5, 304).reshape(-1, 4)
+    qann = quantize_everywhere(capture(Alone(), images[:2]), Levels(0, 7), images)
+    for _, quantizer in network.modules_of(qann, Quantizer):
+        quantizer.scale.data.fill_(theta)
+    snn = spike(qann)
+    (clamp,) = (n for n in snn.graph.graph.nodes if network.op_name(n) == "clamp")
+    plan = plan_of(snn)
+    assert (clamp in plan.clamps) is left_out
+    assert not _changes_no_code(clamp, {})  # to whom no reader is a neuron
+    assert_same(sweep(snn, (images,), 12), reference(snn, (images,), 12))
+    clamp.update_arg(1, float("nan"))  # which makes NaN of all
+    assert not _changes_no_code(clamp, plan.neurons)
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -202,7 +202,8 @@ class Block:
         """A sum that neurons will read: left to them."""
         if node.target is not _aten.add.Tensor or node.kwargs or len(node.args) != 2:
             return None
-        if len(node.users) != 1 or next(iter(node.users)) not in self.plan.neurons:
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        if reader not in self.plan.neurons and reader not in self.plan.clamps:
             return None
         values = []
         for n in node.args:
@@ -303,6 +304,8 @@ class Block:
 
     def _neurons(self, node: fx.Node, neuron: STBIF) -> Rows:
         before, smooth = self.plan.smooth.get(node, (node.args[0], None))
+        if before in self.plan.clamps:
+            before = before.args[0]  # type: ignore[union-attr]
         drive, spec, name = self.env[before], network.spec(node), str(node.target)  # type: ignore[index]
         if not isinstance(drive, Rows | Sum):  # a drive that depends on no image
             drive = Rows(drive.expand(self.images, *drive.shape[1:]), self.still, drive.dtype)

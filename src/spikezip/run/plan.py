@@ -20,6 +20,9 @@ from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 _aten = torch.ops.aten
 
+#: Operations that leave numbers between two ends as they are, and give the nearer end for others.
+_CLAMPS = {"clamp", "clamp_min", "clamp_max", "hardtanh", "relu", "relu6"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -36,6 +39,7 @@ class Plan:
         thresholds: theta of each; to ask a GPU for it would wait for all it computes.
         smooth: of neurons that read a sum through a smooth function alone, the sum's node and that function; what lies
             between is in none of the above.
+        clamps: those that change no code of the neurons that alone read them: neither are they.
         starting: those whose tracers start at another code than 0.
         widest: how many neurons the largest layer has for one image.
         most_levels: how many levels a neuron has at most.
@@ -50,6 +54,7 @@ class Plan:
     neurons: dict[fx.Node, STBIF]
     thresholds: dict[fx.Node, float]
     smooth: dict[fx.Node, tuple[fx.Node, Smooth]]
+    clamps: frozenset[fx.Node]
     starting: frozenset[fx.Node]
     widest: int
     most_levels: int
@@ -105,7 +110,11 @@ def _plan(gm: fx.GraphModule) -> Plan:
             dependent.add(node)
     # What depends on no neuron is computed once, and so left as it is.
     chains = {node: found for node in neurons if (found := _smooth(gm, node)) is not None and found[1] in dependent}
-    within = {n for between, _, _ in chains.values() for n in between}
+    clamps = frozenset(n for n in dependent if _changes_no_code(n, neurons))
+    within = {n for between, _, _ in chains.values() for n in between} | clamps
+    drives: dict[fx.Node, Any] = {u: n.args[0] for n in clamps for u in n.users} | {
+        u: before for u, (_, before, _) in chains.items()
+    }
     frontier = {
         n
         for n in nodes
@@ -116,7 +125,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
     last = {
         value: user
         for user in readers
-        for value in ([chains[user][1]] if user in chains else user.all_input_nodes)
+        for value in ([drives[user]] if user in drives else user.all_input_nodes)
         if not is_size(value)
     }
     free: dict[fx.Node, list[fx.Node]] = {}
@@ -135,10 +144,31 @@ def _plan(gm: fx.GraphModule) -> Plan:
         neurons=neurons,
         thresholds={node: float(neuron.threshold) for node, neuron in neurons.items()},
         smooth={node: (before, smooth) for node, (_, before, smooth) in chains.items()},
+        clamps=clamps,
         starting=frozenset(node for node, neuron in neurons.items() if neuron.starts_elsewhere),
         widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
         most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
     )
+
+
+def _changes_no_code(node: fx.Node, neurons: dict[fx.Node, STBIF]) -> bool:
+    """Whether a node is a clamp that neurons alone read, and these have the same codes without it.
+
+    Codes never fall where the drive rises, in floating point too. So if the clamp's ends have the outermost codes, all
+    that lies past them has these as well. NaN has the lowest code, with a clamp and without.
+    """
+    if node.op != "call_function" or network.op_name(node) not in _CLAMPS or len(node.all_input_nodes) != 1:
+        return False
+    dtype, readers = network.spec(node).dtype, [neurons.get(user) for user in node.users]
+    if not dtype.is_floating_point or network.spec(node.all_input_nodes[0]).dtype is not dtype:
+        return False
+
+    def keeps(neuron: STBIF) -> bool:
+        least_and_most = torch.tensor([-torch.inf, torch.inf], dtype=dtype, device=neuron.threshold.device)
+        ends = node.target(least_and_most, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+        return neuron.levels.codes(ends, neuron.threshold).tolist() == [neuron.levels.lowest, neuron.levels.highest]
+
+    return bool(readers) and all(neuron is not None and keeps(neuron) for neuron in readers)
 
 
 def _smooth(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, Smooth] | None:
