@@ -81,7 +81,7 @@ def test_compiled_scan_is_the_torch_scan(levels, slew, shape, dtype, theta, seco
     drive: Rows | Sum = floats() if second in ("none", "floats") or not shape else sums()
     if second != "none":
         other = floats() if second == "sums" and not shape else kinds[second]()
-        drive = Sum(drive, other, dtype)
+        drive = Sum((drive, other), dtype)
     start = None
     if started:
         start = torch.randint(levels.lowest, levels.highest + 1, (images, *shape), generator=generator).to(
@@ -109,7 +109,7 @@ def test_sums_whose_channels_lie_along_different_dimensions(monkeypatch, dims):
         scale, bias = torch.rand((2, 5), generator=generator)
         return Rows(rows, torch.arange(12).reshape(4, 3), torch.float32, 0, scale, bias, channels)
 
-    drive = Sum(sums(dims[0]), sums(dims[1]), torch.float32)
+    drive = Sum((sums(dims[0]), sums(dims[1])), torch.float32)
     found = scan(drive, None, torch.tensor(1.0), Levels(0, 7), 1)
     monkeypatch.setattr(native, "suits", lambda terms, start: False)
     assert torch.equal(whole(found.codes), whole(scan(drive, None, torch.tensor(1.0), Levels(0, 7), 1).codes))

@@ -106,7 +106,7 @@ def test_triton_scan_is_the_torch_scan(monkeypatch, case, layout):
     draw = Draw(case, shape, dtype, layout)
     drive: Rows | Sum = getattr(draw, first)()
     if second:
-        drive = Sum(drive, getattr(draw, second)(), dtype)
+        drive = Sum((drive, getattr(draw, second)()), dtype)
     start = None
     if started:
         size = (draw.images, *shape)

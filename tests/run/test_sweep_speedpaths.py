@@ -6,6 +6,7 @@ import copy
 import functools
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from random_networks import BLOCKS, Drawn, quantize_everywhere, shuffle_statistics
 from spikezip.graph import capture, network
-from spikezip.kernels import events, native, threads
+from spikezip.kernels import Apart, Joined, Rows, Sum, Synapse, events, max_pool2d, native, threads
 from spikezip.levels import Levels
 from spikezip.morph import morph
 from spikezip.quantize import Quantizer, quantize, to_integer
@@ -519,6 +520,124 @@ def test_joined_codes_reach_as_far_as_the_furthest():
         quantizer.scale.data.fill_(scale)
     snn = spike(to_integer(qann), slew=64)
     assert_same(sweep(snn, (images,), 14), reference(snn, (images,), 14))
+
+
+class Fire(nn.Module):
+    """Two layers joined, then the greatest in windows, the last of which reach past the image."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.stem, self.squeeze = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(16, 8, 1)
+        self.left, self.right, self.act = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 8, 3, padding=1), act
+        self.next, self.head = nn.Conv2d(24, 8, 3), nn.Linear(24, 4)
+
+    def forward(self, x):
+        a = self.act(self.stem(x))
+        a = self.act(self.squeeze(torch.cat([a, self.act(0.3 * a)], 1)))
+        joined = torch.cat([self.act(self.left(a)), self.act(self.right(a))], 1)
+        b = self.act(self.next(torch.max_pool2d(joined, 3, 2, 0, 1, True)))
+        c = self.act(self.next(joined))
+        return self.head(torch.cat([b.amax((2, 3)), c.amax((2, 3)), 0.7 * b.amin((2, 3))], 1))
+
+
+class Dense(nn.Module):
+    """Each layer reads all before it; branches that pool, and are joined."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(2, 8, 3), act
+        self.layers = nn.ModuleList(nn.Conv2d(8 * (i + 1), 8, 3, padding=1) for i in range(3))
+        self.branches, self.head = nn.ModuleList(nn.Conv2d(32, 8, 1) for _ in range(3)), nn.Conv2d(24, 4, 4, 3)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        for layer in self.layers:
+            x = torch.cat([x, self.act(layer(x))], 1)
+        pools = (lambda v: v, lambda v: torch.max_pool2d(v, 3, 1, 1), lambda v: torch.max_pool2d(v, 2, 1))
+        y = [self.act(branch(pool(x))) for branch, pool in zip(self.branches, pools, strict=True)]
+        y[2] = nn.functional.pad(y[2], (0, 1, 0, 1))
+        return self.head(torch.cat(y, 1)).sum((2, 3))
+
+
+class Added(nn.Module):
+    """Sums of codes that layers read, whole and by groups; enlarged, joined with others, and the greatest of these."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.grouped, self.deep = nn.Conv2d(8, 16, 3, padding=1, groups=2), nn.Conv2d(16, 8, 2, 2)
+        self.neck, self.head, self.act = nn.Conv2d(16, 8, 1), nn.Linear(8, 4), act
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        x = x + self.act(self.first(x))
+        deep = self.act(self.deep(self.act(self.grouped(x))))
+        deep = nn.functional.interpolate(deep + self.act(self.second(deep)), scale_factor=2)
+        joined = torch.cat([deep, x], 1)
+        y, z = (self.act(self.neck(v)).amax((2, 3)) for v in (joined, torch.max_pool2d(joined, 2, 1)))
+        return self.head(y + z)
+
+
+@functools.cache
+def joining(net: type[nn.Module], levels: int | Levels) -> tuple[fx.GraphModule, Tensor]:
+    """One of these as an integer QANN, and images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = net(torch.relu if levels == 6 else torch.tanh).eval(), 2 * torch.randn(3, 2, 12, 12)
+    return to_integer(quantize_everywhere(morph(capture(model, images[:2])), levels, images)), images
+
+
+@pytest.mark.parametrize("levels", [6, Levels(-3, 4)], ids=repr)
+@pytest.mark.parametrize("net", [Fire, Dense, Added])
+def test_layers_read_joined_and_added_codes_as_bytes(monkeypatch, scans, net, levels):
+    """Each code in a unit of its own, and changing at steps of its own."""
+    from spikezip.run.block import Block
+
+    qann, images = joining(net, levels)
+    ways: set[tuple[str, bool]] = set()
+    apart: list[Apart] = []
+    compute = Block._synapse
+
+    def counting(self, node):
+        found = compute(self, node)
+        if node in self.plan.synapses:
+            ways.add((node.name, found is not None))
+            apart.extend([self.env[node.args[0]]] if isinstance(self.env[node.args[0]], Apart) else [])
+        return found
+
+    monkeypatch.setattr(Block, "_synapse", counting)
+    for encoding, bias_encoding in ((Pulse(), Pulse()), (Even(3), Pulse()), (Even(3), Even(4))):
+        snn = spike(qann, encoding, bias_encoding=bias_encoding)
+        assert_same(sweep(snn, (images,), 30, block=6, chunk=2), reference(snn, (images,), 30))
+    others = {name for name, taken in ways if not taken}
+    # What is padded, the greatest of an image, and the greatest of sums are no bytes.
+    assert len(others) <= {Fire: 0, Dense: 1, Added: 2}[net], others
+    assert apart
+    assert levels == 6 or any(not torch.equal(*(term.map for term in codes.terms[:2])) for codes in apart)
+
+
+def test_joined_codes_whose_sums_are_not_proven_are_left_to_the_network():
+    """float32 holds each code and the sums of each, but not always what these add up to."""
+    one = torch.ones(4)
+    synapse = Synapse(torch.full((4, 24), 9, dtype=torch.int8), one, None, torch.float32, None, 9 * 24)
+    rows, map = torch.zeros((1, 12), dtype=torch.uint8), torch.zeros((1, 1), dtype=torch.int64)
+    codes = Rows(rows, map, torch.float32, top=5)
+    for scale, exact in ((0.75, True), (-3.0, True), (2.0**-20, False), (1 + 2.0**-20, False)):
+        joined = Joined((codes, replace(codes, scale=scale)), torch.float32, 1, (0, 12))
+        assert joined.is_exact
+        assert (synapse.of_each(joined) is not None) is exact
+    assert not Sum((codes, replace(codes, scale=2.0**-22)), torch.float32).is_exact
+    assert not Joined((codes, replace(codes, scale=1 + 2.0**-23)), torch.float32, 1, (0, 12)).is_exact
+
+
+@pytest.mark.parametrize("size", [7, 8, 9, 10])
+def test_the_greatest_of_bytes_in_windows_is_torchs(size):
+    codes = torch.randint(0, 255, (2, 3, size, size + 1), dtype=torch.uint8)
+    for options in (([3], [2]), ([3, 2], [2, 3], [1, 0]), ([3], [1], [1]), ([2], [3], [1]), ([5], [4], [2])):
+        padding = options[2] if len(options) > 2 else [0]
+        for ceil_mode in (False, True):
+            wanted = torch.max_pool2d(codes.float(), *options[:2], padding, 1, ceil_mode)
+            assert torch.equal(max_pool2d(codes, *options[:2], padding, [1], ceil_mode).float(), wanted)
 
 
 @pytest.mark.parametrize("count", [1, 2])

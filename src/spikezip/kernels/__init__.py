@@ -3,13 +3,27 @@
 from spikezip.kernels.alone import no_compiler, torch_alone
 from spikezip.kernels.events import dense_synapses
 from spikezip.kernels.precision import default_device, exactly, full_precision
-from spikezip.kernels.rows import SMOOTH, Rows, Smooth, Sum, gather, layout_of, max_pool2d, tracers, union
+from spikezip.kernels.rows import (
+    SMOOTH,
+    Apart,
+    Joined,
+    Rows,
+    Smooth,
+    Sum,
+    gather,
+    layout_of,
+    max_pool2d,
+    tracers,
+    union,
+)
 from spikezip.kernels.scan import Moves, Scan, scan
 from spikezip.kernels.synapse import Synapse, conv2d, pack
 from spikezip.kernels.threads import share_out, threads, workers
 
 __all__ = [
     "SMOOTH",
+    "Apart",
+    "Joined",
     "Moves",
     "Rows",
     "Scan",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikezip.quantize.grid import to_fixed_point
+from spikezip.quantize.grid import FLOAT32_BITS, FLOAT64_BITS, to_fixed_point
+
+DIGITS = {torch.float32: FLOAT32_BITS, torch.float64: FLOAT64_BITS}  #: binary digits of whole numbers that a type holds
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,21 @@ class Rows:
     def rows_are_bytes(self) -> bool:
         """Whether the rows are one tensor of bytes."""
         return isinstance(self.rows, Tensor) and self.rows.dtype is torch.uint8
+
+    @property
+    def is_scaled_code(self) -> bool:
+        """Whether the value is whole codes in bytes, as they are or times a number."""
+        return self.top > 0 and self.rows_are_bytes and not self.is_exact_sum and math.isfinite(self.ratio)
+
+    @property
+    def ratio(self) -> float:
+        """What codes are multiplied with."""
+        return 1.0 if self.scale is None else float(self.scale)
+
+    @property
+    def farthest(self) -> int:
+        """The greatest magnitude of codes, unscaled."""
+        return max(self.zero, self.top - self.zero)
 
     @property
     def is_plain(self) -> bool:
@@ -125,32 +145,91 @@ class Smooth:
 
 
 @dataclass(frozen=True)
-class Sum:
-    """Two values that are to be added, left apart so that the scan can add them on its way."""
+class Apart:
+    """Several values that make one, left apart for readers that take each as it is."""
 
-    first: Rows
-    second: Rows
+    terms: tuple[Rows, ...]
     dtype: torch.dtype
 
     @property
     def map(self) -> Tensor:
         """As of the value."""
-        return self.numbers().map
+        return self._numbers.map
 
     @cached_property
     def _numbers(self) -> Rows:
-        map, picks = union([self.first.map, self.second.map])
-        first, second = (gather(r.value, pick) for r, pick in zip((self.first, self.second), picks, strict=True))
-        return Rows(first + second, map, self.dtype)
+        map, picks = union([t.map for t in self.terms])
+        values = [gather(t.value, pick) for t, pick in zip(self.terms, picks, strict=True)]
+        return Rows(self._together(values), map, self.dtype)
+
+    @property
+    def is_exact(self) -> bool:
+        """Of codes, whatever they are: whether each times its scale, and what they make, are numbers of its type."""
+        raise NotImplementedError
+
+    def _together(self, values: list[Tensor]) -> Tensor:
+        raise NotImplementedError
 
     @property
     def value(self) -> Tensor:
-        """The sum's rows as numbers."""
+        """Its rows as numbers."""
         return self._numbers.value
 
     def numbers(self) -> Rows:
-        """The sum, added."""
+        """The value as one."""
         return self._numbers
+
+
+@dataclass(frozen=True)
+class Sum(Apart):
+    """Values that are to be added: the scan does so on its way, and layers add up the sums of each."""
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """As of joined codes: all begin together."""
+        return (0,) * len(self.terms)
+
+    @property
+    def is_exact(self) -> bool:
+        return _are_exact(self.terms, self.dtype)
+
+    def _together(self, values: list[Tensor]) -> Tensor:
+        return functools.reduce(torch.add, values)
+
+
+@dataclass(frozen=True)
+class Joined(Apart):
+    """Codes that are to be joined along their channels, each with a scale of its own.
+
+    Attributes:
+        channels: the dimension of the channels.
+        first: where each begins among the joined channels; several that begin together are to be added.
+    """
+
+    channels: int
+    first: tuple[int, ...]
+
+    @property
+    def is_exact(self) -> bool:
+        return all(_are_exact(group, self.dtype) for group in self._groups(self.terms))
+
+    def _together(self, values: list[Tensor]) -> Tensor:
+        return torch.cat([functools.reduce(torch.add, group) for group in self._groups(values)], self.channels)
+
+    def _groups(self, values: Sequence[Any]) -> list[list[Any]]:
+        """Those that begin together, in the order of the channels."""
+        groups: dict[int, list[Any]] = {}
+        for first, value in zip(self.first, values, strict=True):
+            groups.setdefault(first, []).append(value)
+        return list(groups.values())
+
+
+def _are_exact(codes: Sequence[Rows], dtype: torch.dtype) -> bool:
+    """Whether codes, each times its scale, and their sum are numbers of a type."""
+    ratios = [c.ratio.as_integer_ratio() for c in codes]
+    finest = max(step for _, step in ratios)  # of powers of two
+    farthest = sum(abs(whole) * (finest // step) * c.farthest for (whole, step), c in zip(ratios, codes, strict=True))
+    return farthest < 2 ** DIGITS.get(dtype, 0)
 
 
 def union(maps: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
@@ -205,15 +284,23 @@ def tracers(codes: Rows, pick: Tensor, dtype: torch.dtype) -> Tensor:
     return (rows.to(torch.int16) - codes.zero if codes.zero else rows).to(dtype)
 
 
-def max_pool2d(codes: Tensor, kernel: list[int], stride: list[int] = (), padding: list[int] = (0,)) -> Tensor:  # type: ignore[assignment]
-    """Maximum over windows of bytes, which torch's own pooling takes only for the smallest images.
+def max_pool2d(
+    codes: Tensor,
+    kernel: list[int],
+    stride: list[int] = (),  # type: ignore[assignment]
+    padding: list[int] = (0,),  # type: ignore[assignment]
+    dilation: list[int] = (1,),  # type: ignore[assignment]
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Maximum over windows of bytes, undilated, which torch's own pooling takes only for the smallest images.
 
     Padding never wins: bytes are counted from the lowest code.
     """
     (high, wide), (down, right), (top, left) = (_pair(v) for v in (kernel, stride or kernel, padding))
-    if top or left:
-        codes = torch.nn.functional.pad(codes, (left, left, top, top))
-    rows, columns = (codes.shape[2] - high) // down + 1, (codes.shape[3] - wide) // right + 1
+    rows, below = _windows(codes.shape[2], high, down, top, ceil_mode)
+    columns, behind = _windows(codes.shape[3], wide, right, left, ceil_mode)
+    if top or left or below > 0 or behind > 0:
+        codes = torch.nn.functional.pad(codes, (left, left + max(behind, 0), top, top + max(below, 0)))
     found = codes[:, :, : (rows - 1) * down + 1 : down]
     for i in range(1, high):
         found = torch.maximum(found, codes[:, :, i : i + (rows - 1) * down + 1 : down])
@@ -221,6 +308,15 @@ def max_pool2d(codes: Tensor, kernel: list[int], stride: list[int] = (), padding
     for i in range(1, wide):
         found = torch.maximum(found, codes[..., i : i + (columns - 1) * right + 1 : right])
     return found
+
+
+def _windows(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> tuple[int, int]:
+    """How many windows there are along one dimension, and how far the last one goes past the padding."""
+    room = size + 2 * padding - kernel
+    count = (-(-room // stride) if ceil_mode else room // stride) + 1
+    if ceil_mode and (count - 1) * stride >= size + padding:  # none begins in the padding behind
+        count -= 1
+    return count, (count - 1) * stride - room
 
 
 def _pair(values: list[int]) -> tuple[int, int]:

@@ -69,7 +69,7 @@ def scan(
     Returns:
         The :class:`Scan`, the same to the bit whichever implementation ran.
     """
-    terms = [drive.first, drive.second] if isinstance(drive, Sum) else [drive]
+    terms = list(drive.terms) if isinstance(drive, Sum) else [drive]
     theta = float(threshold) if theta is None else theta
     scale = None if theta == 1.0 else theta
     small = levels.count <= _BYTES

@@ -8,7 +8,8 @@ and their sums are proven to stay below 2^24.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from spikezip.graph import network, ops
 from spikezip.kernels import events
 from spikezip.kernels.alone import is_alone
 from spikezip.kernels.precision import TF32_WHOLE, tf32
-from spikezip.kernels.rows import Rows
-from spikezip.quantize.grid import per_channel
+from spikezip.kernels.rows import DIGITS, Joined, Rows, Sum
+from spikezip.quantize.grid import Grid, dyadic_exponent, per_channel
 
 _aten, _onednn = torch.ops.aten, torch.ops.onednn
 _CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
@@ -89,6 +90,38 @@ class Synapse:
         channels = 1 if self.geometry else sums.dim() - 1
         return Rows(sums, codes.map, self.dtype, 0, self.scale, self.bias if bias else None, channels)
 
+    def of_each(self, codes: Sum | Joined, *, bias: bool = True) -> Sum | None:
+        """The sums over codes that are added or joined, from those over each; None if any are not exact here."""
+        terms, channels = codes.terms, 1 if self.geometry else codes.terms[0].rows.dim() - 1
+        if isinstance(codes, Joined) and (codes.channels != channels or (self.geometry and self.geometry[3] != 1)):
+            return None
+        sizes = [c.rows.shape[channels] for c in terms]
+        key = ("parts", *zip(codes.first, sizes, ((c.ratio, c.zero, c.top) for c in terms), strict=True))
+        if key not in self.packed:
+            self.packed[key] = self._parts(codes, sizes)
+        parts = self.packed[key]
+        whole = [replace(c, scale=None) for c in terms]
+        if parts is None or not all(part.takes(c) for part, c in zip(parts, whole, strict=True)):
+            return None
+        sums = [part(c, bias=bias and i == 0) for i, (part, c) in enumerate(zip(parts, whole, strict=True))]
+        scaled = (replace(s, scale=self.scale * c.ratio) for s, c in zip(sums, terms, strict=True))
+        return Sum(tuple(scaled), self.dtype)
+
+    def _parts(self, codes: Sum | Joined, sizes: list[int]) -> Sequence[Synapse] | None:
+        """For each of several codes the layer that reads them; None if their sums, scaled and added, may be rounded."""
+        parts = [self] * len(sizes)
+        if isinstance(codes, Joined):
+            slices = [self.weight.narrow(1, *part).contiguous() for part in zip(codes.first, sizes, strict=True)]
+            parts = [replace(self, weight=w, reach=int(_reach(w).max()), packed={}, exact={}) for w in slices]
+        ratios = torch.tensor([c.ratio for c in codes.terms], dtype=torch.float64)
+        exponent = dyadic_exponent(ratios).max() - self.scale.double().log2()
+        farthest = sum(abs(c.ratio) * c.farthest * _reach(p.weight) for c, p in zip(codes.terms, parts, strict=True))
+        bound = self.scale.double() * farthest
+        if self.bias is not None:
+            exponent = torch.maximum(exponent, dyadic_exponent(self.bias))
+            bound += self.bias.double().abs()
+        return parts if Grid(exponent, bound).bits < DIGITS.get(self.dtype, 0) else None
+
     def in_floats(self, codes: Rows) -> Tensor:
         """The sums through float32 operations (TF32 on GPUs), checked.
 
@@ -112,6 +145,11 @@ class Synapse:
         weight = self.packed[operand.dtype]
         with tf32():
             return F.conv2d(operand, weight, None, *self.geometry) if self.geometry else F.linear(operand, weight)
+
+
+def _reach(weight: Tensor) -> Tensor:
+    """``sum |w|`` of each output channel."""
+    return weight.double().abs().flatten(1).sum(1)
 
 
 def _padded(codes: Rows) -> Tensor:

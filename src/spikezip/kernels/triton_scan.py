@@ -135,7 +135,7 @@ if triton is not None:
 def suits(terms: list[Rows], start: Tensor | None) -> bool:
     """Whether these rows can be scanned here: they lie on a GPU, and Triton is there."""
     rows = [t.rows for t in terms]
-    if triton is None or rows[0].device.type != "cuda":
+    if triton is None or rows[0].device.type != "cuda" or len(terms) > 2:
         return False
     if any(r.device != rows[0].device or r.dtype not in _TYPES or r.shape[1:] != rows[0].shape[1:] for r in rows):
         return False

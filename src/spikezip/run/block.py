@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Spec
-from spikezip.kernels import Moves, Rows, Sum, gather, max_pool2d, scan, union
+from spikezip.kernels import Apart, Joined, Moves, Rows, Sum, gather, max_pool2d, scan, union
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.run.plan import Plan, is_plain, is_size, scattered
 from spikezip.run.step import bias_of, images_back, images_first, operation_of, shaped_bias, without_bias
@@ -26,7 +26,7 @@ _aten = torch.ops.aten
 _MOVES = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
     "expand", "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "getitem", "roll", "flip",
-    "contiguous", "movedim", "clone",
+    "contiguous", "movedim", "clone", "upsample_nearest2d",
 }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class Block:
                 continue
             value = self.env[node] = self._compute(node)
             if self.complete and node in self.plan.frontier:
-                self.kept[node] = value.numbers() if isinstance(value, Sum) else value
+                self.kept[node] = value.numbers() if isinstance(value, Apart) else value
             for value in self.plan.free.get(node, []):
                 self.env.pop(value, None)
         return [self._unfold(node) for node in network.outputs(self.graph)]
@@ -110,7 +110,7 @@ class Block:
         if node.op == "call_module" and (found := self._rounded(node)) is not None:
             return found
         if node.op == "call_function":
-            for way in (self._synapse, self._unchanged, self._multiplied, self._scaled, self._added):
+            for way in (self._synapse, self._unchanged, self._apart, self._multiplied, self._scaled, self._added):
                 if (found := way(node)) is not None:
                     return found
         return self._operation(node)
@@ -124,15 +124,22 @@ class Block:
 
     # -- the ways that save work: each returns None where it does not apply ------------------------------------------
 
-    def _synapse(self, node: fx.Node) -> Rows | None:
+    def _synapse(self, node: fx.Node) -> Rows | Sum | None:
         """Integer weights on codes: 8-bit kernels."""
         synapse = self.plan.synapses.get(node)
         codes = self.env[node.args[0]] if synapse else None  # type: ignore[index]
-        if synapse is None or not isinstance(codes, Rows) or not synapse.takes(codes):
+        if synapse is None:
             return None
-        if self.bias_shares is None or synapse.bias is None:
-            return synapse(codes)
-        return self._with_bias(node, synapse(codes, bias=False).numbers(), synapse.bias)
+        whole = self.bias_shares is None or synapse.bias is None
+        if isinstance(codes, Sum | Joined):
+            sums = synapse.of_each(codes, bias=whole)
+        else:
+            sums = synapse(codes, bias=whole) if isinstance(codes, Rows) and synapse.takes(codes) else None
+        if sums is None:
+            return None
+        if not whole:
+            return self._with_bias(node, sums.numbers(), synapse.bias)  # type: ignore[arg-type]
+        return sums.numbers() if isinstance(sums, Sum) and not self._for_neurons(node) else sums
 
     def _unchanged(self, node: fx.Node) -> Rows | None:
         """Codes that only move: bytes."""
@@ -153,8 +160,7 @@ class Block:
             return self._operation(node, codes=replace(first, top=max(o.top for o in operands)))
         if first.top and name in _MOVES and len(operands) == 1:
             return self._operation(node, codes=first)
-        pooled = node.target is _aten.max_pool2d.default and len(node.args) < 5
-        if first.top and first.rows_are_bytes and pooled and not (isinstance(first.scale, float) and first.scale < 0):
+        if first.top and first.rows_are_bytes and _pools(node, [first]):
             return first.with_rows(max_pool2d(first.rows, *node.args[1:]))  # type: ignore[arg-type]
         return None
 
@@ -177,6 +183,50 @@ class Block:
         )
         product = left * right  # bytes wrap around, and back
         return Rows(product.add_(zero) if zero else product, map, codes[0].dtype, zero, top=max(ends) + zero)
+
+    def _apart(self, node: fx.Node) -> Sum | Joined | None:
+        """Codes that are joined or added for integer weights to read: left apart, as bytes."""
+        if node not in self.plan.apart or node.kwargs:
+            return None
+        name, spec = network.op_name(node), network.spec(node)
+        if name in ("cat", "add"):
+            return self._joined(node, name == "cat")
+        codes, options = self.env[node.args[0]], tuple[Any, ...](node.args[1:])  # type: ignore[index]
+        if not isinstance(codes, Sum | Joined) or len(node.all_input_nodes) > 1:
+            return None
+        if node.target is _aten.to.dtype or (name == "mul" and isinstance(options[0], float)):
+            factor, dtype = (options[0], codes.dtype) if name == "mul" else (1.0, options[0])
+            terms = tuple(replace(c, dtype=dtype, scale=c.ratio * factor) for c in codes.terms)
+            found = replace(codes, terms=terms, dtype=dtype)
+            return found if found.is_exact and dtype is spec.dtype else None
+        alone = len(set(codes.first)) == len(codes.first)  # none is added to another
+        if isinstance(codes, Joined) and codes.channels == 1 and alone and _pools(node, codes.terms):
+            operation = max_pool2d
+        elif name == "upsample_nearest2d":
+            operation = operation_of(node)
+        else:
+            return None
+        return replace(codes, terms=tuple(c.with_rows(operation(c.rows, *options)) for c in codes.terms))
+
+    def _joined(self, node: fx.Node, joins: bool) -> Sum | Joined | None:
+        spec = network.spec(node)
+        operands: Any = node.args[0] if joins else node.args
+        dim: Any = (node.args[1] if len(node.args) > 1 else 0) % len(spec.shape) if joins else None  # type: ignore[operator]
+        if not is_plain(spec) or dim == 0 or not (joins or all(_shape(n) == spec.shape for n in operands)):
+            return None
+        terms: list[Any] = []
+        first: list[int] = []
+        at = 0
+        for n in operands:
+            value = self.env[n]
+            opens = joins and (isinstance(value, Sum) or (isinstance(value, Joined) and value.channels == dim))
+            terms += value.terms if opens else [value]
+            first += [at + begin for begin in value.first] if opens else [at]
+            at += network.spec(n).shape[dim] if joins else 0
+        if not all(isinstance(c, Rows) and c.is_scaled_code and c.dtype is spec.dtype for c in terms):
+            return None
+        found = Joined(tuple(terms), spec.dtype, dim, tuple(first)) if joins else Sum(tuple(terms), spec.dtype)
+        return found if found.is_exact and terms[0].rows.device.type == "cpu" else None
 
     def _scaled(self, node: fx.Node) -> Rows | None:
         """Codes, or plain numbers, times a number: left to whoever reads them."""
@@ -202,8 +252,7 @@ class Block:
         """A sum that neurons will read: left to them."""
         if node.target is not _aten.add.Tensor or node.kwargs or len(node.args) != 2:
             return None
-        reader = next(iter(node.users)) if len(node.users) == 1 else None
-        if reader not in self.plan.neurons and reader not in self.plan.clamps:
+        if not self._for_neurons(node):
             return None
         values = []
         for n in node.args:
@@ -212,16 +261,20 @@ class Block:
                 return None
             values.append(value)
         first, second = values
-        if first.dtype != second.dtype or not is_plain(network.spec(node)):
-            return None
-        return Sum(first, second, first.dtype)
+        return Sum((first, second), first.dtype) if first.dtype == second.dtype else None
+
+    def _for_neurons(self, node: fx.Node) -> bool:
+        """Whether neurons alone read a value, and so may add it up."""
+        users = list(node.users)
+        read = len(users) == 1 and (users[0] in self.plan.neurons or users[0] in self.plan.clamps)
+        return read and is_plain(network.spec(node))
 
     # -- operations in general ---------------------------------------------------------------------------------------
 
     def _operation(self, node: fx.Node, codes: Rows | None = None) -> Any:
         """Any operation, on the rows in which an operand changed; on bytes where these are all ``codes``."""
         operands = {n: self.env[n] for n in node.all_input_nodes if not is_size(n)}
-        streams = {n: v for n, v in operands.items() if isinstance(v, Rows | Sum)}
+        streams = {n: v for n, v in operands.items() if isinstance(v, Rows | Apart)}
         index = bias_of(node)
         if streams:
             map, picks = union([v.map for v in streams.values()])
@@ -307,8 +360,9 @@ class Block:
         if before in self.plan.clamps:
             before = before.args[0]  # type: ignore[union-attr]
         drive, spec, name = self.env[before], network.spec(node), str(node.target)  # type: ignore[index]
-        if not isinstance(drive, Rows | Sum):  # a drive that depends on no image
+        if not isinstance(drive, Rows | Sum | Joined):  # a drive that depends on no image
             drive = Rows(drive.expand(self.images, *drive.shape[1:]), self.still, drive.dtype)
+        drive = drive.numbers() if isinstance(drive, Joined) else drive
         plain = is_plain(spec)
         if not plain:
             value = drive.value
@@ -316,7 +370,7 @@ class Block:
             drive = Rows(images_first(value, spec, rows).contiguous(), drive.map, drive.dtype)
         start = self.tracers.get(name)
         if start is None and node in self.plan.starting:
-            rows = (drive.first if isinstance(drive, Sum) else drive).rows
+            rows = (drive.terms[0] if isinstance(drive, Sum) else drive).rows
             start = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
         what = scan(drive, start, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node], smooth)
         self.moves[name] = what.moves
@@ -330,3 +384,14 @@ class Block:
         rows = numbers.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
         first = images_first(numbers, spec, rows)
         return gather(first, value.map.flatten()).unflatten(0, tuple(value.map.shape))
+
+
+def _pools(node: fx.Node, codes: Sequence[Rows]) -> bool:
+    """Whether a node takes the greatest of codes in windows, which is that of their bytes."""
+    if node.target is not _aten.max_pool2d.default or any(max(d) > 1 for d in node.args[4:5]):  # type: ignore[arg-type]
+        return False
+    return not any(isinstance(c.scale, float) and c.scale < 0 for c in codes)
+
+
+def _shape(operand: Any) -> tuple[int, ...] | None:
+    return network.spec(operand).shape if isinstance(operand, fx.Node) and "spec" in operand.meta else None

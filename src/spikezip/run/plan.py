@@ -19,6 +19,8 @@ from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 _aten = torch.ops.aten
+#: Operations that leave codes apart, as layers of integer weights read them.
+_APART = {"cat", "add", "mul", "to", "max_pool2d", "upsample_nearest2d"}
 
 #: Operations that leave numbers between two ends as they are, and give the nearer end for others.
 _CLAMPS = {"clamp", "clamp_min", "clamp_max", "hardtanh", "relu", "relu6"}
@@ -34,6 +36,7 @@ class Plan:
         frontier: those that do not, but are read by one that does (or returned): they are worth keeping.
         free: the nodes that nobody reads after a node.
         synapses: what integer arithmetic can do.
+        apart: what joins or adds codes, or hands them on, for one of these to read.
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
         thresholds: theta of each; to ask a GPU for it would wait for all it computes.
@@ -50,6 +53,7 @@ class Plan:
     frontier: frozenset[fx.Node]
     free: dict[fx.Node, list[fx.Node]]
     synapses: dict[fx.Node, Synapse]
+    apart: frozenset[fx.Node]
     constants: dict[fx.Node, Tensor]
     neurons: dict[fx.Node, STBIF]
     thresholds: dict[fx.Node, float]
@@ -140,6 +144,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
         frontier=frozenset(frontier),
         free=free,
         synapses=synapses,
+        apart=_apart(nodes, synapses),
         constants=_constants(gm),
         neurons=neurons,
         thresholds={node: float(neuron.threshold) for node, neuron in neurons.items()},
@@ -169,6 +174,15 @@ def _changes_no_code(node: fx.Node, neurons: dict[fx.Node, STBIF]) -> bool:
         return neuron.levels.codes(ends, neuron.threshold).tolist() == [neuron.levels.lowest, neuron.levels.highest]
 
     return bool(readers) and all(neuron is not None and keeps(neuron) for neuron in readers)
+
+
+def _apart(nodes: list[fx.Node], synapses: dict[fx.Node, Synapse]) -> frozenset[fx.Node]:
+    found: set[fx.Node] = set()
+    for node in reversed(nodes):
+        takes = node.op == "call_function" and network.op_name(node) in _APART
+        if takes and any(user in synapses or user in found for user in node.users):
+            found.add(node)
+    return frozenset(found)
 
 
 def _smooth(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, Smooth] | None:
