@@ -166,6 +166,46 @@ def test_no_value_leaves_its_grid_where_whole_numbers_join(join):
         assert verify(spike(integer), inputs, engine=engine).equal
 
 
+class Cancelling(nn.Module):
+    """Great numbers that a stream takes away to the last bit, on what is valid at least."""
+
+    def __init__(self, how: Callable[[Cancelling, Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.first, self.head, self.how = nn.Linear(8, 12), nn.Linear(12, 3), how
+        self.register_buffer("mean", torch.full((8,), 300.0))
+        self.register_buffer("most", torch.tensor(1e4))
+
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        return self.how(self, x, m)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda n, x, m: n.head(F.relu(n.first(x / 300) - (1 - m) * 100)),
+        lambda n, x, m: n.head(F.relu(n.first(x / 300) - (n.most - m * n.most))),
+        lambda n, x, m: torch.sigmoid(n.head(F.relu(n.first(x / 300)))) - (1 - m[:, :3]) * 1e4,
+        lambda n, x, m: n.head(F.relu(n.first(F.relu(x - 300.0)))),
+        lambda n, x, m: n.head(F.relu(n.first(F.relu(x * 0.37 - 111.0)))),
+        lambda n, x, m: n.head(F.relu(n.first(F.relu(x - n.mean)))),
+        lambda n, x, m: n.head((F.relu(n.first(x / 300)) + 300) - torch.full((12,), 300)),
+        lambda n, x, m: n.head(torch.where(x[:, :1] * 0.37 > 111.2, F.relu(n.first(x / 300)), 0.0)),
+    ],
+    ids=["mask", "stored mask", "answers", "number", "scaled", "stored", "whole", "compared"],
+)
+def test_what_cancels_does_so_in_any_unit(how):
+    """A stream and what is taken from it are converted by one factor."""
+    torch.manual_seed(0)
+    model = Cancelling(how).eval()
+    x, m = (300 + 2 * torch.randn(64, 8)).round(), (torch.rand(64, 12) > 0.3).float()
+    qann = quantize(morph(capture(model, (x, m))), 256, (x, m), correct_bias=False)
+    integer = to_integer(qann, 8)
+    wanted, found = qann(x, m).detach(), integer(x, m)
+    seen = wanted > -100
+    assert float((found - wanted)[seen].square().mean().sqrt() / wanted[seen].std()) < 0.03
+    assert verify(spike(integer), (x[:8], m[:8])).equal
+
+
 class Mean(nn.Module):
     """The mean over large images: a stream in small units, whose weights are small ones too."""
 
