@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from spikezip.errors import StageError
 from spikezip.graph import capture, network
 from spikezip.kernels import default_device
 from spikezip.levels import Levels
@@ -111,6 +112,11 @@ def _warn_if_far(ann: fx.GraphModule, qann: fx.GraphModule, images: tuple[Tensor
 def _warn_if_rounded(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[Tensor, ...], bits: int) -> None:
     """Warn where rounded weights have changed the answers, or one of few, beyond what rounding usually does."""
     for wanted, found in zip(tree_leaves(qann(*images)), tree_leaves(whole(*images)), strict=True):
+        if not bool(torch.isfinite(found[torch.isfinite(wanted)]).all()):
+            raise StageError(
+                "Answers on the calibration data are no longer finite with integer weights: a number in the network, "
+                "such as a mask's, is too great. Mask with -inf, or numbers such as -1e4, or use weight_bits=None."
+            )
         far, whose = _away(wanted, found), "their spread"
         if far <= _FAR and wanted.dim() > 1 and len(wanted) >= _ENOUGH and wanted[0].numel() <= _FEW:
             each = zip(wanted.flatten(1).unbind(1), found.flatten(1).unbind(1), strict=True)
@@ -126,7 +132,9 @@ def _warn_if_rounded(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[
 
 
 def _away(wanted: Tensor, found: Tensor) -> float:
-    """The root mean square of a difference, as a part of the spread; 0 where there is none."""
+    """The root mean square of a difference, as a part of the spread, of finite values; 0 where there is none."""
+    finite = torch.isfinite(wanted)
+    wanted, found = wanted[finite], found[finite]
     if not wanted.is_floating_point() or wanted.numel() < 2:
         return 0.0
     spread = wanted.double().std()

@@ -573,3 +573,55 @@ def test_answers_that_quantizing_or_rounding_has_lost_are_told():
         model[2].weight.copy_(torch.tensor([[0.0, 0.0, 1.0], [1.0, -0.6, 0.0]]))
     with pytest.warns(UserWarning, match=r"Weights of 2 bits change the answers .* of the spread of one of them"):
         convert(model, images[:1], images, levels=64, weight_bits=2)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_least_number_of_float32_masks_and_makes_no_nan(stored):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+            least = torch.finfo(torch.float32).min
+            self.register_buffer("hidden", (1 - torch.ones(6, 6).tril(-1)) * least)  # the first row throughout
+
+        def forward(self, x: Tensor, m: Tensor) -> Tensor:
+            if stored:
+                return self.head(torch.softmax(self.first(x).unsqueeze(1) + self.hidden, -1)).sum(1)
+            return self.head(torch.softmax(self.first(x) + (1 - m) * torch.finfo(x.dtype).min, -1))
+
+    torch.manual_seed(0)
+    x, m = torch.randn(64, 6), (torch.rand(64, 6) > 0.3).float()
+    m[:, 0] = 1
+    qann = quantize(morph(capture(Masked(), (x, m))), 64, (x, m))
+    integer = to_integer(qann)
+    wanted, found = qann(x, m).detach(), integer(x, m)
+    assert float((found - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.05
+    assert verify(spike(integer), (x[:8], m[:8])).equal
+
+
+def test_answers_that_rounding_makes_infinite_are_refused(monkeypatch):
+    def broken(qann: fx.GraphModule, bits: int) -> fx.GraphModule:
+        new = to_integer(qann, bits)
+        for values in new.parameters():
+            values.data.fill_(torch.nan)
+        return new
+
+    monkeypatch.setattr("spikezip.pipeline.to_integer", broken)
+    model, images = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 2)
+    with pytest.raises(StageError, match=r"no longer finite with integer weights.*Mask with -inf"):
+        convert(model, images[:1], images)
+
+
+def test_infinite_answers_count_as_they_are():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+            self.register_buffer("hidden", torch.tensor([0.0, 0.0, -torch.inf]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) + self.hidden
+
+    torch.manual_seed(0)
+    images = torch.randn(64, 4)
+    assert verify(convert(Hidden(), images[:1], images, levels=64), images).equal  # not refused, nor warned of

@@ -40,9 +40,15 @@ _JOINING = {"add", "sub", "rsub", "cat", "stack"}
 
 
 def snap(values: Tensor, bits: int) -> Tensor:
-    """Each value rounded to ``bits`` significant binary digits (float64)."""
-    mantissa, exponent = torch.frexp(values.double())
+    """Each value rounded to ``bits`` significant binary digits (float64), none past what float32 holds."""
+    mantissa, exponent = torch.frexp(_held(values, bits))
     return torch.ldexp(torch.floor(mantissa * 2.0**bits + 0.5), exponent - bits)
+
+
+def _held(values: Tensor, bits: int) -> Tensor:
+    """Finite values at most the greatest of ``bits`` digits in float32: ``finfo.min``, rounded, is no infinity."""
+    most = math.ldexp(1 - 2.0**-bits, 128)
+    return torch.where(torch.isinf(values), values, values.clamp(-most, most)).double()
 
 
 def _real(node: fx.Node, stored: Tensor) -> Tensor:
@@ -64,10 +70,12 @@ def _greatest(values: Tensor) -> float:
 def coarse(values: Tensor, bits: int) -> Tensor:
     """All values rounded to one power-of-two step, ``bits`` binary digits below the greatest (float64).
 
+    None is past what float32 holds.
+
     >>> coarse(torch.tensor([1.0, 0.3, 1e-9]), 4).tolist()
     [1.0, 0.3125, 0.0]
     """
-    values = values.double()
+    values = _held(values, bits)
     top = _greatest(values)
     if top == 0:
         return values
