@@ -625,3 +625,44 @@ def test_infinite_answers_count_as_they_are():
     torch.manual_seed(0)
     images = torch.randn(64, 4)
     assert verify(convert(Hidden(), images[:1], images, levels=64), images).equal  # not refused, nor warned of
+
+
+class Answering(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.net, self.function = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda h: torch.exp(3 * h + 15.2), lambda h: torch.exp(3 * h + 40), lambda h: torch.sigmoid(5 * h - 18)],
+    ids=["great", "greater", "small"],
+)
+def test_answers_of_any_size_have_room(function):
+    """The output's point is where the values on the calibration data want it; others may go much farther."""
+    torch.manual_seed(0)
+    model, images = Answering(function), torch.randn(256, 4)
+    qann = quantize(morph(capture(model, images[:1])), 256, images)
+    integer, more = to_integer(qann, 16), torch.cat([images, 1.5 * images])
+    wanted, found = qann(more).detach().double(), integer(more).double()
+    assert wanted.max() > 1.4 * wanted[:256].max()
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+    assert verify(spike(integer), more).equal
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: torch.cat([torch.exp(3 * h + 40), torch.sigmoid(h)], 1),
+        lambda h: torch.exp(h.expand(-1, 2) + 20).mean(1),
+    ],
+    ids=["unlike", "not known"],
+)
+def test_answers_that_no_point_goes_with_are_told(function):
+    torch.manual_seed(0)
+    model, images = Answering(function), torch.randn(64, 4)
+    with pytest.warns(UserWarning, match=r"too great, or of too unlike size, for the fixed point in which an output"):
+        convert(model, images[:1], images, levels=64, weight_bits=16)
