@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from spikezip.errors import StageError
 from spikezip.graph import capture, network
 from spikezip.kernels import default_device
 from spikezip.levels import Levels
@@ -19,6 +20,7 @@ from spikezip.measure import Certificate, Record, default_engine, mean_codes, me
 from spikezip.morph import Morph, morph
 from spikezip.quantize import quantize, to_integer
 from spikezip.quantize.calibrate import LIMIT, gather
+from spikezip.quantize.exact import output_rounding
 from spikezip.run import EarlyExit, Engine, Run, State, Stream, execute, stream
 from spikezip.spike import Encoding, Pulse, SpikingNetwork
 from spikezip.spike import spike as _spike
@@ -109,13 +111,28 @@ def _warn_if_far(ann: fx.GraphModule, qann: fx.GraphModule, images: tuple[Tensor
 
 @torch.no_grad()
 def _warn_if_rounded(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[Tensor, ...], bits: int) -> None:
-    """Warn where rounded weights have changed the answers, or one of few, beyond what rounding usually does."""
-    for wanted, found in zip(tree_leaves(qann(*images)), tree_leaves(whole(*images)), strict=True):
-        far, whose = _away(wanted, found), "their spread"
-        if far <= _FAR and wanted.dim() > 1 and len(wanted) >= _ENOUGH and wanted[0].numel() <= _FEW:
-            each = zip(wanted.flatten(1).unbind(1), found.flatten(1).unbind(1), strict=True)
-            if (worst := max(_away(*entry) for entry in each)) > 2 * _FAR:
-                far, whose = worst, "the spread of one of them"
+    """Warn where rounded weights have changed the answers, or one of few, beyond what rounding usually does; or where
+    the fixed point of the answers has, which more bits do not help."""
+    answers = zip(tree_leaves(qann(*images)), tree_leaves(whole(*images)), network.outputs(whole), strict=True)
+    for wanted, found, node in answers:
+        if not bool(torch.isfinite(found[torch.isfinite(wanted)]).all()):
+            raise StageError(
+                "Answers on the calibration data are no longer finite with integer weights: a number in the network, "
+                "such as a mask's, is too great. Mask with -inf, or numbers such as -1e4, or use weight_bits=None."
+            )
+        rounding = output_rounding(whole, node) if wanted.is_floating_point() else None
+        if rounding is not None:
+            step, most = 2.0**-rounding.exponent, rounding.limit * 2.0**-rounding.exponent
+            cut = bool((wanted[torch.isfinite(wanted)].abs() > most).any())
+            if cut or _farthest(wanted, rounding(wanted.double()))[0] > _FAR:
+                warnings.warn(
+                    "Answers on the calibration data are too great, or of too unlike size, for the fixed point in "
+                    f"which an output is returned (steps of {step:.1g}, up to {most:.1g}). Return their logarithms, or "
+                    "those of one size in an output of their own; or use weight_bits=None.",
+                    stacklevel=3,
+                )
+                continue
+        far, whose = _farthest(wanted, found)
         if not far <= _FAR:
             more = "Try more weight_bits, normalise" if bits < 16 else "Normalise"
             warnings.warn(
@@ -125,8 +142,20 @@ def _warn_if_rounded(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[
             )
 
 
+def _farthest(wanted: Tensor, found: Tensor) -> tuple[float, str]:
+    """By how much answers are away, all together or, of few, the worst one; and of whose spread that is a part."""
+    far, whose = _away(wanted, found), "their spread"
+    if far <= _FAR and wanted.dim() > 1 and len(wanted) >= _ENOUGH and wanted[0].numel() <= _FEW:
+        each = zip(wanted.flatten(1).unbind(1), found.flatten(1).unbind(1), strict=True)
+        if (worst := max(_away(*entry) for entry in each)) > 2 * _FAR:
+            far, whose = worst, "the spread of one of them"
+    return far, whose
+
+
 def _away(wanted: Tensor, found: Tensor) -> float:
-    """The root mean square of a difference, as a part of the spread; 0 where there is none."""
+    """The root mean square of a difference, as a part of the spread, of finite values; 0 where there is none."""
+    finite = torch.isfinite(wanted)
+    wanted, found = wanted[finite], found[finite]
     if not wanted.is_floating_point() or wanted.numel() < 2:
         return 0.0
     spread = wanted.double().std()

@@ -624,3 +624,18 @@ def test_sums_of_sizes_are_sizes():
     ann = capture(Tiled(), torch.randn(2, 4))
     found = {str(n.target.__name__): ops.kind(n) for n in ann.graph.nodes if "spec" not in n.meta and n.op != "output"}
     assert len(found) > 1 and set(found.values()) == {ops.Kind.SIZE}
+
+
+class LastValid(nn.Module):
+    """The value at the last place that a mask of 0 and 1 leaves."""
+
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        return x[torch.arange(x.shape[0]), m.sum(1).long() - 1]
+
+
+def test_floats_that_are_a_mask_are_drawn_as_one():
+    x, m = torch.randn(8, 6, 3), (torch.arange(6) < torch.arange(8)[:, None] % 6 + 1).float()
+    ann = capture(LastValid(), (x, m))
+    assert torch.equal(ann(x, m), LastValid()(x, m))
+    with pytest.raises(CaptureError, match=r"fails at .* on random inputs: .*whole numbers are drawn from its range"):
+        capture(LastValid(), (x, m + 0.5 * torch.rand(8, 6)))

@@ -166,6 +166,46 @@ def test_no_value_leaves_its_grid_where_whole_numbers_join(join):
         assert verify(spike(integer), inputs, engine=engine).equal
 
 
+class Cancelling(nn.Module):
+    """Great numbers that a stream takes away to the last bit, on what is valid at least."""
+
+    def __init__(self, how: Callable[[Cancelling, Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.first, self.head, self.how = nn.Linear(8, 12), nn.Linear(12, 3), how
+        self.register_buffer("mean", torch.full((8,), 300.0))
+        self.register_buffer("most", torch.tensor(1e4))
+
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        return self.how(self, x, m)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda n, x, m: n.head(F.relu(n.first(x / 300) - (1 - m) * 100)),
+        lambda n, x, m: n.head(F.relu(n.first(x / 300) - (n.most - m * n.most))),
+        lambda n, x, m: torch.sigmoid(n.head(F.relu(n.first(x / 300)))) - (1 - m[:, :3]) * 1e4,
+        lambda n, x, m: n.head(F.relu(n.first(F.relu(x - 300.0)))),
+        lambda n, x, m: n.head(F.relu(n.first(F.relu(x * 0.37 - 111.0)))),
+        lambda n, x, m: n.head(F.relu(n.first(F.relu(x - n.mean)))),
+        lambda n, x, m: n.head((F.relu(n.first(x / 300)) + 300) - torch.full((12,), 300)),
+        lambda n, x, m: n.head(torch.where(x[:, :1] * 0.37 > 111.2, F.relu(n.first(x / 300)), 0.0)),
+    ],
+    ids=["mask", "stored mask", "answers", "number", "scaled", "stored", "whole", "compared"],
+)
+def test_what_cancels_does_so_in_any_unit(how):
+    """A stream and what is taken from it are converted by one factor."""
+    torch.manual_seed(0)
+    model = Cancelling(how).eval()
+    x, m = (300 + 2 * torch.randn(64, 8)).round(), (torch.rand(64, 12) > 0.3).float()
+    qann = quantize(morph(capture(model, (x, m))), 256, (x, m), correct_bias=False)
+    integer = to_integer(qann, 8)
+    wanted, found = qann(x, m).detach(), integer(x, m)
+    seen = wanted > -100
+    assert float((found - wanted)[seen].square().mean().sqrt() / wanted[seen].std()) < 0.03
+    assert verify(spike(integer), (x[:8], m[:8])).equal
+
+
 class Mean(nn.Module):
     """The mean over large images: a stream in small units, whose weights are small ones too."""
 
@@ -533,3 +573,96 @@ def test_answers_that_quantizing_or_rounding_has_lost_are_told():
         model[2].weight.copy_(torch.tensor([[0.0, 0.0, 1.0], [1.0, -0.6, 0.0]]))
     with pytest.warns(UserWarning, match=r"Weights of 2 bits change the answers .* of the spread of one of them"):
         convert(model, images[:1], images, levels=64, weight_bits=2)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_least_number_of_float32_masks_and_makes_no_nan(stored):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+            least = torch.finfo(torch.float32).min
+            self.register_buffer("hidden", (1 - torch.ones(6, 6).tril(-1)) * least)  # the first row throughout
+
+        def forward(self, x: Tensor, m: Tensor) -> Tensor:
+            if stored:
+                return self.head(torch.softmax(self.first(x).unsqueeze(1) + self.hidden, -1)).sum(1)
+            return self.head(torch.softmax(self.first(x) + (1 - m) * torch.finfo(x.dtype).min, -1))
+
+    torch.manual_seed(0)
+    x, m = torch.randn(64, 6), (torch.rand(64, 6) > 0.3).float()
+    m[:, 0] = 1
+    qann = quantize(morph(capture(Masked(), (x, m))), 64, (x, m))
+    integer = to_integer(qann)
+    wanted, found = qann(x, m).detach(), integer(x, m)
+    assert float((found - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.05
+    assert verify(spike(integer), (x[:8], m[:8])).equal
+
+
+def test_answers_that_rounding_makes_infinite_are_refused(monkeypatch):
+    def broken(qann: fx.GraphModule, bits: int) -> fx.GraphModule:
+        new = to_integer(qann, bits)
+        for values in new.parameters():
+            values.data.fill_(torch.nan)
+        return new
+
+    monkeypatch.setattr("spikezip.pipeline.to_integer", broken)
+    model, images = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 2)
+    with pytest.raises(StageError, match=r"no longer finite with integer weights.*Mask with -inf"):
+        convert(model, images[:1], images)
+
+
+def test_infinite_answers_count_as_they_are():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+            self.register_buffer("hidden", torch.tensor([0.0, 0.0, -torch.inf]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) + self.hidden
+
+    torch.manual_seed(0)
+    images = torch.randn(64, 4)
+    assert verify(convert(Hidden(), images[:1], images, levels=64), images).equal  # not refused, nor warned of
+
+
+class Answering(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.net, self.function = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda h: torch.exp(3 * h + 15.2), lambda h: torch.exp(3 * h + 40), lambda h: torch.sigmoid(5 * h - 18)],
+    ids=["great", "greater", "small"],
+)
+def test_answers_of_any_size_have_room(function):
+    """The output's point is where the values on the calibration data want it; others may go much farther."""
+    torch.manual_seed(0)
+    model, images = Answering(function), torch.randn(256, 4)
+    qann = quantize(morph(capture(model, images[:1])), 256, images)
+    integer, more = to_integer(qann, 16), torch.cat([images, 1.5 * images])
+    wanted, found = qann(more).detach().double(), integer(more).double()
+    assert wanted.max() > 1.4 * wanted[:256].max()
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+    assert verify(spike(integer), more).equal
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: torch.cat([torch.exp(3 * h + 40), torch.sigmoid(h)], 1),
+        lambda h: torch.exp(h.expand(-1, 2) + 20).mean(1),
+    ],
+    ids=["unlike", "not known"],
+)
+def test_answers_that_no_point_goes_with_are_told(function):
+    torch.manual_seed(0)
+    model, images = Answering(function), torch.randn(64, 4)
+    with pytest.warns(UserWarning, match=r"too great, or of too unlike size, for the fixed point in which an output"):
+        convert(model, images[:1], images, levels=64, weight_bits=16)

@@ -200,7 +200,13 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
         shapes.annotate(graph_module)
         spell_picks(graph_module)
     purity.refuse_half_precision(graph_module)
-    purity.refuse_batch_mixing(graph_module)
+    try:
+        purity.refuse_batch_mixing(graph_module)
+    except purity.RandomInputError:  # floats may be whole numbers, a mask that is counted to an index
+        known = network.info(graph_module)
+        inputs = [s.as_whole(x) for s, x in zip(known.inputs, examples, strict=True)]
+        network.mark(graph_module, Stage.ANN, inputs, known.notes)
+        purity.refuse_batch_mixing(graph_module)
     _check_answers(twin, graph_module)
     _refuse_branches(program, twin, graph_module)
     _check_answers_of(1, twin, graph_module)

@@ -36,24 +36,33 @@ class InputSpec:
     Attributes:
         shape: behind the batch dimension.
         dtype: its type.
-        drawn: the least and greatest whole number that :meth:`draw` gives; for capture alone, and not saved.
+        drawn: the least and greatest whole number that :meth:`draw` gives, None for any number; for capture alone, and
+            not saved.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    drawn: tuple[int, int] = field(default=(0, 1), compare=False, repr=False)
+    drawn: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, example: Tensor) -> InputSpec:
         """The spec of an example of shape ``[B, ...]``."""
-        return cls(tuple(example.shape[1:]), example.dtype, _whole_numbers(example))
+        drawn = None if example.is_floating_point() else _whole_numbers(example)
+        return cls(tuple(example.shape[1:]), example.dtype, drawn)
+
+    def as_whole(self, example: Tensor) -> InputSpec:
+        """The same, with whole numbers drawn where floats are such throughout the example, as a mask's 0 and 1."""
+        values = example.unique() if example.is_floating_point() else example[:0]
+        if values.numel() < 2 or not torch.equal(values, values.round()):
+            return self
+        return replace(self, drawn=_whole_numbers(values.long()))
 
     def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Random values for so many images; whole numbers as the example had them."""
         shape = (batch, *self.shape)
-        if self.dtype.is_floating_point:
+        if self.drawn is None and self.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(device, self.dtype)
-        low, high = self.drawn
+        low, high = self.drawn or (0, 1)
         return torch.randint(low, high + 1, shape, generator=generator).to(device, self.dtype)
 
     def check(self, x: Tensor, name: str = "input") -> None:

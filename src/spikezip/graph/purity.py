@@ -19,6 +19,10 @@ _CROWD_VALUES = 1 << 29  # of all nodes together; for large networks the crowd i
 _LEAST_CROWD = 8
 
 
+class RandomInputError(CaptureError):
+    """The graph fails on inputs that are drawn at random."""
+
+
 def refuse_impure(gm: fx.GraphModule) -> None:
     """Raise CaptureError naming a node that is random, writes to its inputs, or whose shape depends on data."""
     for node in gm.graph.nodes:
@@ -74,8 +78,9 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     specs = network.info(gm).inputs
     generator, device = torch.Generator().manual_seed(0), network.device(gm)
     shared, first, second = ([s.draw(1, generator, device) for s in specs] for _ in range(3))
-    first = [-8 * x.abs() if x.is_floating_point() else x for x in first]
-    second = [8 * x.abs() if x.is_floating_point() else x for x in second]
+    anything = [s.drawn is None and s.dtype.is_floating_point for s in specs]
+    first = [-8 * x.abs() if any_number else x for x, any_number in zip(first, anything, strict=True)]
+    second = [8 * x.abs() if any_number else x for x, any_number in zip(second, anything, strict=True)]
 
     def run(*batch: list[Tensor]) -> dict[fx.Node, Tensor]:
         return _values(gm, [torch.cat(samples) for samples in zip(*batch, strict=True)])
@@ -260,7 +265,7 @@ def _values(
                 result = super().run_node(n)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise CaptureError(
+                raise RandomInputError(
                     f"The graph fails at {network.describe(n)} on random inputs: {reason}. Give a "
                     "typical example of several samples: whole numbers are drawn from its range."
                 ) from error

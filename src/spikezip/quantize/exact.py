@@ -18,8 +18,9 @@ _aten = torch.ops.aten
 #: A function's result: 11 digits before the point, 12 behind; float32 holds it. Where values went beyond half of the
 #: former, or never had the latter before their first digit, on the calibration data, the point is elsewhere.
 _STEPS, _LIMIT, _MOST_STEPS = 12, 1 << 23, 36
-#: The same for a result that the network returns, in real units.
-_OUTPUT_STEPS, _OUTPUT_LIMIT = 24, 1 << 48
+#: The same for a result that the network returns, in real units: 24 and 24 digits, elsewhere where values went beyond
+#: 2**12, for whose like 2**12 is room too, or where the greatest has its first digit behind the point.
+_OUTPUT_STEPS, _OUTPUT_LIMIT, _OUTPUT_ROOM, _MOST_OUTPUT_STEPS = 24, 1 << 48, 12, 126
 #: Kinds that do arithmetic on their operands.
 _ARITHMETIC = {Kind.SYNAPTIC, Kind.SUM, Kind.AVERAGE, Kind.PRODUCT, Kind.SCALE}
 #: Kinds that hand float64 on.
@@ -127,7 +128,7 @@ def _computes(node: fx.Node) -> bool:
 
 def _fix(gm: fx.GraphModule, source: fx.Node, reach: float | None, *, output: bool) -> fx.Node:
     name = rewrite.free_name(gm, f"{source.name}_grid")
-    rounding = FixedPoint(_OUTPUT_STEPS, _OUTPUT_LIMIT) if output else FixedPoint(_steps(reach), _LIMIT)
+    rounding = FixedPoint(_output_steps(reach), _OUTPUT_LIMIT) if output else FixedPoint(_steps(reach), _LIMIT)
     gm.add_submodule(name, rounding)
     with gm.graph.inserting_after(source):
         node = gm.graph.call_module(name, (source,))
@@ -142,6 +143,23 @@ def _steps(reach: float | None) -> int:
     digits = math.ceil(math.log2(reach))
     most = int(math.log2(_LIMIT)) - digits - 1
     return max(min(_STEPS, most), min(_STEPS - digits, _MOST_STEPS))
+
+
+def _output_steps(reach: float | None) -> int:
+    """Digits behind the point of a result that the network returns; fewer than none where it is very great."""
+    if not reach or not math.isfinite(reach):
+        return _OUTPUT_STEPS
+    digits = math.ceil(math.log2(reach))
+    most = int(math.log2(_OUTPUT_LIMIT)) - digits - _OUTPUT_ROOM
+    return max(min(_OUTPUT_STEPS, most), min(_OUTPUT_STEPS - digits, _MOST_OUTPUT_STEPS))
+
+
+def output_rounding(gm: fx.GraphModule, node: fx.Node) -> FixedPoint | None:
+    """How an output of an integer network is rounded to fixed point; None where it is on a grid by itself."""
+    while network.op_name(node) == "to":
+        node = node.all_input_nodes[0]
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, FixedPoint) else None
 
 
 def _widen(gm: fx.GraphModule, node: fx.Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _THRESHOLD_BITS = 8  #: what a step of a constant is at most, where a threshold 
 _TOO_FEW = 4  #: digits that are left of a value
 _MASKED = -(2.0**20)  #: added before a softmax, leaves nothing: e**-745 is 0 in float64
 _LOST = 0.05  #: share of values with so few that is no chance
+_SAME = 2.0**-40  #: two numbers that differ by no more of themselves are one, reckoned in two ways
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
 _HOMOGENEOUS = {"relu", "leaky_relu", "neg", "abs", "prelu"}
@@ -38,9 +40,15 @@ _JOINING = {"add", "sub", "rsub", "cat", "stack"}
 
 
 def snap(values: Tensor, bits: int) -> Tensor:
-    """Each value rounded to ``bits`` significant binary digits (float64)."""
-    mantissa, exponent = torch.frexp(values.double())
+    """Each value rounded to ``bits`` significant binary digits (float64), none past what float32 holds."""
+    mantissa, exponent = torch.frexp(_held(values, bits))
     return torch.ldexp(torch.floor(mantissa * 2.0**bits + 0.5), exponent - bits)
+
+
+def _held(values: Tensor, bits: int) -> Tensor:
+    """Finite values at most the greatest of ``bits`` digits in float32: ``finfo.min``, rounded, is no infinity."""
+    most = math.ldexp(1 - 2.0**-bits, 128)
+    return torch.where(torch.isinf(values), values, values.clamp(-most, most)).double()
 
 
 def _real(node: fx.Node, stored: Tensor) -> Tensor:
@@ -62,10 +70,12 @@ def _greatest(values: Tensor) -> float:
 def coarse(values: Tensor, bits: int) -> Tensor:
     """All values rounded to one power-of-two step, ``bits`` binary digits below the greatest (float64).
 
+    None is past what float32 holds.
+
     >>> coarse(torch.tensor([1.0, 0.3, 1e-9]), 4).tolist()
     [1.0, 0.3125, 0.0]
     """
-    values = values.double()
+    values = _held(values, bits)
     top = _greatest(values)
     if top == 0:
         return values
@@ -130,6 +140,7 @@ class Units:
         self.gm, self.bits, self.calibrated = gm, bits, calibrated
         self.wanted: dict[fx.Node, float | None] = {}
         self.unit: dict[fx.Node, float] = {}
+        self.origins: dict[fx.Node, tuple[float, float]] = {}  # of converted values: see _origin
         self.ratios: dict[fx.Node, int] = {}  # how many conversions a value went through since its neurons
         self.digits: dict[fx.Node, float] = {}  # log2 of how far a value of codes goes, in its unit
         self.idle: list[fx.Node] = []  # factors that went into a unit
@@ -157,6 +168,13 @@ class Units:
         for _, quantizer in network.modules_of(self.gm, Quantizer):
             quantizer.scale.data.fill_(1.0)
         return self.unit
+
+    def _origin(self, node: fx.Node) -> tuple[float, float]:
+        """The exact unit of a value before it was converted, and the product of the short factors since.
+
+        ``real = unit / factor * stored`` holds for it exactly; ``self.unit`` is what the factors were to make of it.
+        """
+        return self.origins.get(node, (self.unit[node], 1.0))
 
     def _as_output(self, node: fx.Node) -> fx.Node:
         output = self.gm.graph.output_node()
@@ -249,10 +267,10 @@ class Units:
         if kind is Kind.SYNAPTIC and ops.bias_index(node) is None:  # what is repeated for every image, times a stream
             for constant in node.all_input_nodes:
                 if constant.op == "call_function" and ops.is_constant(constant) and has_width(constant):
-                    node.replace_input_with(constant, self._shifted(node, constant, 1.0))
+                    node.replace_input_with(constant, self._shifted(node, constant, 1.0, (1.0, 1.0)))
         # A general function takes real values; it is computed in float64, so the factor need be on no grid.
         for stream in streams:
-            self._convert(node, stream, 1.0, exactly=kind not in (Kind.SYNAPTIC, Kind.SUM))
+            self._convert(node, stream, 1.0, exactly=kind is not Kind.SYNAPTIC)
         return 1.0
 
     def _product(self, node: fx.Node) -> float:
@@ -261,6 +279,8 @@ class Units:
             if (digits := self.digits.get(stream, 0.0)) > _LONGEST:
                 self._convert(node, stream, self.unit[stream] * 2.0 ** math.floor(digits))
         self.digits[node] = sum(self.digits.get(n, 0.0) for n in node.args[:2])  # type: ignore[misc]
+        units, factors = zip(*(self._origin(n) for n in node.args[:2]), strict=True)  # type: ignore[arg-type]
+        self.origins[node] = math.prod(units), math.prod(factors)
         return math.prod(self.unit[n] for n in node.args[:2])  # type: ignore[index]
 
     def _kept(self, node: fx.Node, streams: list[fx.Node]) -> float:
@@ -274,21 +294,22 @@ class Units:
         # of it, would come on top of those before.
         longest = max(streams, key=lambda n: self.ratios.get(n, 0), default=None)
         unit = self.unit[longest] if longest is not None and (alone or wanted is None) else wanted or 1.0
-        for stream in streams:
-            self._convert(node, stream, unit)
+        origins = {self._origin(self._convert(node, stream, unit)) for stream in streams}
+        origin = origins.pop() if len(origins) == 1 else (unit, 1.0)
+        self.origins[node] = origin
         for constant in constants:
-            node.replace_input_with(constant, self._shifted(node, constant, unit))
+            node.replace_input_with(constant, self._shifted(node, constant, unit, origin))
         if network.op_name(node) in _LIMITING and (limits := _limits(node)) is not None:
-            low, high = (None if v is None else _added(v / unit) for v in limits)
+            low, high = (None if v is None else _added(v, origin) for v in limits)
             node.target, node.args, node.kwargs = _aten.clamp.default, (node.args[0], low, high), {}
         if kind is Kind.SUM:
             for position, argument in enumerate(node.args[:2]):
                 if isinstance(argument, int | float):
-                    node.update_arg(position, _added(argument / unit))
+                    node.update_arg(position, _added(argument, origin))
             if isinstance(alpha := node.kwargs.get("alpha"), float):
                 node.update_kwarg("alpha", float(snap(torch.tensor(alpha, dtype=torch.float64), self.bits)))
         elif (number := fill_value(node)) != 0 and math.isfinite(number):
-            value = _added(number / unit)
+            value = _added(number, origin)
             position = 3 if network.op_name(node) == "pad" else 2
             if len(node.args) > position:
                 node.update_arg(position, value)
@@ -311,23 +332,24 @@ class Units:
             new.meta["spec"] = constant.meta.get("spec")
             node.replace_input_with(constant, new)
 
-    def _shifted(self, node: fx.Node, constant: fx.Node, unit: float) -> fx.Node:
-        """A constant in another unit."""
+    def _shifted(self, node: fx.Node, constant: fx.Node, unit: float, origin: tuple[float, float]) -> fx.Node:
+        """A constant in another unit, that of a stream it joins (and see :func:`_beside`)."""
         tensor = network.constant(constant)
         inside = [n for n in constant.all_input_nodes if ops.is_signal(n)]
         if tensor is None and ops.kind(constant) is Kind.SHAPE and len(inside) == 1:  # a token for every image
-            shifted = self._shifted(constant, inside[0], unit)
+            shifted = self._shifted(constant, inside[0], unit, origin)
             with self.gm.graph.inserting_before(node):
                 new = self.gm.graph.node_copy(constant, lambda n: shifted if n is inside[0] else n)
             return new
+        ratio = origin[1] / origin[0]
         with self.gm.graph.inserting_before(node):
             if tensor is None:
-                new = rewrite.call(self.gm, _aten.mul.Tensor, (constant, 1.0 / unit), like=node)
+                new = rewrite.call(self.gm, _aten.mul.Tensor, (constant, ratio), like=node)
             elif tensor.is_complex():  # on no grid, as what it joins
-                new = rewrite.new_constant(self.gm, str(constant.target), tensor.detach() / unit, like=node)
+                new = rewrite.new_constant(self.gm, str(constant.target), tensor.detach() * ratio, like=node)
             else:
                 values = _low_enough(node, tensor.detach().double())
-                value = self._rounded(node, values / unit, _CONSTANT_BITS, unit).to(tensor.dtype)
+                value = _beside(values, origin, lambda v: self._rounded(node, v, _CONSTANT_BITS, unit)).to(tensor.dtype)
                 new = rewrite.new_constant(self.gm, str(constant.target), value, like=node)
         new.meta["spec"] = constant.meta.get("spec")
         return new
@@ -340,6 +362,7 @@ class Units:
             return None
         wanted = self.wanted[node] or 1.0
         ratio = self.unit[stream] / wanted
+        before, factor = self._origin(stream)
         if isinstance(other, int | float):
             if other > 0:
                 # A positive number only changes the unit: nothing is multiplied.
@@ -349,20 +372,26 @@ class Units:
                     self.idle.append(node)
                     if stream in self.digits:
                         self.digits[node] = self.digits[stream]
+                    self.origins[node] = (before * value, factor)
                     return unit
-            real = torch.tensor((1 / other if dividing else other) * ratio, dtype=torch.float64)
-            node.target, node.args = _aten.mul.Tensor, (stream, float(snap(real, self.bits)))
+            value = 1 / other if dividing else other
+            short = float(snap(torch.tensor(value * ratio, dtype=torch.float64), self.bits))
+            node.target, node.args = _aten.mul.Tensor, (stream, short)
+            if other != 0:
+                self.origins[node] = (before * value, factor * short)
             return wanted
         tensor = network.constant(other)
         if tensor is None or not tensor.is_floating_point():
             return None
-        values = tensor.detach().double()
-        values = snap((1 / values if dividing else values) * ratio, self.bits)
+        real = 1 / tensor.detach().double() if dividing else tensor.detach().double()
+        values = snap(real * ratio, self.bits)
         with self.gm.graph.inserting_before(node):
             values = self._rounded(node, values, 2 * self.bits, wanted).to(tensor.dtype)
             stored = rewrite.new_constant(self.gm, str(other.target), values, like=node)  # type: ignore[union-attr]
         stored.meta["spec"] = other.meta.get("spec")  # type: ignore[union-attr]
         node.target, node.args = _aten.mul.Tensor, (stream, stored)
+        if values.numel() == 1 and float(values) != 0:
+            self.origins[node] = (before * float(real), factor * float(values))
         return wanted
 
     def _left(self, node: fx.Node, stream: fx.Node) -> float:
@@ -429,31 +458,50 @@ class Units:
                 node.update_arg(index, new_bias)
         return unit
 
-    def _convert(self, reader: fx.Node, stream: fx.Node, unit: float, *, exactly: bool = False) -> None:
+    def _convert(self, reader: fx.Node, stream: fx.Node, unit: float, *, exactly: bool = False) -> fx.Node:
         new = self._converted(stream, unit, reader, exactly=exactly)
         if new is not stream:
             reader.replace_input_with(stream, new)
+        return new
 
     def _converted(self, stream: fx.Node, unit: float, reader: fx.Node, *, exactly: bool) -> fx.Node:
         """``stream`` in another unit: multiplied where it is not in it already, by a short dyadic factor unless
         ``exactly`` the ratio is asked for."""
-        if stream not in self.unit or math.isclose(self.unit[stream], unit, rel_tol=1e-12):
+        if stream not in self.unit:
             return stream
-        ratio = torch.tensor(self.unit[stream] / unit, dtype=torch.float64)
+        before, factors = self._origin(stream)
+        now = before / factors if exactly else self.unit[stream]
+        if math.isclose(now, unit, rel_tol=1e-12):
+            return stream
+        ratio = torch.tensor(now / unit, dtype=torch.float64)
         factor = float(ratio) if exactly else float(snap(ratio, self.bits))
         with self.gm.graph.inserting_before(reader):
             new = rewrite.call(self.gm, _aten.mul.Tensor, (stream, factor), like=stream)
         new.meta["spec"] = stream.meta["spec"]
         self.unit[new] = unit
+        self.origins[new] = (before, factors * factor)
         self.ratios[new] = self.ratios.get(stream, 0) + 1
         if stream in self.digits:
             self.digits[new] = self.digits[stream] + math.log2(self.unit[stream] / unit)
         return new
 
 
-def _added(number: float) -> float:
+def _beside(values: Tensor, origin: tuple[float, float], rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    """Real values in the unit of the stream that they join (see ``Units._origin``), rounded.
+
+    The stream's own factor is theirs too: what cancels in real values, as 1 - 1, does so in any unit. Values that are
+    short before are not rounded after.
+    """
+    unit, factor = origin
+    before = values.double() / unit
+    short = coarse(before, _CONSTANT_BITS)
+    exact = torch.isclose(short, before, rtol=_SAME, atol=0.0)
+    return torch.where(exact, short * factor, rounded(before * factor))
+
+
+def _added(number: float, origin: tuple[float, float]) -> float:
     """A number that is added, or put in, as a short dyadic one."""
-    return float(coarse(torch.tensor(number, dtype=torch.float64), _CONSTANT_BITS))
+    return float(_beside(torch.tensor(number, dtype=torch.float64), origin, lambda v: coarse(v, _CONSTANT_BITS)))
 
 
 def _limits(node: fx.Node) -> tuple[float | None, float | None] | None:
