@@ -62,18 +62,10 @@ def quantize(
         raise StageError(f"correct_bias={correct_bias!r}: give True, False, or None to find out which is better.")
     if correct_bias is None and calibration is not None:
         data = gather(ann, calibration, LIMIT)
-        both = [
-            quantize(
-                ann,
-                levels,
-                data,
-                signed_levels=signed_levels,
-                layer_levels=layer_levels,
-                strict=strict,
-                correct_bias=correct,
-            )
-            for correct in (False, True)
-        ]
+        plain = quantize(ann, levels, signed_levels=signed_levels, layer_levels=layer_levels, strict=strict)
+        both = [plain, network.fork(plain)]
+        for qann, corrected_to in zip(both, (None, ann), strict=True):
+            calibrate(qann, data, ann=corrected_to)
         return min(both, key=lambda qann: distance(ann, qann, data))
     qann = network.fork(ann)
     unsigned, signed = _both_levels(levels, signed_levels)
