@@ -49,7 +49,14 @@ def test_ctrl_c_while_torch_is_imported_is_told_too(words, code, tmp_path):
     command = [sys.executable, *words, "--version"]
     source = str(Path(cli.__file__).parents[2])
     path = os.pathsep.join([str(tmp_path), source])
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     assert done.returncode == code
     assert done.stdout == ""
     assert done.stderr == "Stopped.\n" if code == 130 else "KeyboardInterrupt" in done.stderr

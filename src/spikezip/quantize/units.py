@@ -26,6 +26,7 @@ _THRESHOLD_BITS = 8  #: what a step of a constant is at most, where a threshold 
 _TOO_FEW = 4  #: digits that are left of a value
 _MASKED = -(2.0**20)  #: added before a softmax, leaves nothing: e**-745 is 0 in float64
 _LOST = 0.05  #: share of values with so few that is no chance
+_SMOOTH = {"softmax", "log_softmax", "layer_norm", "group_norm"}  #: like activations
 _SAME = 2.0**-40  #: two numbers that differ by no more of themselves are one, reckoned in two ways
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
@@ -270,7 +271,8 @@ class Units:
                     node.replace_input_with(constant, self._shifted(node, constant, 1.0, (1.0, 1.0)))
         # A general function takes real values; it is computed in float64, so the factor need be on no grid.
         for stream in streams:
-            self._convert(node, stream, 1.0, exactly=kind is not Kind.SYNAPTIC)
+            smooth = kind is Kind.ACTIVATION or network.op_name(node) in _SMOOTH
+            self._convert(node, stream, 1.0, exactly=kind is not Kind.SYNAPTIC, smooth=smooth)
         return 1.0
 
     def _product(self, node: fx.Node) -> float:
@@ -458,19 +460,24 @@ class Units:
                 node.update_arg(index, new_bias)
         return unit
 
-    def _convert(self, reader: fx.Node, stream: fx.Node, unit: float, *, exactly: bool = False) -> fx.Node:
-        new = self._converted(stream, unit, reader, exactly=exactly)
+    def _convert(
+        self, reader: fx.Node, stream: fx.Node, unit: float, *, exactly: bool = False, smooth: bool = False
+    ) -> fx.Node:
+        new = self._converted(stream, unit, reader, exactly=exactly, smooth=smooth)
         if new is not stream:
             reader.replace_input_with(stream, new)
         return new
 
-    def _converted(self, stream: fx.Node, unit: float, reader: fx.Node, *, exactly: bool) -> fx.Node:
+    def _converted(
+        self, stream: fx.Node, unit: float, reader: fx.Node, *, exactly: bool, smooth: bool = False
+    ) -> fx.Node:
         """``stream`` in another unit: multiplied where it is not in it already, by a short dyadic factor unless
-        ``exactly`` the ratio is asked for."""
+        ``exactly`` the ratio is asked for; that then makes good what short factors before have lost, but for a
+        ``smooth`` reader, to which it is like the rounding of a weight."""
         if stream not in self.unit:
             return stream
         before, factors = self._origin(stream)
-        now = before / factors if exactly else self.unit[stream]
+        now = before / factors if exactly and not smooth else self.unit[stream]
         if math.isclose(now, unit, rel_tol=1e-12):
             return stream
         ratio = torch.tensor(now / unit, dtype=torch.float64)
