@@ -61,6 +61,17 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
     assert (what.moves.last.shape, what.moves.last.dtype, what.codes.value.dtype) == (shape, levels.storage, dtype)
 
 
+def check_estimated(smooth, drive, levels):
+    """That the kernel takes a function, and gives what torch's gives; which is returned."""
+    assert native.suits([drive], None)
+    assert native.suits_smooth(smooth, [drive], 1.0, levels)
+    found = scan(drive, None, torch.tensor(1.0), levels, 100, smooth=smooth)
+    wanted = scan(smooth(drive), None, torch.tensor(1.0), levels, 100)
+    assert torch.equal(found.codes.rows, wanted.codes.rows)
+    assert torch.equal(found.moves.spikes, wanted.moves.spikes)
+    return wanted
+
+
 @pytest.mark.parametrize("factor", [0.31, 1.0, 5.875, 700.0])
 @pytest.mark.parametrize("name", [name for name in SMOOTH if name != "softmax"])
 def test_a_function_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatch, name, factor):
@@ -88,12 +99,7 @@ def test_a_function_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypat
         Rows((x - bias) / scale, map, torch.float32, scale=scale, bias=bias, channels=2),
     ]
     for drive in drives:
-        assert native.suits([drive], None)
-        assert native.suits_smooth(smooth, [drive], 1.0, levels)
-        found = scan(drive, None, torch.tensor(1.0), levels, 100, smooth=smooth)
-        wanted = scan(smooth(drive), None, torch.tensor(1.0), levels, 100)
-        assert torch.equal(found.codes.rows, wanted.codes.rows)
-        assert torch.equal(found.moves.spikes, wanted.moves.spikes)
+        check_estimated(smooth, drive, levels)
 
 
 @pytest.mark.parametrize("factor", [1.0, 12.5, 1080.0])
@@ -116,10 +122,5 @@ def test_a_softmax_that_is_estimated_gives_the_codes_of_the_exact_one(monkeypatc
         Rows(x, map, torch.float32, scale=0.3),
         Rows(x[:, None], map, torch.float32),
     ):
-        assert native.suits([drive], None)
-        assert native.suits_smooth(softmax, [drive], 1.0, levels)
-        found = scan(drive, None, torch.tensor(1.0), levels, 100, smooth=softmax)
-        wanted = scan(softmax(drive), None, torch.tensor(1.0), levels, 100)
-        assert torch.equal(found.codes.rows, wanted.codes.rows)
-        assert torch.equal(found.moves.spikes, wanted.moves.spikes)
+        wanted = check_estimated(softmax, drive, levels)
     assert len(wanted.codes.rows.unique()) > (1 if span == 1 or factor == 1 else 3)

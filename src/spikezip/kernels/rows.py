@@ -296,7 +296,7 @@ def max_pool2d(
 
     Padding never wins: bytes are counted from the lowest code.
     """
-    (high, wide), (down, right), (top, left) = (_pair(v) for v in (kernel, stride or kernel, padding))
+    (high, wide), (down, right), (top, left) = (of_each_dim(v) for v in (kernel, stride or kernel, padding))
     rows, below = _windows(codes.shape[2], high, down, top, ceil_mode)
     columns, behind = _windows(codes.shape[3], wide, right, left, ceil_mode)
     if top or left or below > 0 or behind > 0:
@@ -319,5 +319,6 @@ def _windows(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool)
     return count, (count - 1) * stride - room
 
 
-def _pair(values: list[int]) -> tuple[int, int]:
-    return (values[0], values[-1])
+def of_each_dim(values: Sequence[int], dims: int = 2) -> list[int]:
+    """What a window has in each dimension: one number stands for all."""
+    return list(values) if len(values) == dims else [values[0]] * dims

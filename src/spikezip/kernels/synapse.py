@@ -20,7 +20,7 @@ from spikezip.graph import network, ops
 from spikezip.kernels import events
 from spikezip.kernels.alone import is_alone
 from spikezip.kernels.precision import TF32_WHOLE, tf32
-from spikezip.kernels.rows import DIGITS, Joined, Rows, Sum
+from spikezip.kernels.rows import DIGITS, Joined, Rows, Sum, of_each_dim
 from spikezip.quantize.grid import Grid, dyadic_exponent, per_channel
 
 _aten, _onednn = torch.ops.aten, torch.ops.onednn
@@ -182,7 +182,7 @@ def conv2d(
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     each = x[0].numel() * weight[0, 0].numel()
     parts = [
-        conv2d_as_product(part, weight, bias, _each(stride), _each(padding))
+        conv2d_as_product(part, weight, bias, of_each_dim(stride), of_each_dim(padding))
         for part in x.split(max(_WINDOWS // each, 1))
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -215,7 +215,7 @@ def pack(node: fx.Node) -> Synapse | None:
     if node.target in _CONVOLUTIONS:
         size, dims = network.spec(node.args[0]).shape[2:], weight.dim() - 2  # type: ignore[arg-type]
         stride, padding, dilation, groups = [*node.args[3:], *[[1], [0], [1], 1][max(len(node.args) - 3, 0) :]]
-        stride, padding, dilation = (_each(values, dims) for values in (stride, padding, dilation))
+        stride, padding, dilation = (of_each_dim(values, dims) for values in (stride, padding, dilation))
         if len(size) != dims or not all(map(_windows_see, size, weight.shape[2:], stride, padding, dilation)):
             return None
         if dims == 3 and weight.device.type != "cpu":
@@ -229,7 +229,7 @@ def pack(node: fx.Node) -> Synapse | None:
         bias=None if bias is None else bias.detach(),
         dtype=weight.dtype,
         geometry=geometry,  # type: ignore[arg-type]
-        reach=int(whole.abs().flatten(1).sum(1).max()),
+        reach=int(_reach(whole).max()),
     )
 
 
@@ -240,10 +240,6 @@ def _windows_see(size: int, kernel: int, stride: int, padding: int, dilation: in
         any(0 <= first + i * dilation < size for i in range(kernel))
         for first in range(-padding, last - padding + 1, stride)
     )
-
-
-def _each(values: Any, dims: int = 2) -> list[int]:
-    return list(values) if len(values) == dims else [values[0]] * dims
 
 
 def _pack(weight: Tensor, geometry: Any, zero: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -15,12 +16,28 @@ from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint, Grids, has_width, i
 from spikezip.quantize.quantizer import Quantizer
 
 _aten = torch.ops.aten
-#: A function's result: 11 digits before the point, 12 behind; float32 holds it. Where values went beyond half of the
-#: former, or never had the latter before their first digit, on the calibration data, the point is elsewhere.
-_STEPS, _LIMIT, _MOST_STEPS = 12, 1 << 23, 36
-#: The same for a result that the network returns, in real units: 24 and 24 digits, elsewhere where values went beyond
-#: 2**12, for whose like 2**12 is room too, or where the greatest has its first digit behind the point.
-_OUTPUT_STEPS, _OUTPUT_LIMIT, _OUTPUT_ROOM, _MOST_OUTPUT_STEPS = 24, 1 << 48, 12, 126
+
+
+class _Point(NamedTuple):
+    """Where the point of a fixed point is, if values on the calibration data do not ask for another place."""
+
+    steps: int  #: binary digits behind the point
+    digits: int  #: before and behind
+    room: int  #: digits before the point that values beyond those seen have at least
+    most: int  #: digits behind the point at most
+
+    def for_values(self, reach: float | None) -> FixedPoint:
+        """For values up to a reach: before the point it has room, and of it ``steps`` digits are kept."""
+        steps = self.steps
+        if reach and math.isfinite(reach):
+            before = math.ceil(math.log2(reach))
+            steps = max(min(steps, self.digits - before - self.room), min(steps - before, self.most))
+        return FixedPoint(steps, 1 << self.digits)
+
+
+_INNER = _Point(12, 23, 1, 36)  #: of a function's result; float32 holds it
+_OUTPUT = _Point(24, 48, 12, 126)  #: of a result that the network returns, in real units
+
 #: Kinds that do arithmetic on their operands.
 _ARITHMETIC = {Kind.SYNAPTIC, Kind.SUM, Kind.AVERAGE, Kind.PRODUCT, Kind.SCALE}
 #: Kinds that hand float64 on.
@@ -128,30 +145,11 @@ def _computes(node: fx.Node) -> bool:
 
 def _fix(gm: fx.GraphModule, source: fx.Node, reach: float | None, *, output: bool) -> fx.Node:
     name = rewrite.free_name(gm, f"{source.name}_grid")
-    rounding = FixedPoint(_output_steps(reach), _OUTPUT_LIMIT) if output else FixedPoint(_steps(reach), _LIMIT)
-    gm.add_submodule(name, rounding)
+    gm.add_submodule(name, (_OUTPUT if output else _INNER).for_values(reach))
     with gm.graph.inserting_after(source):
         node = gm.graph.call_module(name, (source,))
     node.meta = {"origin": network.origin(source), "spec": source.meta["spec"]}
     return node
-
-
-def _steps(reach: float | None) -> int:
-    """Digits behind the point: before it twice the reach has room, and of the reach itself 12 are kept."""
-    if not reach or not math.isfinite(reach):
-        return _STEPS
-    digits = math.ceil(math.log2(reach))
-    most = int(math.log2(_LIMIT)) - digits - 1
-    return max(min(_STEPS, most), min(_STEPS - digits, _MOST_STEPS))
-
-
-def _output_steps(reach: float | None) -> int:
-    """Digits behind the point of a result that the network returns; fewer than none where it is very great."""
-    if not reach or not math.isfinite(reach):
-        return _OUTPUT_STEPS
-    digits = math.ceil(math.log2(reach))
-    most = int(math.log2(_OUTPUT_LIMIT)) - digits - _OUTPUT_ROOM
-    return max(min(_OUTPUT_STEPS, most), min(_OUTPUT_STEPS - digits, _MOST_OUTPUT_STEPS))
 
 
 def output_rounding(gm: fx.GraphModule, node: fx.Node) -> FixedPoint | None:

@@ -26,7 +26,7 @@ _THRESHOLD_BITS = 8  #: what a step of a constant is at most, where a threshold 
 _TOO_FEW = 4  #: digits that are left of a value
 _MASKED = -(2.0**20)  #: added before a softmax, leaves nothing: e**-745 is 0 in float64
 _LOST = 0.05  #: share of values with so few that is no chance
-_SMOOTH = {"softmax", "log_softmax", "layer_norm", "group_norm"}  #: like activations
+_LIKE_ACTIVATIONS = {"softmax", "log_softmax", "layer_norm", "group_norm"}
 _SAME = 2.0**-40  #: two numbers that differ by no more of themselves are one, reckoned in two ways
 
 #: Operations f with f(c x) = c f(x) for c > 0: they keep whatever unit their operands have.
@@ -271,7 +271,7 @@ class Units:
                     node.replace_input_with(constant, self._shifted(node, constant, 1.0, (1.0, 1.0)))
         # A general function takes real values; it is computed in float64, so the factor need be on no grid.
         for stream in streams:
-            smooth = kind is Kind.ACTIVATION or network.op_name(node) in _SMOOTH
+            smooth = kind is Kind.ACTIVATION or network.op_name(node) in _LIKE_ACTIVATIONS
             self._convert(node, stream, 1.0, exactly=kind is not Kind.SYNAPTIC, smooth=smooth)
         return 1.0
 

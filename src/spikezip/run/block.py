@@ -127,9 +127,9 @@ class Block:
     def _synapse(self, node: fx.Node) -> Rows | Sum | None:
         """Integer weights on codes: 8-bit kernels."""
         synapse = self.plan.synapses.get(node)
-        codes = self.env[node.args[0]] if synapse else None  # type: ignore[index]
         if synapse is None:
             return None
+        codes = self.env[node.args[0]]  # type: ignore[index]
         whole = self.bias_shares is None or synapse.bias is None
         if isinstance(codes, Sum | Joined):
             sums = synapse.of_each(codes, bias=whole)
