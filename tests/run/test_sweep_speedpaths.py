@@ -358,7 +358,29 @@ class Unbatched(nn.Module):
         return self.second(torch.tanh(self.first(x.flatten(2).transpose(0, 1)))).mean(2).t()
 
 
-@pytest.mark.parametrize("model", [Padded, Unbatched])
+class Narrow(nn.Module):
+    """Each channel by itself, with uneven strides, to a width of 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 16, 3, (1, 2), 1, groups=8)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))).flatten(1)
+
+
+class Flat(nn.Module):
+    """Each channel by itself, in volumes of depth 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 1), nn.Conv3d(8, 16, (3, 3, 2), (3, 1, 1), 1, groups=8)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)).unsqueeze(2)).flatten(1)
+
+
+@pytest.mark.parametrize("model", [Padded, Unbatched, Narrow, Flat])
 def test_convolutions_that_8_bit_kernels_do_not_take(model):
     torch.manual_seed(0)
     images = torch.randn(4, 2, 9, 1)
