@@ -120,6 +120,36 @@ class SqueezeExcitation(nn.Module):
         return x * torch.sigmoid(self.up(F.silu(self.down(F.adaptive_avg_pool2d(x, 1)))))
 
 
+class Joins(nn.Module):
+    """Codes of unlike signs and units joined and added for layers to read: pooled, enlarged, one above the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(WIDTH, 8, 1), nn.Conv2d(WIDTH, 8, 3, padding=1)
+        self.pooled, self.wide, self.out = nn.Conv2d(16, 8, 2), nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.relu6(self.a(x)), F.hardtanh(self.b(x), -1.0, 1.0)
+        y = F.interpolate(F.max_pool2d(torch.cat([a, b], 1), 2, 1), scale_factor=2)
+        z = F.interpolate(torch.cat([F.max_pool2d(a, 3, 1, 1), b], 2), size=(6, 6))
+        return self.out(F.relu(self.pooled(y)) + F.relu(self.wide(z)))
+
+
+class Functions(nn.Module):
+    """Smooth functions between layers along lines, over tokens and in volumes; and products of codes."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.tokens = nn.Conv1d(WIDTH, 8, 3, padding=1), nn.Linear(WIDTH, 8)
+        self.volume, self.mix = nn.Conv3d(1, 8, (8, 3, 1), padding=(0, 1, 0)), nn.Conv2d(8, 8, 1)
+        self.out = nn.Conv2d(8, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.line(x.flatten(2))) * torch.sigmoid(self.tokens(x.flatten(2).mT)).mT
+        z = F.gelu(self.volume(y.unflatten(2, x.shape[2:]).unsqueeze(1))).squeeze(2)
+        return torch.tanh(self.out(self.mix(z).softmax(-1)))
+
+
 BLOCKS = {
     "chain": Chain,
     "residual": ResidualBlock,
@@ -130,6 +160,8 @@ BLOCKS = {
     "branches": Branches,
     "attention": Attention,
     "squeeze and excitation": SqueezeExcitation,
+    "joins": Joins,
+    "functions": Functions,
 }
 
 

@@ -86,6 +86,17 @@ def test_c2_what_draws_at_random(snn):
     assert "rand_like" in next(c.evidence for c in conditions(noisy) if c.id == "C2")
 
 
+def test_c2_an_index_that_was_computed_from_sizes_is_no_mask():
+    """It is stored when the network is morphed."""
+
+    class Turned(nn.Module):
+        def forward(self, x):
+            return torch.relu(x)[:, torch.arange(x.shape[1]).flip(0)] * 2
+
+    x = torch.randn(32, 4)
+    assert broken(convert(Turned(), x[:1], x)) == set()
+
+
 @dataclass(frozen=True)
 class Never:
     """An encoding that keeps a quarter of the input back."""

@@ -358,7 +358,29 @@ class Unbatched(nn.Module):
         return self.second(torch.tanh(self.first(x.flatten(2).transpose(0, 1)))).mean(2).t()
 
 
-@pytest.mark.parametrize("model", [Padded, Unbatched])
+class Narrow(nn.Module):
+    """Each channel by itself, with uneven strides, to a width of 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 16, 3, (1, 2), 1, groups=8)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))).flatten(1)
+
+
+class Flat(nn.Module):
+    """Each channel by itself, in volumes of depth 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 1), nn.Conv3d(8, 16, (3, 3, 2), (3, 1, 1), 1, groups=8)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)).unsqueeze(2)).flatten(1)
+
+
+@pytest.mark.parametrize("model", [Padded, Unbatched, Narrow, Flat])
 def test_convolutions_that_8_bit_kernels_do_not_take(model):
     torch.manual_seed(0)
     images = torch.randn(4, 2, 9, 1)
@@ -628,6 +650,37 @@ def test_joined_codes_whose_sums_are_not_proven_are_left_to_the_network():
         assert (synapse.of_each(joined) is not None) is exact
     assert not Sum((codes, replace(codes, scale=2.0**-22)), torch.float32).is_exact
     assert not Joined((codes, replace(codes, scale=1 + 2.0**-23)), torch.float32, 1, (0, 12)).is_exact
+
+
+class Enlarged(nn.Module):
+    """Codes joined along the height of images, then enlarged as one image."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.second, self.mix, self.act = nn.Conv2d(2, 8, 3), nn.Conv2d(2, 8, 3), nn.Conv2d(8, 4, 3), act
+
+    def forward(self, x):
+        joined = torch.cat([self.act(self.first(x)), 0.3 * self.act(self.second(x))], 2)
+        return self.mix(nn.functional.interpolate(joined, size=(9, 11))).sum((2, 3))
+
+
+class Lines(nn.Module):
+    """Images of no channels, whose greatest in windows torch finds as if they were the channels of one."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.second, self.mix, self.act = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(4, 4), act
+
+    def forward(self, x):
+        a, b = self.act(self.first(x.flatten(1, 2))), 0.3 * self.act(self.second(x.flatten(1, 2)))
+        return self.mix(torch.max_pool2d(torch.cat([a, b], 1), 2)).sum(1) + self.mix(torch.max_pool2d(a, 2)).sum(1)
+
+
+@pytest.mark.parametrize("net", [Enlarged, Lines])
+def test_parts_of_an_image_are_not_taken_for_images(scans, net):
+    qann, images = joining(net, 6)
+    snn = spike(qann, Even(4))
+    assert_same(sweep(snn, (images,), 30, block=6, chunk=3), reference(snn, (images,), 30))
 
 
 @pytest.mark.parametrize("size", [7, 8, 9, 10])

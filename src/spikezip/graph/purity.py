@@ -51,7 +51,8 @@ def _dropout_of_attention(node: fx.Node) -> float:
 
 
 def _indexes_by_mask(node: fx.Node) -> bool:
-    types = [index.meta.get("dtype") for index in node.args[1] if index is not None]  # type: ignore[union-attr]
+    metas = [index.meta for index in node.args[1] if index is not None]  # type: ignore[union-attr]
+    types = [meta["spec"].dtype if meta.get("spec") else meta.get("dtype") for meta in metas]
     return any(dtype in (None, torch.bool, torch.uint8) for dtype in types)
 
 

@@ -200,9 +200,10 @@ class Block:
             found = replace(codes, terms=terms, dtype=dtype)
             return found if found.is_exact and dtype is spec.dtype else None
         alone = len(set(codes.first)) == len(codes.first)  # none is added to another
-        if isinstance(codes, Joined) and codes.channels == 1 and alone and _pools(node, codes.terms):
+        whole = isinstance(codes, Sum) or codes.channels == 1  # no image is joined from parts
+        if isinstance(codes, Joined) and whole and alone and _pools(node, codes.terms):
             operation = max_pool2d
-        elif name == "upsample_nearest2d":
+        elif name == "upsample_nearest2d" and whole:
             operation = operation_of(node)
         else:
             return None
@@ -387,8 +388,10 @@ class Block:
 
 
 def _pools(node: fx.Node, codes: Sequence[Rows]) -> bool:
-    """Whether a node takes the greatest of codes in windows, which is that of their bytes."""
+    """Whether a node takes the greatest of codes in windows of images, which is that of their bytes."""
     if node.target is not _aten.max_pool2d.default or any(max(d) > 1 for d in node.args[4:5]):  # type: ignore[arg-type]
+        return False
+    if len(network.spec(node).shape) != 4:  # images are the channels of one
         return False
     return not any(isinstance(c.scale, float) and c.scale < 0 for c in codes)
 
