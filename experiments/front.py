@@ -67,6 +67,8 @@ def from_one(t: int) -> dict[str, Any]:
     return for_step(t, levels=codes, encoding="pulse", initial_code=1, morph={"residual": "ms"})
 
 
+QAT: dict[str, Any] = {"stage": "qat", "levels": 8, "encoding": "even:8", "loss": TEACHER}
+
 #: What is trained, each with the lines of its recipe.
 PRODUCTS: dict[str, dict[str, Any]] = {
     "for T=1": for_step(1),
@@ -88,7 +90,8 @@ PRODUCTS: dict[str, dict[str, Any]] = {
         "paths": [{"rescaled": t, "release": 8} for t in (2, 4)],
         "loss": {"alpha": 0.5, **TEACHER},
     },
-    "plain QAT, 8 levels": {"stage": "qat", "levels": 8, "encoding": "even:8", "loss": TEACHER},
+    "plain QAT, 8 levels": QAT,
+    "plain QAT, RCR, 8 levels": {**QAT, "morph": {"residual": "rcr"}},
 }
 
 

@@ -45,6 +45,7 @@ class Plan:
         clamps: those that change no code of the neurons that alone read them: neither are they.
         starting: those whose tracers start at another code than 0.
         widest: how many neurons the largest layer has for one image.
+        average: how many a layer has on average.
         most_levels: how many levels a neuron has at most.
     """
 
@@ -61,6 +62,7 @@ class Plan:
     clamps: frozenset[fx.Node]
     starting: frozenset[fx.Node]
     widest: int
+    average: int
     most_levels: int
 
 
@@ -138,6 +140,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
     # Whole weights say nothing of what they are multiplied with; only in an integer network is every sum proven exact.
     exact = bool(network.note(gm, "weight_bits"))
     synapses = {n: s for n in dependent if exact and (s := pack(n)) is not None}
+    sizes = [tracer_shape(network.spec(node)).numel() for node in neurons] or [1]
     return Plan(
         nodes=tuple(n for n in nodes if n not in within),
         dependent=frozenset(dependent - within),
@@ -151,7 +154,8 @@ def _plan(gm: fx.GraphModule) -> Plan:
         smooth={node: (before, smooth) for node, (_, before, smooth) in chains.items()},
         clamps=clamps,
         starting=frozenset(node for node, neuron in neurons.items() if neuron.starts_elsewhere),
-        widest=max((tracer_shape(network.spec(node)).numel() for node in neurons), default=1),
+        widest=max(sizes),
+        average=max(1, sum(sizes) // len(sizes)),
         most_levels=max((neuron.levels.count for neuron in neurons.values()), default=1),
     )
 

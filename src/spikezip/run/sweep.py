@@ -18,11 +18,12 @@ from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
-_VALUES = 3 << 20  # of the widest layer, in all rows of a chunk: what a processor's cache is good for
+_VALUES = 3 << 20  # of a layer, on average, in all rows of a chunk: calls are few, and a processor's cache good for it
+_VALUES_OF_WIDEST = 16 << 20  # of the widest layer alone: what a processor's memory is good for
 _VALUES_OF_GPU = 1 << 29  # what keeps a GPU busy: the processor waits for it once a layer
 _BYTES_PER_VALUE = 64  # of a GPU's free memory, with all that is alive at once
 _ROWS_PER_LEVEL = 2  # of an image: it rarely makes more before it settles
-_BLOCK = 32  # steps of a block: work is shared within one, so long ones
+_BLOCK = 48  # steps of a block: work is shared within one, so long ones; few images take more
 _EXIT_BLOCK = 8  # with a rule of confidence: images leave between blocks, so shorter ones
 
 
@@ -55,11 +56,12 @@ def sweep(
         observe: told every layer's tracers, block by block, for the images still running.
         early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had
             computed is not kept.
-        block: time steps per block; 32, or with a confidence rule 8, if not given.
-        chunk: images taken together; if not given, few (so many that the rows of the widest layer hold 3 million
-            values: 48 rows of a ResNet-18, 3 images for 16 steps), so that values stay in a processor's cache and
-            memory small; on a GPU as many as keep it busy (537 million values, if it has the memory). On a processor
-            each of torch's threads has a chunk of its own (without ``observe``, which is told one by one).
+        block: time steps per block; 48, or with a confidence rule 8, if not given.
+        chunk: images taken together; if not given, few (so many that a layer's rows hold 3 million values on average:
+            96 rows of a ResNet-18, 6 images for 16 steps; and the widest layer's 17 million at most), so that values
+            stay in a processor's cache and memory small; on a GPU as many as keep it busy (537 million values of the
+            widest layer, if it has the memory). On a processor each of torch's threads has a chunk of its own
+            (without ``observe``, which is told one by one).
 
     Returns:
         The :class:`Run`, of as many steps as were run.
@@ -72,9 +74,13 @@ def sweep(
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
     at_once = workers() if on_cpu and observe is None else 1
-    rows = (_VALUES if on_cpu else _values_of_gpu(inputs[0].device)) // so_far.plan.widest
-    of_image = min(block, steps, _ROWS_PER_LEVEL * so_far.plan.most_levels)
-    chunk = chunk or max(1, min(rows // of_image, -(-images // at_once)))
+    plan = so_far.plan
+    if on_cpu:
+        rows = min(_VALUES // plan.average, _VALUES_OF_WIDEST // plan.widest)
+    else:
+        rows = _values_of_gpu(inputs[0].device) // plan.widest
+    of_image = min(block, steps, _ROWS_PER_LEVEL * plan.most_levels)
+    chunk = chunk or _evenly(images, max(1, min(rows // of_image, -(-images // at_once))))
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
     share_out(lambda some: so_far.add(some, stop, observe, block), chunks, at_once)
     return so_far.run(stop)
@@ -219,6 +225,11 @@ class _Results:
             engine="sweep",
             exited_at=exited_at,
         )
+
+
+def _evenly(images: int, most: int) -> int:
+    """How many images a chunk has, if none has more than ``most`` and all have as many."""
+    return -(-images // -(-images // most)) if images else 1
 
 
 def _of(known: dict[fx.Node, Any], images: Tensor) -> dict[fx.Node, Any]:
