@@ -6,6 +6,7 @@ import copy
 import functools
 import pickle
 import warnings
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from spikezip.kernels import Apart, Joined, Rows, Sum, Synapse, events, max_pool
 from spikezip.levels import Levels
 from spikezip.morph import morph
 from spikezip.quantize import Quantizer, quantize, to_integer
+from spikezip.run import block as blocks
 from spikezip.run.plan import _changes_no_code, plan_of
 from spikezip.run.reference import reference
 from spikezip.run.result import Run
@@ -258,6 +260,39 @@ def test_outputs_are_kept_for_no_more_steps_than_were_run(block, chunk):
     assert found.steps < 32
     assert found.logits.untyped_storage().nbytes() == found.logits.nbytes
     assert_same(found, reference(snn, (images,), 200))
+
+
+def test_what_only_an_operation_reads_is_gone_before_it_runs(monkeypatch):
+    snn, images = net()
+    made, held = {}, []
+    compute, operation_of = blocks.Block._compute, blocks.operation_of
+
+    def kept(block, node):
+        found = compute(block, node)
+        if isinstance(found, Rows | Apart):
+            made[node] = weakref.ref(found)
+        return found
+
+    def watched(node):
+        last = [n for n in plan_of(snn).free.get(node, []) if n in made]
+        held.append([n.name for n in last if made[n]() is not None])
+        return operation_of(node)
+
+    monkeypatch.setattr(blocks.Block, "_compute", kept)
+    monkeypatch.setattr(blocks, "operation_of", watched)
+    monkeypatch.setattr(Synapse, "takes", lambda *_: False)  # so that all that is read is numbers
+    sweep(snn, (images,), 8)
+    assert len(held) > 3 and not any(held)
+
+
+def test_joined_codes_become_numbers_without_keeping_each_apart():
+    torch.manual_seed(0)
+    maps = [torch.tensor([[0], [1], [1]]), torch.tensor([[0], [0], [1]])]
+    parts = [Rows(torch.randint(8, (2, 3), dtype=torch.uint8), m, torch.float32, 1, 0.5, top=7) for m in maps]
+    joined = Joined(tuple(parts), torch.float32, 1, (0, 3))
+    wanted = torch.cat([(p.rows[m.flatten()] - 1.0) * 0.5 for p, m in zip(parts, maps, strict=True)], 1)
+    assert torch.equal(joined.value[joined.map.flatten()], wanted)
+    assert not any("value" in vars(part) for part in parts)
 
 
 def test_a_plan_is_kept_until_a_weight_changes():

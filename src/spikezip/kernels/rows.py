@@ -159,7 +159,7 @@ class Apart:
     @cached_property
     def _numbers(self) -> Rows:
         map, picks = union([t.map for t in self.terms])
-        values = [gather(t.value, pick) for t, pick in zip(self.terms, picks, strict=True)]
+        values = [t.with_rows(gather(t.rows, pick)).value for t, pick in zip(self.terms, picks, strict=True)]
         return Rows(self._together(values), map, self.dtype)
 
     @property

@@ -81,12 +81,17 @@ class Block:
                     kept = self.kept[node]
                     self.env[node] = replace(kept, map=self.still) if isinstance(kept, Rows) else kept
                 continue
-            value = self.env[node] = self._compute(node)
+            self.env[node] = self._compute(node)  # and nothing else holds it
             if self.complete and node in self.plan.frontier:
-                self.kept[node] = value.numbers() if isinstance(value, Apart) else value
-            for value in self.plan.free.get(node, []):
-                self.env.pop(value, None)
+                kept = self.env[node]
+                self.kept[node] = kept.numbers() if isinstance(kept, Apart) else kept
+            self._release(node)
         return [self._unfold(node) for node in network.outputs(self.graph)]
+
+    def _release(self, node: fx.Node) -> None:
+        """Forget what nobody reads after a node."""
+        for value in self.plan.free.get(node, []):
+            self.env.pop(value, None)
 
     def _steps(self, shares: list[float]) -> Rows:
         """Shares over time: a new row wherever they change."""
@@ -275,12 +280,14 @@ class Block:
     def _operation(self, node: fx.Node, codes: Rows | None = None) -> Any:
         """Any operation, on the rows in which an operand changed; on bytes where these are all ``codes``."""
         operands = {n: self.env[n] for n in node.all_input_nodes if not is_size(n)}
-        streams = {n: v for n, v in operands.items() if isinstance(v, Rows | Apart)}
+        streams = {n: v.map for n, v in operands.items() if isinstance(v, Rows | Apart)}
         index = bias_of(node)
         if streams:
-            map, picks = union([v.map for v in streams.values()])
-            for (n, value), pick in zip(streams.items(), picks, strict=True):
-                operands[n] = self._picked(n, value.rows if codes is not None else value.value, pick)  # type: ignore[union-attr]
+            map, picks = union(list(streams.values()))
+            for n, pick in zip(streams, picks, strict=True):
+                value: Any = operands[n]
+                operands[n] = self._picked(n, value.rows if codes is not None else value.value, pick)
+                del value
             rows = len(picks[0]) if picks[0] is not None else self._count(operands, streams)
         else:
             map, rows = self.still, self.images
@@ -292,6 +299,8 @@ class Block:
             operands = {n: v.contiguous() for n, v in operands.items()}
         args, kwargs = fx.map_arg(node.args, fetch), fx.map_arg(node.kwargs, fetch)
         spec: Spec | None = node.meta.get("spec")
+        if codes is None:  # the numbers are at hand: what they were made of goes before the operation, not after it
+            self._release(node)
         if index is not None and self.bias_shares is not None:
             bare = without_bias(node, args, index)  # type: ignore[arg-type]
             return self._with_bias(node, Rows(bare, map, bare.dtype), args[index])  # type: ignore[index]
@@ -305,13 +314,13 @@ class Block:
             return codes.with_rows(result, map)
         return Rows(result, map, spec.dtype if spec else torch.float32)
 
-    def _count(self, operands: dict[fx.Node, Any], streams: dict[fx.Node, Any]) -> int:
+    def _count(self, operands: dict[fx.Node, Any], streams: dict[fx.Node, Tensor]) -> int:
         """How many rows the operands have."""
         for n in streams:
             if isinstance(operands[n], Tensor) and "spec" in n.meta and network.spec(n).batch_dim is not None:
                 dim = network.spec(n).batch_dim or 0
                 return operands[n].shape[dim] // network.spec(n).shape[dim]
-        return int(max(v.map.max() for v in streams.values())) + 1
+        return int(max(map.max() for map in streams.values())) + 1
 
     def _picked(self, node: fx.Node, value: Any, pick: Tensor | None) -> Any:
         if pick is None:
