@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu import NETWORKS
+from cpu import ARCHITECTURES, NETWORKS
 
 from spikezip import bench
 from spikezip.bench.contenders import CONTENDERS
 from spikezip.bench.memory import peak_mib, resident_mib
 from spikezip.bench.timing import ann_peak
 from spikezip.measure.provenance import provenance
+from spikezip.models import resolve
 
 #: Network, batch, width.
 SETTINGS = [
@@ -35,6 +36,11 @@ SETTINGS = [
     ("vgg16", 32, 1.0),
     ("resnet20", 32, 1.0),
     ("resnet20", 1, 1.0),
+    ("torchvision:mobilenet_v2", 4, 1.0),
+    ("torchvision:efficientnet_b0", 4, 1.0),
+    ("torchvision:shufflenet_v2_x1_0", 4, 1.0),
+    ("timm:ghostnet_100", 4, 1.0),
+    ("timm:vit_tiny_patch16_224", 4, 1.0),
 ]
 STEPS, LEVELS = 32, 8
 PAGES = {"heap": {}, "own pages": {"MALLOC_MMAP_THRESHOLD_": "65536"}}
@@ -66,8 +72,9 @@ def main() -> None:
 def measured(name: str, batch: int, width: float) -> dict[str, float | None]:
     """Most memory over the start, in MiB."""
     torch.manual_seed(0)
-    network = NETWORKS[name](width=round(64 * width)).eval()
-    case = bench.make_case(network, (3, 32, 32), LEVELS, batch=batch)
+    network = resolve(name).module if name in ARCHITECTURES else NETWORKS[name](width=round(64 * width))
+    size = ARCHITECTURES.get(name, 32)
+    case = bench.make_case(network.eval(), (3, size, size), LEVELS, batch=batch)
     before = resident_mib()
     for _ in range(2):
         CONTENDERS["sweep"].run(case, STEPS)
