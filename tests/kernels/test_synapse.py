@@ -76,16 +76,17 @@ def test_a_shape_that_is_misread_is_left_to_torch(monkeypatch):
     assert synapse.takes(codes.with_rows(codes.rows[..., :5]))
 
 
-NARROW = [
-    nn.Conv2d(8, 16, 3, stride=(1, 2), padding=1, groups=8),
-    nn.Conv3d(8, 8, 3, padding=1, groups=8),
-    nn.Conv2d(1, 4, (2, 5), stride=(1, 2), padding=(1, 0)),
-]
-
-
-@pytest.mark.parametrize("layer", NARROW, ids=repr)
-def test_narrow_groups_with_uneven_strides_or_in_volumes_are_left_to_torch(layer):
-    """oneDNN adds up wrong codes for some of them, depending on how many rows there are."""
+@pytest.mark.parametrize(
+    ("layer", "of"),
+    [
+        (nn.Conv2d(8, 16, 3, stride=(1, 2), padding=1, groups=8), slice(None)),
+        (nn.Conv2d(1, 4, (2, 5), stride=(1, 2), padding=(1, 0)), slice(None)),
+        (nn.Conv3d(8, 8, 3, padding=1, groups=8), slice(1)),
+    ],
+    ids=repr,
+)
+def test_narrow_groups_that_may_be_misread_are_left_to_torch(layer, of):
+    """With uneven strides, or in volumes of depth 1: oneDNN does for some of them, with some numbers of rows."""
     codes = inputs(layer, 0)
     synapse = packed(layer, codes.value)
-    assert synapse is not None and not synapse.takes(codes)
+    assert synapse is not None and not synapse.takes(codes.with_rows(codes.rows[:, :, of]))

@@ -64,8 +64,10 @@ class Synapse:
         volume = self.weight.dim() == 5
         if is_alone() or not _trusted(128 if codes.top <= 128 else 255, 3 if volume else 2):
             return False
-        if self.geometry and self.weight.shape[1] == 1 and (volume or len(set(self.geometry[0])) > 1):
-            return False  # one channel in each group, uneven strides or volumes: some read what is not theirs
+        if self.geometry and self.weight.shape[1] == 1:  # one channel in each group: some misread
+            flat = volume and codes.rows.shape[2] == 1
+            if flat or len(set(self.geometry[0])) > 1:
+                return False
         return self._adds_up(codes)
 
     def _adds_up(self, codes: Rows) -> bool:
