@@ -717,7 +717,8 @@ def test_numbers_times_and_plus_one_of_each_channel(monkeypatch, scans, levels):
     monkeypatch.setattr(Block, "_affine", lambda self, node: left.append(found := affine(self, node)) or found)
     snn = spike(qann, Even(4))
     assert_same(sweep(snn, (images,), 40, block=8, chunk=2), reference(snn, (images,), 40))
-    assert {(v.channels, v.bias is None) for v in left if v is not None} == {(1, True), (1, False), (2, True), (2, False)}
+    found = {(v.channels, v.bias is None) for v in left if v is not None}
+    assert found == {(1, True), (1, False), (2, True), (2, False)}, "along both dimensions, a product and a sum"
 
 
 class Enlarged(nn.Module):
