@@ -68,6 +68,12 @@ def from_one(t: int) -> dict[str, Any]:
 
 
 QAT: dict[str, Any] = {"stage": "qat", "levels": 8, "encoding": "even:8", "loss": TEACHER}
+PET: dict[str, Any] = {
+    **QAT,
+    "stage": "pet",
+    "paths": [{"rescaled": t, "release": 8} for t in (2, 4)],
+    "loss": {"alpha": 0.5, **TEACHER},
+}
 
 #: What is trained, each with the lines of its recipe.
 PRODUCTS: dict[str, dict[str, Any]] = {
@@ -83,13 +89,8 @@ PRODUCTS: dict[str, dict[str, Any]] = {
     "for T=4, MS, from code 1": from_one(4),
     "anytime, T=1 to 4": for_step(4, steps=[1, 1, 1, 1], settled=1),
     "anytime, MS, from code 1": {**from_one(2), "steps": [1, 1, 1, 1], "settled": 1},
-    "PET, 8 levels": {
-        "stage": "pet",
-        "levels": 8,
-        "encoding": "even:8",
-        "paths": [{"rescaled": t, "release": 8} for t in (2, 4)],
-        "loss": {"alpha": 0.5, **TEACHER},
-    },
+    "PET, 8 levels": PET,
+    "PET, RCR, 8 levels": {**PET, "morph": {"residual": "rcr"}},
     "plain QAT, 8 levels": QAT,
     "plain QAT, RCR, 8 levels": {**QAT, "morph": {"residual": "rcr"}},
 }

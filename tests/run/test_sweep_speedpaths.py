@@ -687,6 +687,40 @@ def test_joined_codes_whose_sums_are_not_proven_are_left_to_the_network():
     assert not Joined((codes, replace(codes, scale=1 + 2.0**-23)), torch.float32, 1, (0, 12)).is_exact
 
 
+class Normalised(nn.Module):
+    """BatchNorm behind what is joined, read by neurons, by a layer, and twice; numbers of each channel along tokens."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.second, self.act = nn.Conv2d(2, 8, 3), nn.Conv2d(2, 12, 3), act
+        self.norms = nn.ModuleList(nn.BatchNorm2d(20) for _ in range(2))
+        self.mix, self.scale, self.shift = nn.Conv2d(20, 8, 3), *(nn.Parameter(torch.randn(8)) for _ in range(2))
+        for norm in self.norms:
+            for values in (norm.running_mean, norm.bias.data, norm.weight.data):
+                nn.init.normal_(values)
+
+    def forward(self, x):
+        joined = torch.cat([self.first(x), self.act(self.second(x))], 1)
+        normed = self.norms[0](joined)
+        y = self.act(normed) + self.act(normed + self.norms[1](joined))
+        tokens = self.mix(y).flatten(2).transpose(1, 2)
+        return self.act(tokens * self.scale + self.shift).sum(1)
+
+
+@pytest.mark.parametrize("levels", [6, Levels(-3, 4)], ids=repr)
+def test_numbers_times_and_plus_one_of_each_channel(monkeypatch, scans, levels):
+    """Read as they are by the neurons behind, where these alone read them, in one pass; and by anything else."""
+    from spikezip.run.block import Block
+
+    qann, images = joining(Normalised, levels)
+    left, affine = [], Block._affine
+    monkeypatch.setattr(Block, "_affine", lambda self, node: left.append(found := affine(self, node)) or found)
+    snn = spike(qann, Even(4))
+    assert_same(sweep(snn, (images,), 40, block=8, chunk=2), reference(snn, (images,), 40))
+    found = {(v.channels, v.bias is None) for v in left if v is not None}
+    assert found == {(1, True), (1, False), (2, True), (2, False)}, "along both dimensions, a product and a sum"
+
+
 class Enlarged(nn.Module):
     """Codes joined along the height of images, then enlarged as one image."""
 

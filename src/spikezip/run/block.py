@@ -115,7 +115,15 @@ class Block:
         if node.op == "call_module" and (found := self._rounded(node)) is not None:
             return found
         if node.op == "call_function":
-            for way in (self._synapse, self._unchanged, self._apart, self._multiplied, self._scaled, self._added):
+            for way in (
+                self._synapse,
+                self._unchanged,
+                self._apart,
+                self._multiplied,
+                self._scaled,
+                self._affine,
+                self._added,
+            ):
                 if (found := way(node)) is not None:
                     return found
         return self._operation(node)
@@ -154,7 +162,9 @@ class Block:
             return None
         name = network.op_name(node)
         if node.target is _aten.to.dtype and (
-            first.is_code
+            first.dtype is node.args[1]
+            or first.is_code
+            or (first.is_plain and all(self._column(user) for user in node.users))
             or (first.is_exact_sum and first.dtype is torch.float32 and node.args[1] is torch.float64)
             or (first.grid and first.grid[1] < 2**FLOAT32_BITS and node.args[1] is torch.float32)
         ):
@@ -244,6 +254,31 @@ class Block:
         if (found.is_code or found.is_plain) and isinstance(found.rows, Tensor):
             return replace(found, scale=node.args[1])
         return None
+
+    def _affine(self, node: fx.Node) -> Rows | None:
+        """Numbers times, or plus, one of each channel in float64: left to whoever reads them, for one pass over all."""
+        column = self._column(node)
+        if column is None:
+            return None
+        (values, channels), found = column, self.env[node.args[0]]  # type: ignore[index]
+        if not isinstance(found, Rows) or found.dtype is not torch.float64:
+            return None
+        bare = found.top == found.zero == 0 and found.grid is None and found.bias is None
+        if not bare or not isinstance(found.rows, Tensor) or found.rows.device.type != "cpu":
+            return None
+        if node.target is _aten.mul.Tensor:
+            return replace(found, scale=values, channels=channels) if found.scale is None else None
+        return replace(found, bias=values) if found.is_exact_sum and found.channels == channels else None
+
+    def _column(self, node: fx.Node) -> tuple[Tensor, int] | None:
+        """The stored numbers in float64, one of each channel, that a node multiplies or adds; and their dimension."""
+        if node.target not in (_aten.mul.Tensor, _aten.add.Tensor) or node.kwargs or not is_plain(network.spec(node)):
+            return None
+        stored, shape = self.plan.constants.get(node.args[1]), network.spec(node).shape  # type: ignore[call-overload]
+        if stored is None or stored.dtype is not torch.float64 or _shape(node.args[0]) != shape:
+            return None
+        along = [dim for dim, size in enumerate(stored.shape, len(shape) - stored.dim()) if size != 1]
+        return (stored.flatten(), along[0]) if along in ([1], [len(shape) - 1]) else None
 
     def _rounded(self, node: fx.Node) -> Rows | None:
         """Numbers that are rounded to fixed point: left to whoever reads them."""
