@@ -20,6 +20,7 @@ def write_pages(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text(command_line())
     (folder / "fronts.md").write_text(fronts())
+    (folder / "equal-cost.md").write_text(equal_cost())
     (folder / "operations.md").write_text(
         table(["name", "what is counted"], [[f"`{k}`", v] for k, v in OPERATIONS.items()])
     )
@@ -163,6 +164,21 @@ def fronts() -> str:
         )
         parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
     return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"
+
+
+def equal_cost() -> str:
+    """The variants that experiments/front.py has trained at one cost: 8 levels, released evenly."""
+    accuracies, costs = ("t1", "t2", "t4", "t8", "settled"), ("synops_t4", "synops", "spikes")
+    rows, made = [], []
+    for variant, ending in (("-N (plain QAT)", "QAT"), ("-P (PET, rescaled 2, 4)", "PET"), ("-R (RCR)", "QAT-RCR")):
+        result = json.loads((RESULTS / f"front-cifar10-resnet20-{ending}.json").read_text())
+        (row,) = result["variants"].values()
+        accuracy, cost = [spread(row[key]) for key in accuracies], [spread(row[key], 1e-6) for key in costs]
+        how = [spread(row["t_eq"], 1), *cost, "yes" if row["equal"] else "**no**"]
+        rows.append([variant, str(result["settings"]["epochs"]), *accuracy, *how])
+        made.append(provenance(result))
+    head = ["variant", "epochs", *(f"t={t}" for t in STEPS[:4]), "settled", "T_eq", "SynOps by t=4 (10⁶)", "by T_eq"]
+    return table([*head, "spikes (10⁶)", "SNN = QANN"], rows) + "".join(made)
 
 
 def short_table(result: dict[str, Any]) -> str:
