@@ -83,7 +83,7 @@ class Rows:
 
     @property
     def is_exact_sum(self) -> bool:
-        """Whether the value is integer sums that are still to be scaled."""
+        """Whether each channel is still to be scaled: of integer sums, or of numbers that are to be float64."""
         return isinstance(self.scale, Tensor)
 
     @cached_property
