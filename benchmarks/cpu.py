@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from spikezip import bench
 from spikezip.measure.provenance import provenance
 from spikezip.models import resnet18, resnet20, resolve, vgg16
@@ -117,19 +119,21 @@ SUITES: dict[str, tuple[Part, ...]] = {
 }
 
 
+def built(name: str, width: float) -> nn.Module:
+    """A network of this benchmark; the width of published ones is not varied."""
+    network = resolve(name).module if name in ARCHITECTURES else NETWORKS[name](width=round(64 * width))
+    return network.eval()
+
+
 def measure(part: Part, seed: int) -> dict[str, Any]:
     """One network's record."""
-
-    def build(width: float):
-        if part.network in ARCHITECTURES:
-            return resolve(part.network).module.eval()
-        return NETWORKS[part.network](width=round(64 * width)).eval()
 
     def tell(setting: dict[str, Any]) -> None:
         for row in setting["rows"]:
             what = ", ".join(f"{k} {setting[k]}" for k in ("levels", "batch", "width", "active"))
             print(f"{part.network} {what}, T {row['steps']}, {row['engine']}: {row['ann_forwards']}", flush=True)
 
+    build = functools.partial(built, part.network)
     run = functools.partial(bench.benchmark, part.network, build, part.shape, part.axes, part.effort)
     return run(weight_bits=part.weight_bits, seed=seed, on_setting=tell)
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu import ARCHITECTURES, NETWORKS
+from cpu import ARCHITECTURES, built
 
 from spikezip import bench
 from spikezip.bench.contenders import CONTENDERS
 from spikezip.bench.memory import peak_mib, resident_mib
 from spikezip.bench.timing import ann_peak
 from spikezip.measure.provenance import provenance
-from spikezip.models import resolve
 
 #: Network, batch, width.
 SETTINGS = [
@@ -72,9 +71,9 @@ def main() -> None:
 def measured(name: str, batch: int, width: float) -> dict[str, float | None]:
     """Most memory over the start, in MiB."""
     torch.manual_seed(0)
-    network = resolve(name).module if name in ARCHITECTURES else NETWORKS[name](width=round(64 * width))
     size = ARCHITECTURES.get(name, 32)
-    case = bench.make_case(network.eval(), (3, size, size), LEVELS, batch=batch)
+    network = built(name, width)
+    case = bench.make_case(network, (3, size, size), LEVELS, batch=batch)
     before = resident_mib()
     for _ in range(2):
         CONTENDERS["sweep"].run(case, STEPS)

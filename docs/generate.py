@@ -171,7 +171,10 @@ def equal_cost() -> str:
     accuracies, costs = ("t1", "t2", "t4", "t8", "settled"), ("synops_t4", "synops", "spikes")
     rows, made = [], []
     for variant, ending in (("-N (plain QAT)", "QAT"), ("-P (PET, rescaled 2, 4)", "PET"), ("-R (RCR)", "QAT-RCR")):
-        result = json.loads((RESULTS / f"front-cifar10-resnet20-{ending}.json").read_text())
+        path = RESULTS / f"front-cifar10-resnet20-{ending}.json"
+        if not path.exists():
+            return f"*{path.name} has not been made yet.*\n"
+        result = json.loads(path.read_text())
         (row,) = result["variants"].values()
         accuracy, cost = [spread(row[key]) for key in accuracies], [spread(row[key], 1e-6) for key in costs]
         how = [spread(row["t_eq"], 1), *cost, "yes" if row["equal"] else "**no**"]

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from fast_ways import add_up_spike_by_spike
 from random_networks import BLOCKS, Drawn, quantize_everywhere, shuffle_statistics
 from spikezip.graph import capture, network
-from spikezip.kernels import Apart, Joined, Rows, Sum, Synapse, events, max_pool2d, native, threads
+from spikezip.kernels import Apart, Joined, Rows, Sum, Synapse, max_pool2d, native, threads
 from spikezip.levels import Levels
 from spikezip.morph import morph
 from spikezip.quantize import Quantizer, quantize, to_integer
@@ -39,11 +40,7 @@ def scans(request, monkeypatch):
         if request.param == "events":
             if not hasattr(native.library(), "spikezip_events"):
                 pytest.skip("no AVX2 here")
-            monkeypatch.setattr(events, "_WORTH", 0)
-            # Rows in which less changed than in most are added up spike by spike.
-            monkeypatch.setattr(
-                events, "_costs", lambda found, *_: events.Costs(float(found[3].double().mean()), 0, 0, 0, 1)
-            )
+            add_up_spike_by_spike(monkeypatch)
     else:
         monkeypatch.setattr(native, "suits", lambda terms, start: False)
     return request.param
@@ -168,20 +165,18 @@ class Gated(nn.Module):
 
 @pytest.mark.parametrize(("levels", "bytes"), [(Levels(0, 7), 2), (Levels(-4, 9), 2), (Levels(-16, 9), 0)])
 def test_products_of_codes_are_bytes_where_these_hold_them(monkeypatch, scans, levels, bytes):
-    from spikezip.run.block import Block
-
     torch.manual_seed(0)
     images, found = torch.randn(4, 2, 9, 8), set()
     qann = quantize_everywhere(morph(capture(Gated().eval(), images[:2])), levels, images)
     snn = spike(to_integer(qann), Even(3))
-    compute = Block._multiplied
+    compute = blocks.Block._multiplied
 
     def noting(self, node):
         if (product := compute(self, node)) is not None:
             found.add(node)
         return product
 
-    monkeypatch.setattr(Block, "_multiplied", noting)
+    monkeypatch.setattr(blocks.Block, "_multiplied", noting)
     assert_same(sweep(snn, (images,), 40, block=8, chunk=3), reference(snn, (images,), 40))
     assert len(found) == bytes
 
@@ -233,11 +228,9 @@ def test_observers_are_told_every_step(scans):
 
 def test_steps_without_change_cost_nothing(monkeypatch):
     """A layer is computed for the rows in which its input changed, not for all steps."""
-    from spikezip.run.block import Block
-
     snn, images = net()
     rows: dict[int, int] = {}
-    compute = Block._synapse
+    compute = blocks.Block._synapse
 
     def counting(self, node):
         found = compute(self, node)
@@ -245,7 +238,7 @@ def test_steps_without_change_cost_nothing(monkeypatch):
             rows[len(rows)] = found.rows.shape[0]
         return found
 
-    monkeypatch.setattr(Block, "_synapse", counting)
+    monkeypatch.setattr(blocks.Block, "_synapse", counting)
     run = sweep(snn, (images,), 200, block=200)
     assert rows
     settled = int(run.settled_at.max())
@@ -648,12 +641,10 @@ def joining(net: type[nn.Module], levels: int | Levels) -> tuple[fx.GraphModule,
 @pytest.mark.parametrize("net", [Fire, Dense, Added])
 def test_layers_read_joined_and_added_codes_as_bytes(monkeypatch, scans, net, levels):
     """Each code in a unit of its own, and changing at steps of its own."""
-    from spikezip.run.block import Block
-
     qann, images = joining(net, levels)
     ways: set[tuple[str, bool]] = set()
     apart: list[Apart] = []
-    compute = Block._synapse
+    compute = blocks.Block._synapse
 
     def counting(self, node):
         found = compute(self, node)
@@ -662,7 +653,7 @@ def test_layers_read_joined_and_added_codes_as_bytes(monkeypatch, scans, net, le
             apart.extend([self.env[node.args[0]]] if isinstance(self.env[node.args[0]], Apart) else [])
         return found
 
-    monkeypatch.setattr(Block, "_synapse", counting)
+    monkeypatch.setattr(blocks.Block, "_synapse", counting)
     for encoding, bias_encoding in ((Pulse(), Pulse()), (Even(3), Pulse()), (Even(3), Even(4))):
         snn = spike(qann, encoding, bias_encoding=bias_encoding)
         assert_same(sweep(snn, (images,), 30, block=6, chunk=2), reference(snn, (images,), 30))
@@ -710,11 +701,9 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize("levels", [6, Levels(-3, 4)], ids=repr)
 def test_numbers_times_and_plus_one_of_each_channel(monkeypatch, scans, levels):
     """Read as they are by the neurons behind, where these alone read them, in one pass; and by anything else."""
-    from spikezip.run.block import Block
-
     qann, images = joining(Normalised, levels)
-    left, affine = [], Block._affine
-    monkeypatch.setattr(Block, "_affine", lambda self, node: left.append(found := affine(self, node)) or found)
+    left, affine = [], blocks.Block._affine
+    monkeypatch.setattr(blocks.Block, "_affine", lambda self, node: left.append(found := affine(self, node)) or found)
     snn = spike(qann, Even(4))
     assert_same(sweep(snn, (images,), 40, block=8, chunk=2), reference(snn, (images,), 40))
     found = {(v.channels, v.bias is None) for v in left if v is not None}
@@ -788,8 +777,6 @@ class Fronts(nn.Module):
 @pytest.mark.parametrize(("encoding", "times"), [(Pulse(), 1), (Even(6), 2)], ids=repr)
 @pytest.mark.parametrize("fronts", [False, True])
 def test_what_depends_on_no_neuron_is_computed_once(monkeypatch, encoding, times, fronts):
-    from spikezip.run.block import Block
-
     if fronts:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -802,14 +789,14 @@ def test_what_depends_on_no_neuron_is_computed_once(monkeypatch, encoding, times
         images = (one,)
     snn = spike(qann, encoding)
     computed: dict[str, int] = {}
-    compute = Block._compute
+    compute = blocks.Block._compute
 
     def counting(self, node):
         if node not in self.plan.dependent and node.op != "get_attr":
             computed[node.name] = computed.get(node.name, 0) + 1
         return compute(self, node)
 
-    monkeypatch.setattr(Block, "_compute", counting)
+    monkeypatch.setattr(blocks.Block, "_compute", counting)
     found, wanted = sweep(snn, images, 40, block=4, chunk=8), reference(snn, images, 40)
     assert_same(found, wanted)
     assert len(set(wanted.settled_at.tolist())) > 1, "images leave one by one"

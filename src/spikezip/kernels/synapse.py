@@ -74,8 +74,9 @@ class Synapse:
         """Whether oneDNN's sums over rows of this shape are right: tried once, on a few rows of drawn codes."""
         shape = codes.rows.shape[1:]
         if shape not in self.exact:
-            drawn = torch.randint(codes.top + 1, (_TRIED, *shape), generator=torch.Generator().manual_seed(0))
-            rows = drawn.to(torch.uint8).unsqueeze(2) if self._is_line(codes) else drawn.to(torch.uint8)
+            generator = torch.Generator().manual_seed(0)
+            rows = torch.randint(codes.top + 1, (_TRIED, *shape), generator=generator, dtype=torch.uint8)
+            rows = rows.unsqueeze(2) if self._is_line(codes) else rows
             operation = {2: F.linear, 4: F.conv2d, 5: F.conv3d}[self.weight.dim()]
             wanted = operation(rows.float() - codes.zero, self.weight.float(), None, *(self.geometry or ()))
             self.exact[shape] = torch.equal(self._dense(rows, codes.zero), wanted)

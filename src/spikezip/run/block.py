@@ -164,7 +164,7 @@ class Block:
         if node.target is _aten.to.dtype and (
             first.dtype is node.args[1]
             or first.is_code
-            or (first.is_plain and all(self._column(user) for user in node.users))
+            or (first.is_plain and all(user in self.plan.columns for user in node.users))
             or (first.is_exact_sum and first.dtype is torch.float32 and node.args[1] is torch.float64)
             or (first.grid and first.grid[1] < 2**FLOAT32_BITS and node.args[1] is torch.float32)
         ):
@@ -257,10 +257,9 @@ class Block:
 
     def _affine(self, node: fx.Node) -> Rows | None:
         """Numbers times, or plus, one of each channel in float64: left to whoever reads them, for one pass over all."""
-        column = self._column(node)
-        if column is None:
+        if node not in self.plan.columns:
             return None
-        (values, channels), found = column, self.env[node.args[0]]  # type: ignore[index]
+        (values, channels), found = self.plan.columns[node], self.env[node.args[0]]  # type: ignore[index]
         if not isinstance(found, Rows) or found.dtype is not torch.float64:
             return None
         bare = found.top == found.zero == 0 and found.grid is None and found.bias is None
@@ -269,16 +268,6 @@ class Block:
         if node.target is _aten.mul.Tensor:
             return replace(found, scale=values, channels=channels) if found.scale is None else None
         return replace(found, bias=values) if found.is_exact_sum and found.channels == channels else None
-
-    def _column(self, node: fx.Node) -> tuple[Tensor, int] | None:
-        """The stored numbers in float64, one of each channel, that a node multiplies or adds; and their dimension."""
-        if node.target not in (_aten.mul.Tensor, _aten.add.Tensor) or node.kwargs or not is_plain(network.spec(node)):
-            return None
-        stored, shape = self.plan.constants.get(node.args[1]), network.spec(node).shape  # type: ignore[call-overload]
-        if stored is None or stored.dtype is not torch.float64 or _shape(node.args[0]) != shape:
-            return None
-        along = [dim for dim, size in enumerate(stored.shape, len(shape) - stored.dim()) if size != 1]
-        return (stored.flatten(), along[0]) if along in ([1], [len(shape) - 1]) else None
 
     def _rounded(self, node: fx.Node) -> Rows | None:
         """Numbers that are rounded to fixed point: left to whoever reads them."""

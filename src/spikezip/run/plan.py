@@ -37,6 +37,8 @@ class Plan:
         free: the nodes that nobody reads after a node.
         synapses: what integer arithmetic can do.
         apart: what joins or adds codes, or hands them on, for one of these to read.
+        columns: what multiplies, or adds, stored numbers in float64, one of each channel: these, and the dimension of
+            the channels.
         constants: stored tensors; weights of convolutions with their channels fastest.
         neurons: the layers of neurons.
         thresholds: theta of each; to ask a GPU for it would wait for all it computes.
@@ -55,6 +57,7 @@ class Plan:
     free: dict[fx.Node, list[fx.Node]]
     synapses: dict[fx.Node, Synapse]
     apart: frozenset[fx.Node]
+    columns: dict[fx.Node, tuple[Tensor, int]]
     constants: dict[fx.Node, Tensor]
     neurons: dict[fx.Node, STBIF]
     thresholds: dict[fx.Node, float]
@@ -140,6 +143,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
     # Whole weights say nothing of what they are multiplied with; only in an integer network is every sum proven exact.
     exact = bool(network.note(gm, "weight_bits"))
     synapses = {n: s for n in dependent if exact and (s := pack(n)) is not None}
+    constants = _constants(gm)
     sizes = [tracer_shape(network.spec(node)).numel() for node in neurons] or [1]
     return Plan(
         nodes=tuple(n for n in nodes if n not in within),
@@ -148,7 +152,8 @@ def _plan(gm: fx.GraphModule) -> Plan:
         free=free,
         synapses=synapses,
         apart=_apart(nodes, synapses),
-        constants=_constants(gm),
+        columns={n: found for n in dependent if (found := _column(n, constants)) is not None},
+        constants=constants,
         neurons=neurons,
         thresholds={node: float(neuron.threshold) for node, neuron in neurons.items()},
         smooth={node: (before, smooth) for node, (_, before, smooth) in chains.items()},
@@ -187,6 +192,16 @@ def _apart(nodes: list[fx.Node], synapses: dict[fx.Node, Synapse]) -> frozenset[
         if takes and any(user in synapses or user in found for user in node.users):
             found.add(node)
     return frozenset(found)
+
+
+def _column(node: fx.Node, constants: dict[fx.Node, Tensor]) -> tuple[Tensor, int] | None:
+    if node.target not in (_aten.mul.Tensor, _aten.add.Tensor) or node.kwargs or not is_plain(network.spec(node)):
+        return None
+    stored, shape = constants.get(node.args[1]), network.spec(node).shape  # type: ignore[call-overload]
+    if stored is None or stored.dtype is not torch.float64 or network.spec(node.args[0]).shape != shape:  # type: ignore[arg-type]
+        return None
+    along = [dim for dim, size in enumerate(stored.shape, len(shape) - stored.dim()) if size != 1]
+    return (stored.flatten(), along[0]) if along in ([1], [len(shape) - 1]) else None
 
 
 def _smooth(gm: fx.GraphModule, neuron: fx.Node) -> tuple[list[fx.Node], fx.Node, Smooth] | None:
