@@ -30,7 +30,7 @@ BASE = {
     "weights": [0, 1],
     "residual": "vanilla",
     "rate": 1e-3,
-    "correct_bias": False,
+    "refit": False,
     "features": 0.0,
 }
 PROBES: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ PROBES: dict[str, dict[str, Any]] = {
     "RCR": {"residual": "rcr"},
     "learning rate 0.003": {"rate": 3e-3},
     "learning rate 0.0003": {"rate": 3e-4},
-    "bias correction before": {"correct_bias": True},
+    "weights refitted before": {"refit": True},
     "MS blocks": {"residual": "ms"},
     "features of the ANN weigh 10": {"features": 10.0},
 }
@@ -61,7 +61,7 @@ def main() -> None:
         torch.manual_seed(0)
         ann = morph(capture(source.module, source.example), Morph(residual=Residual(probe["residual"])))
         levels = Levels(0, probe["highest"])
-        qann = quantize(ann, levels, data.calibration(512), correct_bias=probe["correct_bias"])
+        qann = quantize(ann, levels, data.calibration(512), refit=probe["refit"])
         criterion = CrossEntropy(distil=Distil(1.0, 2.0, probe["features"]))
         teacher = ann if probe["features"] else source.module
         objective = Trajectory(

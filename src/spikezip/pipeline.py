@@ -46,7 +46,7 @@ def convert(
     bias_encoding: Encoding | None = None,
     slew: int = 1,
     initial_code: int | Literal["mean"] = 0,
-    correct_bias: bool | None = None,
+    refit: bool | None = None,
 ) -> SNN:
     """Convert a trained network into an SNN without training.
 
@@ -64,8 +64,8 @@ def convert(
         slew: levels a neuron may move per step.
         initial_code: where tracers start, in layers without negative codes; ``"mean"``: each of any layer at its mean
             code on the calibration data, so that fewer spikes are needed.
-        correct_bias: shift biases so that every channel keeps its mean on the calibration data; None does so if the
-            outputs are then nearer to the model's there.
+        refit: fit each layer's weights, on quantized inputs, to what the layer gives in the model on the calibration
+            data, without labels; None does so if the outputs are then nearer to the model's there.
 
     Returns:
         The :class:`SNN`; ``verify(snn, images)`` proves that it equals ``snn.qann``.
@@ -82,9 +82,7 @@ def convert(
     """
     ann = _morph(capture(model, example), morph)
     calibration = gather(ann, calibration, LIMIT)  # it is read several times, which an iterator cannot be
-    qann = quantize(
-        ann, levels, calibration, signed_levels=signed_levels, layer_levels=layer_levels, correct_bias=correct_bias
-    )
+    qann = quantize(ann, levels, calibration, signed_levels=signed_levels, layer_levels=layer_levels, refit=refit)
     _warn_if_far(ann, qann, calibration[0])
     if weight_bits is not None:
         whole = to_integer(qann, weight_bits)

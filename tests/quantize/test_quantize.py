@@ -389,5 +389,5 @@ def test_a_network_that_overflows_names_the_layer(chain):
 
 
 def test_options_that_are_none(chain):
-    with pytest.raises(StageError, match="correct_bias='no': give True, False, or None"):
-        quantize(chain, correct_bias="no")
+    with pytest.raises(StageError, match="refit='no': give True, False, or None"):
+        quantize(chain, refit="no")

@@ -110,7 +110,7 @@ class Between(nn.Module):
 def test_whole_numbers_are_in_no_unit(function):
     images = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     model = Between(function).eval()
-    qann = quantize(morph(capture(model, images)), 16, images, correct_bias=False)
+    qann = quantize(morph(capture(model, images)), 16, images)
     integer = to_integer(qann, 16)
     if function is WHOLE["compared"]:
         assert {q.levels.lowest for _, q in network.modules_of(qann, Quantizer)} == {0}
@@ -198,7 +198,7 @@ def test_what_cancels_does_so_in_any_unit(how):
     torch.manual_seed(0)
     model = Cancelling(how).eval()
     x, m = (300 + 2 * torch.randn(64, 8)).round(), (torch.rand(64, 12) > 0.3).float()
-    qann = quantize(morph(capture(model, (x, m))), 256, (x, m), correct_bias=False)
+    qann = quantize(morph(capture(model, (x, m))), 256, (x, m))
     integer = to_integer(qann, 8)
     wanted, found = qann(x, m).detach(), integer(x, m)
     seen = wanted > -100

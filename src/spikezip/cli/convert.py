@@ -33,13 +33,13 @@ def command(
     calibration: Annotated[
         int, typer.Option("--calibration", min=1, help="Training images that thresholds are found from.")
     ] = 512,
-    correct_bias: Annotated[
+    refit: Annotated[
         bool | None,
         typer.Option(
-            "--correct-bias/--keep-bias",
+            "--refit/--keep-weights",
             show_default=False,
-            help="Shift biases so that every channel keeps its mean behind its neurons. By default, if the outputs "
-            "are then nearer to the model's on the calibration images.",
+            help="Fit each layer's weights, on quantized inputs, to what the layer gives in MODEL. By default, if the "
+            "outputs are then nearer to the model's on the calibration images.",
         ),
     ] = None,
     check: Annotated[
@@ -55,8 +55,8 @@ def command(
 ) -> None:
     """Convert MODEL into a spiking network without training, and save it.
 
-    Thresholds, and shifts of biases, are found from training images of DATA. More levels are more accurate and need
-    more steps.
+    Thresholds, and weights that make up for quantization, are found from training images of DATA, without their
+    labels. More levels are more accurate and need more steps.
 
     [bold]Examples[/]
       spikezip convert spikezip:resnet20 --weights pretrained --data cifar10 --levels 16 --out resnet20.spikezip
@@ -93,7 +93,7 @@ def command(
             screen.note(f"{model} has random weights: give --weights to convert a trained network.")
         with screen.working(f"converting {model}"):
             ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)
-            qann = spikezip.quantize(ann, count, real, correct_bias=correct_bias)
+            qann = spikezip.quantize(ann, count, real, refit=refit)
             stages = {"ANN": source.module.eval(), "QANN": qann}
             if bits:
                 stages["integer QANN"] = qann = spikezip.to_integer(qann, bits)

@@ -13,8 +13,8 @@ from spikezip.errors import CalibrationError, InputError
 from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
-from spikezip.quantize.correct import BiasCorrection
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.quantize.refit import Refit, divided
 
 _SAMPLES = 1 << 17  #: values per layer the search looks at; more changes scales in the fourth digit only
 LIMIT = 1024  #: images looked at, if no other number is given
@@ -27,21 +27,23 @@ def calibrate(
     """Set every quantizer's scale, in place, by minimal mean squared error.
 
     The network is run once, node by node; a quantizer's scale is chosen when its input has been computed, from
-    already quantized layers, so that each layer makes up for those before it. With ``ann``, biases are then shifted so
-    that each channel keeps the mean it has there (:class:`~spikezip.quantize.correct.BiasCorrection`).
+    already quantized layers, so that each layer makes up for those before it. With ``ann``, each layer's weights are
+    first refitted to what the layer gives there (:class:`~spikezip.quantize.refit.Refit`).
 
     Args:
         qann: a network with quantizers.
         data: inputs ``[N, ...]``, or an iterable of batches or ``(images, labels)`` pairs; for a network of several
             inputs, a tuple of them, or an iterable of such tuples.
         limit: how many images are used at most.
-        ann: the network that was quantized; biases are corrected only if it is given.
+        ann: the network that was quantized; weights are refitted only if it is given.
 
     Raises:
         CalibrationError: there is no data, or the network's values are not finite on it.
         InputError: the data has the wrong shape or type, or holds NaN.
     """
     chunks = gather(qann, data, limit)
+    if ann is not None:
+        chunks = divided(chunks)
     columns = list(zip(*chunks, strict=True))
     network.remark(
         qann,
@@ -51,8 +53,8 @@ def calibrate(
     run = [fx.Interpreter(qann, garbage_collect_values=True) for _ in chunks]
     environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
     with torch.no_grad():
-        correction = BiasCorrection(ann, chunks) if ann is not None else None
-        ranges = _run_abreast(qann, run, environments, chunks, correction)
+        refit = Refit(ann, qann, chunks) if ann is not None else None
+        ranges = _run_abreast(qann, run, environments, chunks, refit)
     network.remark(qann, ranges=ranges)
 
 
@@ -112,7 +114,7 @@ def _run_abreast(
     runs: list[fx.Interpreter],
     environments: list[dict[fx.Node, Any]],
     chunks: list[tuple[Tensor, ...]],
-    correction: BiasCorrection | None,
+    refit: Refit | None,
 ) -> dict[str, float]:
     """Set the scales; returns the greatest magnitude of every value but sums of products, by its node's name."""
     ranges: dict[str, float] = {}
@@ -129,10 +131,8 @@ def _run_abreast(
         if node.op == "call_module" and isinstance(module := gm.get_submodule(str(node.target)), Quantizer):
             drives = [environment[node.args[0]] for environment in environments]
             _set_scale(module, drives, network.origin(node))
-            if correction is not None:
-                drives = correction.apply(node, module, drives)
-                for environment, drive in zip(environments, drives, strict=True):
-                    environment[node.args[0]] = drive
+        if refit is not None:
+            refit.apply(node, environments)
         for run, environment in zip(runs, environments, strict=True):
             environment[node] = run.run_node(node)
             if node.op == "call_function" and ops.kind(node) is not Kind.SYNAPTIC:

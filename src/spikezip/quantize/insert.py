@@ -14,9 +14,9 @@ from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.quantize.calibrate import LIMIT, calibrate, gather
-from spikezip.quantize.correct import distance
 from spikezip.quantize.place import Carriers, needs_neuron, never_negative
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.quantize.refit import distance
 
 
 def quantize(
@@ -27,7 +27,7 @@ def quantize(
     signed_levels: int | Levels | None = None,
     layer_levels: Mapping[str, int | Levels] | None = None,
     strict: bool = True,
-    correct_bias: bool | None = False,
+    refit: bool | None = False,
 ) -> fx.GraphModule:
     """Insert quantizers and set their scales from data.
 
@@ -46,8 +46,8 @@ def quantize(
         layer_levels: levels of single layers, by the name of their quantizer (``repr(qann)`` and
             :func:`~spikezip.measure.compare` show them), such as ``{"layer1.0.relu1": 16}``.
         strict: every synaptic operation receives spikes.
-        correct_bias: shift biases so that every channel keeps its mean on the calibration data (see
-            :func:`~spikezip.quantize.calibrate`); None does so if the outputs are then nearer to the ANN's there.
+        refit: fit each layer's weights, on quantized inputs, to what the layer gives in the ANN on the calibration data
+            (:class:`~spikezip.quantize.refit.Refit`); None does so if the outputs are then nearer to the ANN's there.
 
     Returns:
         The QANN: a new, trainable ``GraphModule``; its quantizers are named after the places they sit in.
@@ -58,14 +58,14 @@ def quantize(
         CalibrationError: the calibration data is empty or unusable.
     """
     network.expect(ann, Stage.ANN, "quantize")
-    if not isinstance(correct_bias, bool | None):
-        raise StageError(f"correct_bias={correct_bias!r}: give True, False, or None to find out which is better.")
-    if correct_bias is None and calibration is not None:
+    if not isinstance(refit, bool | None):
+        raise StageError(f"refit={refit!r}: give True, False, or None to find out which is better.")
+    if refit is None and calibration is not None:
         data = gather(ann, calibration, LIMIT)
         plain = quantize(ann, levels, signed_levels=signed_levels, layer_levels=layer_levels, strict=strict)
         both = [plain, network.fork(plain)]
-        for qann, corrected_to in zip(both, (None, ann), strict=True):
-            calibrate(qann, data, ann=corrected_to)
+        for qann, fitted_to in zip(both, (None, ann), strict=True):
+            calibrate(qann, data, ann=fitted_to)
         return min(both, key=lambda qann: distance(ann, qann, data))
     qann = network.fork(ann)
     unsigned, signed = _both_levels(levels, signed_levels)
@@ -73,7 +73,7 @@ def quantize(
     _set_single(qann, layer_levels or {})
     network.remark(qann, stage=Stage.QANN, strict=strict)
     if calibration is not None:
-        calibrate(qann, calibration, ann=ann if correct_bias else None)
+        calibrate(qann, calibration, ann=ann if refit else None)
     return qann
 
 

@@ -1,0 +1,279 @@
+"""Weights that make up for what quantization loses, fitted layer by layer, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikezip.graph import network, ops
+from spikezip.quantize.quantizer import Quantizer
+
+_aten = torch.ops.aten
+_ITERATIONS = 10  #: of conjugate gradients at most
+_ROWS = 30  #: equations for each unknown of an output channel; more images change little
+_JUDGES = 4  #: one of so many chunks is not fitted, but judges the fit
+_RARE = 1e-3  #: of the mean square of all inputs: what is less for a single one is taken for this
+
+_Values = list[Tensor]  #: of a layer's weight and bias
+
+
+class Refit:
+    """Refits weights and biases, so that each layer gives on quantized inputs what it gives in the ANN on exact ones.
+
+    Before the scale behind a layer is chosen, its weights move so as to lessen::
+
+        sum over images of |f(a) - f(W x + b + r)|^2
+
+    ``a`` is the ANN's value, ``x`` what the quantized layers before hand over, ``r`` the other operand of a residual
+    sum, so that the layer makes up for that too; ``f`` is the ReLU that the neurons behind contain, if they do: what it
+    hides need not fit. Conjugate gradients, preconditioned by the mean squares of the inputs, go down the quadratic
+    function that bounds this sum from above; of their iterates the best counts on a quarter of the images that is left
+    out of the fit.
+
+    Args:
+        ann: the network that was quantized.
+        qann: the one with quantizers; its layers are refitted in place.
+        chunks: calibration data, as tuples of inputs, in four parts or more (:func:`divided`).
+
+    Source: Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016,
+    section 3.3: least squares on the inputs that compressed layers give, through the ReLU. Departs: conjugate
+    gradients, so that whatever is linear in its weights is fitted alike, judged by held-out images.
+    """
+
+    def __init__(self, ann: fx.GraphModule, qann: fx.GraphModule, chunks: Sequence[tuple[Tensor, ...]]):
+        self._layers = {layer.node: layer for layer in _layers(qann)}
+        self._anns = [_Along(ann, chunk) for chunk in chunks]
+        self._keep()
+
+    def apply(self, node: fx.Node, environments: Sequence[dict[fx.Node, Any]]) -> None:
+        """Refit one layer, in place, before it is run; ``environments`` hold its operands, one for each chunk."""
+        layer = self._layers.pop(node, None)
+        if layer is None:
+            return
+        if layer.other is not None and layer.other not in environments[0]:
+            layer = replace(layer, place=node, other=None, quantizer=None)
+        chunks = [_Chunk(layer, *both) for both in zip(environments, self._anns, strict=True)]
+        judging = chunks[_JUDGES - 1 :: _JUDGES]
+        fitted = _enough([c for c in chunks if c not in judging], layer)
+        judging = _spread(judging, len(fitted))
+        if not judging:
+            return  # so few images prove nothing
+        floor = 0.0 if layer.quantizer is not None and layer.quantizer.levels.lowest == 0 else -torch.inf
+        start = [stored.detach().clone() for stored in layer.stored.values()]
+        best, least = start, sum(c.error(start, floor) for c in judging)
+        for values in _descent(fitted, start, floor):
+            if (error := sum(c.error(values, floor) for c in judging)) < least:
+                best, least = values, error
+        for stored, value in zip(layer.stored.values(), best, strict=True):
+            stored.data.copy_(value)
+        self._keep()
+
+    def _keep(self) -> None:
+        names = {place.name for layer in self._layers.values() for place in (layer.node, layer.place)}
+        for ann in self._anns:
+            ann.keep(names)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer with a weight of its own, and where its outputs are compared: in the sum that alone reads them, if any.
+
+    ``other`` is that sum's other operand, ``quantizer`` what alone reads the outputs, ``stored`` the weight and bias.
+    """
+
+    node: fx.Node
+    place: fx.Node
+    other: fx.Node | None
+    quantizer: Quantizer | None
+    stored: dict[fx.Node, nn.Parameter]
+
+    @property
+    def channels(self) -> int:
+        """Of the output (in each group, for a transposed convolution)."""
+        return next(iter(self.stored.values())).shape[ops.out_channel_dim(self.node)]
+
+    @property
+    def unknowns(self) -> int:
+        """Numbers of the weight for each output channel."""
+        return next(iter(self.stored.values())).numel() // self.channels
+
+
+def _layers(qann: fx.GraphModule) -> Iterator[_Layer]:
+    readers: dict[int, int] = {}  # by storage: tied weights have several names
+    for n in qann.graph.nodes:
+        if (held := network.constant(n)) is not None:
+            readers[_storage(held)] = readers.get(_storage(held), 0) + len(n.users)
+    for node in qann.graph.nodes:
+        weight = ops.weight_of(node) if node.op == "call_function" else None
+        index = ops.bias_index(node) if weight is not None else None
+        stored: dict[fx.Node, nn.Parameter] = {}
+        for n in (weight, None if index is None else node.args[index]):
+            parameter = network.constant(n)
+            if isinstance(n, fx.Node) and isinstance(parameter, nn.Parameter) and readers[_storage(parameter)] == 1:
+                stored[n] = parameter
+        if weight not in stored or len(ops.data_operands(node)) != 1 or not network.spec(node).dtype.is_floating_point:
+            continue
+        place, other = node, None
+        reader = _only_reader(node)
+        if reader is not None and reader.target is _aten.add.Tensor and not reader.kwargs:
+            operands = [a for a in reader.args if isinstance(a, fx.Node) and a is not node]
+            if operands and not ops.is_constant(operands[0]):
+                place, other = reader, operands[0]
+        behind = _only_reader(place)
+        module = qann.get_submodule(str(behind.target)) if behind is not None and behind.op == "call_module" else None
+        yield _Layer(node, place, other, module if isinstance(module, Quantizer) else None, stored)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+class _Along(fx.Interpreter):
+    """The ANN on one chunk, run as far as it is asked for."""
+
+    extra_traceback = False
+
+    def __init__(self, ann: fx.GraphModule, chunk: tuple[Tensor, ...]):
+        super().__init__(ann)
+        self.args_iter = iter(chunk)
+        self._todo = iter(ann.graph.nodes)
+        self._last = {operand: node for node in ann.graph.nodes for operand in node.all_input_nodes}
+        self._names: set[str] = set()
+        self._kept: dict[str, Tensor] = {}
+
+    def keep(self, names: set[str]) -> None:
+        """The nodes whose values may be asked for from now on."""
+        self._names = names
+        self._kept = {name: value for name, value in self._kept.items() if name in names}
+
+    def value(self, name: str) -> Tensor:
+        while name not in self._kept:
+            node = next(self._todo)
+            self.env[node] = self.run_node(node)
+            if node.name in self._names:
+                self._kept[node.name] = self.env[node]
+            for operand in node.all_input_nodes:
+                if self._last[operand] is node:
+                    del self.env[operand]
+        return self._kept[name]
+
+
+class _Chunk:
+    """One chunk's share of a layer's least squares."""
+
+    def __init__(self, layer: _Layer, environment: dict[fx.Node, Any], ann: _Along):
+        self._layer, self._environment, self._ann = layer, environment, ann
+
+    @property
+    def wanted(self) -> Tensor:
+        """What the ANN has there."""
+        return self._ann.value(self._layer.place.name)
+
+    def outputs(self, values: _Values) -> Tensor:
+        found = self._run(values)
+        return found if self._layer.other is None else found + self._environment[self._layer.other]
+
+    def missing(self, values: _Values, floor: float) -> Tensor:
+        return self.wanted.clamp(min=floor) - self.outputs(values).clamp(min=floor)
+
+    def error(self, values: _Values, floor: float) -> float:
+        return float(self.missing(values, floor).square().sum())
+
+    def gradient(self, values: _Values, weights: Tensor | None = None, *, squared: bool = False) -> _Values:
+        """The derivative of the sum of the layer's outputs times ``weights`` (the outputs themselves, if not given);
+        with ``squared`` inputs and weights of 1: the sums of squares of what each value is multiplied by."""
+        with torch.enable_grad():
+            at = [v.detach().requires_grad_() for v in values]
+            outputs = self._run(at, squared=squared)
+            return list(torch.autograd.grad(outputs, at, outputs.detach() if weights is None else weights))
+
+    def squares(self, values: _Values) -> _Values:
+        return self.gradient(values, torch.ones_like(self.wanted), squared=True)
+
+    def _run(self, values: _Values, *, squared: bool = False) -> Tensor:
+        node = self._layer.node
+        given: dict[fx.Node, Any] = dict(zip(self._layer.stored, values, strict=True))
+        if squared:
+            (data,) = ops.data_operands(node)
+            given[data] = self._environment[data].square()
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: given.get(n, self._environment.get(n)))
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def divided(chunks: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """Chunks in as many parts as one is needed to judge by, where there are fewer (and images enough)."""
+    parts = -(-_JUDGES // len(chunks))
+    return [part for chunk in chunks for part in zip(*(x.chunk(parts) for x in chunk), strict=True)]
+
+
+def _enough(chunks: list[_Chunk], layer: _Layer) -> list[_Chunk]:
+    """As many chunks as a layer's unknowns need, three at least."""
+    equations = chunks[0].wanted.numel() // layer.channels
+    return _spread(chunks, max(_JUDGES - 1, -(-_ROWS * layer.unknowns // max(equations, 1))))
+
+
+def _spread(chunks: list[_Chunk], count: int) -> list[_Chunk]:
+    """So many of all, evenly: the data may be sorted."""
+    count = min(count, len(chunks))
+    return [chunks[i * len(chunks) // count] for i in range(count)]
+
+
+def _descent(chunks: list[_Chunk], start: _Values, floor: float) -> Iterator[_Values]:
+    """Weight and bias after one, two, ... conjugate gradients, towards the least squares of ``chunks``."""
+    outputs = sum(chunk.wanted.numel() for chunk in chunks)
+
+    def total(parts: Iterator[_Values]) -> _Values:
+        return [torch.stack(same).sum(0) / outputs for same in zip(*parts, strict=True)]
+
+    squares = total(chunk.squares(start) for chunk in chunks)
+    metric = [s.clamp(min=_RARE * float(s.mean())) for s in squares]
+    if not all(float(m.min()) > 0 for m in metric):
+        return
+    # A ReLU changes the residue alone: with the curvature of the layer without it, the quadratic function is a bound.
+    residue = total(chunk.gradient(start, chunk.missing(start, floor)) for chunk in chunks)
+    values, direction, along = start, None, 0.0
+    for _ in range(_ITERATIONS):
+        steepest = [r / m for r, m in zip(residue, metric, strict=True)]
+        product = _dot(residue, steepest)
+        if not product > 0:
+            return
+        if direction is not None:
+            steepest = [s + product / along * d for s, d in zip(steepest, direction, strict=True)]
+        direction, along = steepest, product
+        bent = total(chunk.gradient(direction) for chunk in chunks)
+        bent = [b + _RARE * m * d for b, m, d in zip(bent, metric, direction, strict=True)]
+        length = along / _dot(direction, bent)
+        values = [v + length * d for v, d in zip(values, direction, strict=True)]
+        residue = [r - length * b for r, b in zip(residue, bent, strict=True)]
+        yield values
+
+
+def _dot(left: _Values, right: _Values) -> float:
+    return float(sum((x.double() * y.double()).sum() for x, y in zip(left, right, strict=True)))
+
+
+@torch.no_grad()
+def distance(ann: fx.GraphModule, qann: fx.GraphModule, chunks: list[tuple[Tensor, ...]]) -> float:
+    """How far a QANN's outputs are from its ANN's: mean squared difference over mean square, summed over outputs."""
+    apart: dict[int, list[float]] = {}
+    for chunk in chunks:
+        answers = [_floats(asked(*chunk)) for asked in (ann, qann)]
+        for index, (a, q) in enumerate(zip(*answers, strict=True)):
+            sums = apart.setdefault(index, [0.0, 0.0])
+            sums[0] += float((a - q).double().square().sum())
+            sums[1] += float(a.double().square().sum())
+    return sum(error / size if size else error for error, size in apart.values())
+
+
+def _floats(answer: Any) -> list[Tensor]:
+    values = [answer] if isinstance(answer, Tensor) else list(answer)
+    return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
