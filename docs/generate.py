@@ -170,7 +170,8 @@ def equal_cost() -> str:
     """The variants that experiments/front.py has trained at one cost: 8 levels, released evenly."""
     accuracies, costs = ("t1", "t2", "t4", "t8", "settled"), ("synops_t4", "synops", "spikes")
     rows, made = [], []
-    for variant, ending in (("-N (plain QAT)", "QAT"), ("-P (PET, rescaled 2, 4)", "PET"), ("-R (RCR)", "QAT-RCR")):
+    variants = {"QAT": "-N (plain QAT)", "PET": "-P (PET, rescaled 2, 4)", "QAT-RCR": "-R (RCR)", "PET-RCR": "-PR"}
+    for ending, variant in variants.items():
         path = RESULTS / f"front-cifar10-resnet20-{ending}.json"
         if not path.exists():
             return f"*{path.name} has not been made yet.*\n"
@@ -229,6 +230,23 @@ def probes(result: dict[str, Any]) -> str:
         for name, row in result["probes"].items()
     ]
     return table(["setting (others as in the first row)", "t=1", "t=2"], rows) + provenance(result)
+
+
+def refit(result: dict[str, Any]) -> str:
+    """What refitted weights gain without training."""
+    head = ["data", "network", "levels", "calibration images", "ANN", "QANN", "QANN, refitted", "seconds", "refitted"]
+    rows = [
+        [
+            {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[row["data_set"]],
+            row["network"].replace("resnet", "ResNet-"),
+            str(row["levels"]),
+            str(row["calibration"]),
+            *(percent(row[name]) for name in ("ann", "plain", "refitted")),
+            *(f"{row[name]:.1f}" for name in ("plain_seconds", "refitted_seconds")),
+        ]
+        for row in result["rows"]
+    ]
+    return table(head, rows) + provenance(result)
 
 
 ENERGY_STEPS = (1, 2, 4, 6, 8, 12, 16, 32)
@@ -622,6 +640,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "beside-published": beside_published,
     "cifar100-resnet20": resnet20,
     "beside-published-cifar100": beside_published,
+    "refit": refit,
     "energy-resnet20": energy,
     "energy-resnet20-finetuned": finetuned,
     "mutation": mutation,
