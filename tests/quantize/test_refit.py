@@ -159,6 +159,11 @@ def test_too_few_images_to_judge_by_change_nothing(ann: fx.GraphModule, images: 
     assert all(torch.allclose(plain[n], refitted[n], rtol=1e-6) for n in plain)
 
 
+def test_batches_make_no_difference(ann: fx.GraphModule, images: Tensor):
+    whole, parts = (dict(quantize(ann, 3, data, refit=True).named_parameters()) for data in (images, images.split(36)))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 def test_few_images_do_no_harm():
     """Eight images of noise say little about 200 inputs: what was held out ends the fit, and unseen images gain."""
     torch.manual_seed(0)

@@ -564,7 +564,7 @@ def test_answers_that_quantizing_or_rounding_has_lost_are_told():
     with pytest.warns(
         UserWarning, match=r"Quantizing changes the answers .* by \d+% of their spread. Give more levels"
     ):
-        convert(model, images[:1], images, levels=8, weight_bits=None)
+        convert(model, images[:1], images, levels=8, weight_bits=None, refit=False)  # refitted weights mend it
 
     model, images = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(64, 2)
     with torch.no_grad():  # the second answer is 0.4 h, and h - h with short weights; the first hides it

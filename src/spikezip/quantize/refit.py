@@ -15,6 +15,7 @@ from spikezip.quantize.quantizer import Quantizer
 _aten = torch.ops.aten
 _ITERATIONS = 10  #: of conjugate gradients at most
 _ROWS = 30  #: equations for each unknown of an output channel; more images change little
+_PART = 64  #: images of a part at most
 _JUDGES = 4  #: one of so many chunks is not fitted, but judges the fit
 _RARE = 1e-3  #: of the mean square of all inputs: what is less for a single one is taken for this
 
@@ -210,9 +211,11 @@ class _Chunk:
 
 
 def divided(chunks: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """Chunks in as many parts as one is needed to judge by, where there are fewer (and images enough)."""
-    parts = -(-_JUDGES // len(chunks))
-    return [part for chunk in chunks for part in zip(*(x.chunk(parts) for x in chunk), strict=True)]
+    """The same data in at least as many parts as one is needed to judge by, however it came in batches."""
+    whole = [torch.cat(column) for column in zip(*chunks, strict=True)]
+    images = len(whole[0])
+    parts = min(images, max(_JUDGES, -(-images // _PART)))
+    return list(zip(*(x.tensor_split(parts) for x in whole), strict=True))
 
 
 def _enough(chunks: list[_Chunk], layer: _Layer) -> list[_Chunk]:
