@@ -146,7 +146,6 @@ class _Along(fx.Interpreter):
         super().__init__(ann)
         self.args_iter = iter(chunk)
         self._todo = iter(ann.graph.nodes)
-        self._last = {operand: node for node in ann.graph.nodes for operand in node.all_input_nodes}
         self._names: set[str] = set()
         self._kept: dict[str, Tensor] = {}
 
@@ -161,9 +160,8 @@ class _Along(fx.Interpreter):
             self.env[node] = self.run_node(node)
             if node.name in self._names:
                 self._kept[node.name] = self.env[node]
-            for operand in node.all_input_nodes:
-                if self._last[operand] is node:
-                    del self.env[operand]
+            for operand in self.user_to_last_uses.get(node, []):
+                del self.env[operand]
         return self._kept[name]
 
 
