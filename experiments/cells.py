@@ -149,9 +149,10 @@ def fine_tuned(
 def untrained(ann: nn.Module, source: ModelSource, data: ImageData, recipe: Recipe) -> nn.Module:
     """The QANN of an ANN that a recipe begins with: calibrated, or with the weights that it starts from."""
     torch.manual_seed(recipe.seed)
-    morphed = spikezip.morph(spikezip.capture(ann, source.example), spikezip.Morph(**dict(recipe.morph)))
+    original = spikezip.capture(ann, source.example)
+    morphed = spikezip.morph(original, spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
-    qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real)
+    qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real, refit=recipe.refit, original=original)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
     return qann

@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--ema", type=float, help="decay of a moving average of the weights, which is what is kept")
     parser.add_argument("--mixed", action="store_true", help="learn the teacher's answers on mixtures of two images")
+    parser.add_argument("--refit", action="store_true", help="begin with weights refitted to the ANN")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the forward pass in training")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--teacher", choices=sorted(MODELS), help="a published network to learn from, not the ANN")
@@ -136,13 +137,15 @@ def main() -> None:
         parser.error("--soup measures the mean of all seeds: leave out --seed and --train-only.")
     if options.halfway and (options.train_only or not options.start):
         parser.error("--halfway measures the mean of what was trained and its --start: give one, and no --train-only.")
+    if options.refit and options.start:
+        parser.error("--refit fits the ANN's weights, and --start brings others: give one of both.")
     if options.start_of and not options.start:
         parser.error("--start-of says whose weights to take: give the folder as --start.")
     if options.keep and options.start and options.keep.resolve() == options.start.resolve():
         parser.error("--keep would replace the weights that --start goes on from: give another folder.")
     subject = f"{options.data_set}-{options.network}"
-    how_far = ("further" if options.start else None, "mixed" if options.mixed else None)
-    name = "-".join(filter(None, (subject, options.teacher, *how_far)))
+    ways = {"further": options.start, "refit": options.refit, "mixed": options.mixed}
+    name = "-".join(filter(None, (subject, options.teacher, *(way for way, taken in ways.items() if taken))))
     out = options.out or RESULTS / f"front-{name}.json"
     settings = {
         "data": options.data_set,
@@ -157,8 +160,7 @@ def main() -> None:
         settings["start_of"] = options.start_of
     if options.all_images:
         settings["train_split"] = "trainval"
-    if options.mixed:
-        settings["mixed"] = True
+    settings |= {way: True for way in ("refit", "mixed") if ways[way]}
     how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
     published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
     ann_weights = str(options.ann) if options.ann else "pretrained" if published else None
@@ -191,6 +193,8 @@ def main() -> None:
         extra["precision"] = options.precision
     if options.ema is not None:
         extra["ema"] = options.ema
+    if options.refit:
+        extra["refit"] = True
     if options.all_images:
         extra |= {"train_split": "trainval", "validation_split": None}
     teacher = anns.get("teacher")

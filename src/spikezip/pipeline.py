@@ -65,7 +65,8 @@ def convert(
         initial_code: where tracers start, in layers without negative codes; ``"mean"``: each of any layer at its mean
             code on the calibration data, so that fewer spikes are needed.
         refit: fit each layer's weights, on quantized inputs, to what the layer gives in the model on the calibration
-            data, without labels; None does so if the outputs are then nearer to the model's there.
+            data, without labels, so that they make up for quantizing and for a ``morph`` that changes the function;
+            None does so if the outputs are then nearer to the model's there.
 
     Returns:
         The :class:`SNN`; ``verify(snn, images)`` proves that it equals ``snn.qann``.
@@ -80,10 +81,12 @@ def convert(
     >>> verify(snn, images).equal
     True
     """
-    ann = _morph(capture(model, example), morph)
+    original = capture(model, example)
+    ann = _morph(original, morph)
     calibration = gather(ann, calibration, LIMIT)  # it is read several times, which an iterator cannot be
-    qann = quantize(ann, levels, calibration, signed_levels=signed_levels, layer_levels=layer_levels, refit=refit)
-    _warn_if_far(ann, qann, calibration[0])
+    given = {"signed_levels": signed_levels, "layer_levels": layer_levels}
+    qann = quantize(ann, levels, calibration, **given, refit=refit, original=original)
+    _warn_if_far(original, qann, calibration[0])
     if weight_bits is not None:
         whole = to_integer(qann, weight_bits)
         _warn_if_rounded(qann, whole, calibration[0], weight_bits)
@@ -97,7 +100,7 @@ _morph = morph
 
 @torch.no_grad()
 def _warn_if_far(ann: fx.GraphModule, qann: fx.GraphModule, images: tuple[Tensor, ...]) -> None:
-    """Warn where quantizing has changed the answers by all that tells them apart."""
+    """Warn where morphing and quantizing have changed the answers by all that tells them apart."""
     for wanted, found in zip(tree_leaves(ann(*images)), tree_leaves(qann(*images)), strict=True):
         if not (far := _away(wanted, found)) <= _FARTHEST:
             warnings.warn(

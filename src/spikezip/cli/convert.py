@@ -92,8 +92,9 @@ def command(
         if starts_random(model, weights):
             screen.note(f"{model} has random weights: give --weights to convert a trained network.")
         with screen.working(f"converting {model}"):
-            ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)
-            qann = spikezip.quantize(ann, count, real, refit=refit)
+            original = spikezip.capture(source.module, source.example)
+            ann = spikezip.morph(original, choice)
+            qann = spikezip.quantize(ann, count, real, refit=refit, original=original)
             stages = {"ANN": source.module.eval(), "QANN": qann}
             if bits:
                 stages["integer QANN"] = qann = spikezip.to_integer(qann, bits)

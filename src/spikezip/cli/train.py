@@ -173,9 +173,10 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
     if starts_random(recipe.model, recipe.weights):
         screen.note(f"{recipe.model} starts from random weights: give 'weights:' to fine-tune a trained network.")
     with screen.working("capturing and calibrating"):
-        ann = spikezip.morph(spikezip.capture(source.module, source.example), choice)
+        original = spikezip.capture(source.module, source.example)
+        ann = spikezip.morph(original, choice)
         real = images.calibration(min(recipe.calibration, images.count("train")), recipe.seed)
-        qann = spikezip.quantize(ann, recipe.quantizer_levels(), real)
+        qann = spikezip.quantize(ann, recipe.quantizer_levels(), real, refit=recipe.refit, original=original)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
         if shares := shares_in(Path(recipe.start)):

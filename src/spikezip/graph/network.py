@@ -174,6 +174,12 @@ def fork(gm: fx.GraphModule) -> fx.GraphModule:
     return copy.deepcopy(gm)
 
 
+def stamp(gm: fx.GraphModule) -> None:
+    """Let every node know its name, which rewriting hands on to what then holds its value."""
+    for node in gm.graph.nodes:
+        node.meta["was"] = node.name
+
+
 def copied(model: Network) -> Network:
     """A deep copy of any module; what it keeps of an earlier call (an activation) is cut from how it was computed.
 

@@ -108,6 +108,8 @@ def call(gm: fx.GraphModule, target: Callable, args: tuple, *, like: fx.Node) ->
 
 def replace(node: fx.Node, by: Any) -> None:
     """Let every user of ``node`` read ``by`` instead, and remove it."""
+    if isinstance(by, fx.Node) and "was" in node.meta:
+        by.meta["was"] = node.meta["was"]
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
 

@@ -279,6 +279,7 @@ def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
             f"{choice!r} is no choice of shape; give Morph(), or for example Morph(residual=Residual.RCR)."
         )
     new = network.fork(ann)
+    network.stamp(new)
     applied = {}
     for rule in RULES:
         if rule.asked(choice) and (count := rule.apply(new)):

@@ -28,6 +28,7 @@ def quantize(
     layer_levels: Mapping[str, int | Levels] | None = None,
     strict: bool = True,
     refit: bool | None = False,
+    original: fx.GraphModule | None = None,
 ) -> fx.GraphModule:
     """Insert quantizers and set their scales from data.
 
@@ -48,6 +49,8 @@ def quantize(
         strict: every synaptic operation receives spikes.
         refit: fit each layer's weights, on quantized inputs, to what the layer gives in the ANN on the calibration data
             (:class:`~spikezip.quantize.refit.Refit`); None does so if the outputs are then nearer to the ANN's there.
+        original: what ``morph`` was given, if weights are to be fitted to that network, and so make up for a morph that
+            changes the function too.
 
     Returns:
         The QANN: a new, trainable ``GraphModule``; its quantizers are named after the places they sit in.
@@ -62,18 +65,21 @@ def quantize(
         raise StageError(f"refit={refit!r}: give True, False, or None to find out which is better.")
     if refit is None and calibration is not None:
         data = gather(ann, calibration, LIMIT)
-        plain = quantize(ann, levels, signed_levels=signed_levels, layer_levels=layer_levels, strict=strict)
+        same = {"signed_levels": signed_levels, "layer_levels": layer_levels, "strict": strict, "original": original}
+        plain = quantize(ann, levels, **same)
         both = [plain, network.fork(plain)]
-        for qann, fitted_to in zip(both, (None, ann), strict=True):
+        for qann, fitted_to in zip(both, (None, original or ann), strict=True):
             calibrate(qann, data, ann=fitted_to)
-        return min(both, key=lambda qann: distance(ann, qann, data))
+        return min(both, key=lambda qann: distance(original or ann, qann, data))
     qann = network.fork(ann)
+    if original is None:
+        network.stamp(qann)
     unsigned, signed = _both_levels(levels, signed_levels)
     insert_quantizers(qann, unsigned, signed, strict=strict)
     _set_single(qann, layer_levels or {})
     network.remark(qann, stage=Stage.QANN, strict=strict)
     if calibration is not None:
-        calibrate(qann, calibration, ann=ann if refit else None)
+        calibrate(qann, calibration, ann=(original or ann) if refit else None)
     return qann
 
 
@@ -175,6 +181,8 @@ def _insert(
     with gm.graph.inserting_after(place or source):
         node = gm.graph.call_module(name, (source,))
     node.meta = {"origin": name, "stands_for": (place or source).name}
+    if "was" in (place or source).meta:
+        node.meta["was"] = (place or source).meta["was"]
     if "spec" in source.meta:
         node.meta["spec"] = source.meta["spec"]
     for reader in readers:

@@ -46,51 +46,66 @@ class Refit:
     """
 
     def __init__(self, ann: fx.GraphModule, qann: fx.GraphModule, chunks: Sequence[tuple[Tensor, ...]]):
-        self._layers = {layer.node: layer for layer in _layers(qann)}
+        known = {n.name: n for n in ann.graph.nodes}
+        self._layers: dict[fx.Node, list[_Layer]] = {}
+        for layer in _layers(qann):
+            if _alike(known.get(layer.name), layer.place):
+                self._layers.setdefault(layer.node, []).append(layer)
         self._anns = [_Along(ann, chunk) for chunk in chunks]
         self._keep()
 
     def apply(self, node: fx.Node, environments: Sequence[dict[fx.Node, Any]]) -> None:
         """Refit one layer, in place, before it is run; ``environments`` hold its operands, one for each chunk."""
-        layer = self._layers.pop(node, None)
+        ways = self._layers.pop(node, [])
+        layer = next((way for way in ways if way.needs <= environments[0].keys()), None)
         if layer is None:
             return
-        if layer.other is not None and layer.other not in environments[0]:
-            layer = replace(layer, place=node, other=None, quantizer=None)
         chunks = [_Chunk(layer, *both) for both in zip(environments, self._anns, strict=True)]
         judging = chunks[_JUDGES - 1 :: _JUDGES]
         fitted = _enough([c for c in chunks if c not in judging], layer)
         judging = _spread(judging, len(fitted))
         if not judging:
             return  # so few images prove nothing
-        floor = 0.0 if layer.quantizer is not None and layer.quantizer.levels.lowest == 0 else -torch.inf
         start = [stored.detach().clone() for stored in layer.stored.values()]
-        best, least = start, sum(c.error(start, floor) for c in judging)
-        for values in _descent(fitted, start, floor):
-            if (error := sum(c.error(values, floor) for c in judging)) < least:
+        best, least = start, sum(c.error(start) for c in judging)
+        for values in _descent(fitted, start):
+            if (error := sum(c.error(values) for c in judging)) < least:
                 best, least = values, error
         for stored, value in zip(layer.stored.values(), best, strict=True):
             stored.data.copy_(value)
         self._keep()
 
     def _keep(self) -> None:
-        names = {place.name for layer in self._layers.values() for place in (layer.node, layer.place)}
+        names = {layer.name for ways in self._layers.values() for layer in ways}
         for ann in self._anns:
             ann.keep(names)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer with a weight of its own, and where its outputs are compared: in the sum that alone reads them, if any.
+    """A layer with a weight of its own, and where its outputs are compared.
 
-    ``other`` is that sum's other operand, ``quantizer`` what alone reads the outputs, ``stored`` the weight and bias.
+    ``name`` is the node of the ANN whose value ``place`` is to have: the layer itself, the sum that alone reads it
+    (``added`` is its other operand), the neurons that alone read that (``floor`` is 0 if they contain a ReLU), or the
+    sum that alone reads those (``beyond`` is its other operand). ``stored`` holds weight and bias.
     """
 
     node: fx.Node
     place: fx.Node
-    other: fx.Node | None
-    quantizer: Quantizer | None
     stored: dict[fx.Node, nn.Parameter]
+    added: fx.Node | None = None
+    floor: float = -torch.inf
+    beyond: fx.Node | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the node of the ANN."""
+        return self.place.meta.get("was", "")
+
+    @property
+    def needs(self) -> set[fx.Node]:
+        """What must have been computed before."""
+        return {n for n in (self.added, self.beyond) if n is not None}
 
     @property
     def channels(self) -> int:
@@ -104,6 +119,7 @@ class _Layer:
 
 
 def _layers(qann: fx.GraphModule) -> Iterator[_Layer]:
+    """Every layer, once for each place where it may be compared, the furthest first."""
     readers: dict[int, int] = {}  # by storage: tied weights have several names
     for n in qann.graph.nodes:
         if (held := network.constant(n)) is not None:
@@ -118,15 +134,33 @@ def _layers(qann: fx.GraphModule) -> Iterator[_Layer]:
                 stored[n] = parameter
         if weight not in stored or len(ops.data_operands(node)) != 1 or not network.spec(node).dtype.is_floating_point:
             continue
-        place, other = node, None
-        reader = _only_reader(node)
-        if reader is not None and reader.target is _aten.add.Tensor and not reader.kwargs:
-            operands = [a for a in reader.args if isinstance(a, fx.Node) and a is not node]
-            if operands and not ops.is_constant(operands[0]):
-                place, other = reader, operands[0]
-        behind = _only_reader(place)
+        ways = [_Layer(node, node, stored)]
+        total, added = _sum_of(node)
+        if total is not None:
+            ways.append(replace(ways[-1], place=total, added=added))
+        behind = _only_reader(ways[-1].place)
         module = qann.get_submodule(str(behind.target)) if behind is not None and behind.op == "call_module" else None
-        yield _Layer(node, place, other, module if isinstance(module, Quantizer) else None, stored)
+        if behind is not None and isinstance(module, Quantizer):
+            ways.append(replace(ways[-1], place=behind, floor=0.0 if module.levels.lowest == 0 else -torch.inf))
+            total, beyond = _sum_of(behind)
+            if total is not None:
+                ways.append(replace(ways[-1], place=total, beyond=beyond))
+        yield from reversed(ways)
+
+
+def _alike(wanted: fx.Node | None, place: fx.Node) -> bool:
+    """Whether there is such a node, and its values are of the same form."""
+    return wanted is not None and network.spec(wanted).shape[1:] == network.spec(place).shape[1:]
+
+
+def _sum_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
+    """The sum with another value that alone reads this one, and that value."""
+    reader = _only_reader(node)
+    if reader is not None and reader.target is _aten.add.Tensor and not reader.kwargs:
+        operands = [a for a in reader.args if isinstance(a, fx.Node) and a is not node]
+        if operands and not ops.is_constant(operands[0]):
+            return reader, operands[0]
+    return None, None
 
 
 def _storage(tensor: Tensor) -> int:
@@ -173,18 +207,20 @@ class _Chunk:
 
     @property
     def wanted(self) -> Tensor:
-        """What the ANN has there."""
-        return self._ann.value(self._layer.place.name)
+        """What the ANN has there, less what is added beyond the neurons."""
+        wanted = self._ann.value(self._layer.name)
+        return wanted if self._layer.beyond is None else wanted - self._environment[self._layer.beyond]
 
     def outputs(self, values: _Values) -> Tensor:
         found = self._run(values)
-        return found if self._layer.other is None else found + self._environment[self._layer.other]
+        return found if self._layer.added is None else found + self._environment[self._layer.added]
 
-    def missing(self, values: _Values, floor: float) -> Tensor:
+    def missing(self, values: _Values) -> Tensor:
+        floor = self._layer.floor
         return self.wanted.clamp(min=floor) - self.outputs(values).clamp(min=floor)
 
-    def error(self, values: _Values, floor: float) -> float:
-        return float(self.missing(values, floor).square().sum())
+    def error(self, values: _Values) -> float:
+        return float(self.missing(values).square().sum())
 
     def gradient(self, values: _Values, weights: Tensor | None = None, *, squared: bool = False) -> _Values:
         """The derivative of the sum of the layer's outputs times ``weights`` (the outputs themselves, if not given);
@@ -228,7 +264,7 @@ def _spread(chunks: list[_Chunk], count: int) -> list[_Chunk]:
     return [chunks[i * len(chunks) // count] for i in range(count)]
 
 
-def _descent(chunks: list[_Chunk], start: _Values, floor: float) -> Iterator[_Values]:
+def _descent(chunks: list[_Chunk], start: _Values) -> Iterator[_Values]:
     """Weight and bias after one, two, ... conjugate gradients, towards the least squares of ``chunks``."""
     outputs = sum(chunk.wanted.numel() for chunk in chunks)
 
@@ -240,7 +276,7 @@ def _descent(chunks: list[_Chunk], start: _Values, floor: float) -> Iterator[_Va
     if not all(float(m.min()) > 0 for m in metric):
         return
     # A ReLU changes the residue alone: with the curvature of the layer without it, the quadratic function is a bound.
-    residue = total(chunk.gradient(start, chunk.missing(start, floor)) for chunk in chunks)
+    residue = total(chunk.gradient(start, chunk.missing(start)) for chunk in chunks)
     values, direction, along = start, None, 0.0
     for _ in range(_ITERATIONS):
         steepest = [r / m for r, m in zip(residue, metric, strict=True)]

@@ -211,6 +211,7 @@ class Recipe(_Part):
         morph: how the network is made fit for spikes (see :class:`spikezip.morph.Morph`).
         levels: a count (8 is 0..7, and -4..3 where values may be negative), or ``{lowest, highest}``.
         calibration: images that the scales are found from.
+        refit: begin with weights fitted to the ANN on those images (see :class:`~spikezip.quantize.refit.Refit`).
         encoding: ``pulse`` or ``even:N``, with which the SNN will run.
         paths: the sub-paths; by default those that follow from the encoding.
         scale: ``shared``, or ``free`` for scales of each sub-path's own while training lasts.
@@ -241,6 +242,7 @@ class Recipe(_Part):
     morph: MorphPart = MorphPart()
     levels: LevelsField = 8
     calibration: Count = 512
+    refit: bool = False
     encoding: str = "pulse"
     paths: list[PathPart] | None = None
     scale: PathScale = PathScale.SHARED
@@ -287,7 +289,7 @@ class Recipe(_Part):
             {"steps", "settled", "bias_shares", "penalty", "initial_code"},
             {"speq"},
         )
-        of_qann = {"levels", "calibration", "encoding", "morph", "start"}
+        of_qann = {"levels", "calibration", "refit", "encoding", "morph", "start"}
         unused = {
             Stage.ANN: of_qann | of_pet | of_trajectory | of_speq,
             Stage.QAT: of_pet | of_trajectory | of_speq,
@@ -325,6 +327,8 @@ class Recipe(_Part):
                 raise ValueError("loss.distil.features compares paths that share a batch; use execution: folded")
         check_splits(self.train_split, self.validation_split)
         self._sub_paths()
+        if self.refit and self.start is not None:
+            raise ValueError("start: gives the weights to begin with, and refit: would fit others; remove one")
         if self.initial_code > self._widest.highest:
             raise ValueError(
                 f"initial_code: {self.initial_code} is above the greatest code, {self._widest.highest}; lower it"
