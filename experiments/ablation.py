@@ -41,11 +41,15 @@ def variants(release: int, per_spike: float = PER_SPIKE["digits"]) -> dict[str, 
         return {"stage": "pet", "paths": [{kind: step, **late} for step in steps], "loss": loss, **lines}
 
     trajectory: dict[str, Any] = {"stage": "trajectory", "steps": [1, 1, 0, 1], "settled": 1}
-    return {
+    four = {
         "-N (plain QAT)": {"stage": "qat"},
         "-P (PET, rescaled 2, 4)": pet(2, 4),
         "-R (RCR)": {"stage": "qat", **RCR},
         "-PR (PET, RCR)": pet(2, 4, **RCR),
+    }
+    refitted = {**four, "trajectory, t = 1, 2, 4": trajectory}
+    return {
+        **four,
         "PET, 1 sub-path: 4": pet(4),
         "PET, 3 sub-paths: 2, 4, 6": pet(2, 4, 6),
         "PET, 4 sub-paths: 1, 2, 4, 6": pet(1, 2, 4, 6),
@@ -59,6 +63,7 @@ def variants(release: int, per_spike: float = PER_SPIKE["digits"]) -> dict[str, 
         "trajectory, t = 1, 2, 4": trajectory,
         "trajectory, learned bias shares": {**trajectory, "bias_shares": "learned"},
         "trajectory, penalty on spikes": {**trajectory, "penalty": {"spikes": per_spike}},
+        **{f"{name}, from refitted weights": {**lines, "refit": True} for name, lines in refitted.items()},
     }
 
 
