@@ -234,11 +234,13 @@ def probes(result: dict[str, Any]) -> str:
 
 def refit(result: dict[str, Any]) -> str:
     """What refitted weights gain without training."""
-    head = ["data", "network", "levels", "calibration images", "ANN", "QANN", "QANN, refitted", "seconds", "refitted"]
+    head = ["data", "network", "blocks", "levels", "calibration images", "ANN", "QANN", "QANN, refitted"]
+    head += ["seconds", "refitted"]
     rows = [
         [
             {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[row["data_set"]],
             row["network"].replace("resnet", "ResNet-"),
+            {"rcr": "RCR", "ms": "MS"}.get(row.get("residual"), "as trained"),
             str(row["levels"]),
             str(row["calibration"]),
             *(percent(row[name]) for name in ("ann", "plain", "refitted")),
