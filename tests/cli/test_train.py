@@ -72,6 +72,17 @@ def test_a_recipe_goes_on_from_the_trained_weights_of_another(spikezip, recipe, 
     assert "There is no file" in refused.stderr
 
 
+def test_a_recipe_begins_with_refitted_weights(spikezip, recipe):
+    still = RECIPE.replace("rate: 0.02", "rate: 1.0e-9").replace("epochs: 2", "epochs: 1")
+    recipe.write_text(still)
+    assert spikezip("train", recipe, "--out", "plain").exit_code == 0
+    recipe.write_text(still + "refit: true\n")
+    assert spikezip("train", recipe, "--out", "refitted").exit_code == 0
+    plain, refitted = (load_file(f"{run}/network.safetensors") for run in ("plain", "refitted"))
+    moved = [name for name in plain if "weight" in name and (plain[name] - refitted[name]).abs().max() > 1e-3]
+    assert moved, "the first layer hears what it always heard, the others do not"
+
+
 def test_it_goes_on_from_learned_bias_shares_too(spikezip, recipe):
     import spikezip as library
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from random_networks import Drawn, shuffle_statistics
-from spikezip import Morph, capture, convert, morph, quantize, verify
+from spikezip import Morph, Residual, capture, convert, morph, quantize, verify
 from spikezip.errors import StageError
+from spikezip.morph import Activation, BatchNorm, Pooling
 from spikezip.quantize.refit import distance
 
 
@@ -121,6 +122,71 @@ def test_the_network_given_is_untouched(ann: fx.GraphModule, images: Tensor):
     before = {name: value.clone() for name, value in ann.state_dict().items()}
     quantize(ann, 3, images, refit=True)
     assert all(torch.equal(before[name], value) for name, value in ann.state_dict().items())
+
+
+class Blocks(nn.Module):
+    """Residual blocks, the second with a convolutional shortcut, a max-pool, and an activation that is no ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.SiLU(), nn.MaxPool2d(2))
+        self.second = nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU())
+        self.one, self.two = _branch(6, 6), _branch(6, 8)
+        self.shortcut = nn.Sequential(nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        x = F.relu(self.one(x) + x)
+        x = F.relu(self.two(x) + self.shortcut(x))
+        return self.head(x.mean((2, 3)))
+
+
+def _branch(inputs: int, outputs: int) -> nn.Sequential:
+    last = nn.Conv2d(outputs, outputs, 3, padding=1)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), last, nn.BatchNorm2d(outputs)
+    )
+
+
+CHANGES = [
+    *(Morph(residual=wiring) for wiring in (Residual.RCR, Residual.MS)),
+    Morph(pooling=Pooling.AVERAGE),
+    Morph(activation=Activation.RELU),
+    Morph(Pooling.AVERAGE, Activation.RELU, Residual.RCR),
+]
+
+
+@pytest.fixture(scope="module")
+def original() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return capture(shuffle_statistics(Blocks()).eval(), drawn(1, 2, 6, 6))
+
+
+@pytest.mark.parametrize("choice", CHANGES, ids=str)
+def test_what_morphing_changed_is_made_up_for(original: fx.GraphModule, choice: Morph):
+    images, unseen = drawn(64, 2, 6, 6), drawn(32, 2, 6, 6, seed=1)
+    ann = morph(original, choice)
+    qanns = quantize(ann, 8, images), quantize(ann, 8, images, refit=True)
+    plain, to_itself = (error(original, qann, unseen) for qann in qanns)
+    mended = error(original, quantize(ann, 8, images, refit=True, original=original), unseen)
+    assert mended < 0.3 * min(plain, to_itself)
+
+
+def test_another_original_is_refused(original: fx.GraphModule):
+    images = drawn(8, 2, 6, 6)
+    plain = morph(original)
+    quantize(morph(plain, Morph(residual=Residual.RCR)), 8, images, original=plain)
+    with pytest.raises(StageError, match="original is not the network that morph was given"):
+        quantize(morph(original, Morph(residual=Residual.RCR)), 8, images, original=plain)
+
+
+def test_a_live_batch_norm_is_no_hindrance(images: Tensor):
+    torch.manual_seed(0)
+    original = capture(shuffle_statistics(Net()).eval(), images[:1])
+    live = morph(original, Morph(batch_norm=BatchNorm.LIVE))
+    plain, refitted = (quantize(live, 4, images, refit=r, original=original) for r in (False, True))
+    assert error(original, refitted, images) < error(original, plain, images) / 2
 
 
 LAYERS = {

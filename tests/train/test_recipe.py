@@ -179,6 +179,8 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"paths": [{"rescaled": 8, "release": 4}]}, r"release ends before the step"),
         ({"optimizer": {}}, r"optimizer: give one of 'sgd: \{\.\.\.\}' and 'adamw"),
         ({"stage": "ann", "levels": 8}, r"stage ann has no use for levels"),
+        ({"stage": "ann", "refit": True}, r"stage ann has no use for refit"),
+        ({"refit": True, "start": "kept.safetensors"}, r"start: gives the weights .* refit: would fit others"),
         ({"stage": "qat", "scale": "free"}, r"stage qat has no use for scale"),
         ({"stage": "speq", "morph": {"batch_norm": "live"}}, r"stage speq cannot keep BatchNorm live"),
         ({"execution": "recompute", "morph": {"batch_norm": "live"}}, r"use execution: folded or in-turn"),

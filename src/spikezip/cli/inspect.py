@@ -82,7 +82,7 @@ def _show(found: Survey) -> None:
     if found.places:  # otherwise nothing could be captured
         screen.tabulate(table)
     for rule in found.rules:
-        kept = "keeps the function" if rule.keeps else "changes the function: fine-tune afterwards"
+        kept = "keeps the function" if rule.keeps else "changes the function: refit or fine-tune"
         screen.say(f"[bold]{rule.name}[/] ({rule.count}): {rule.why} ({rule.source}; {kept}).")
     for reason in found.refused:
         screen.say(f"[red]refused[/]: {reason}")

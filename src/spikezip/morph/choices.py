@@ -12,18 +12,18 @@ class Pooling(enum.Enum):
     """What becomes of max-pooling."""
 
     KEEP = "keep"  #: exact and ternary: max(S_t) - max(S_{t-1}) is -1, 0 or +1 under one threshold
-    AVERAGE = "average"  #: the paper's choice; changes the function, so fine-tune afterwards
+    AVERAGE = "average"  #: the paper's choice; changes the function
 
 
 class Activation(enum.Enum):
     """What becomes of activations other than ReLU."""
 
     KEEP = "keep"  #: the quantizer sits behind the function, Q(f(U)); the function is kept
-    RELU = "relu"  #: replaced by ReLU (the paper, for YOLO's LeakyReLU); changes the function, so fine-tune afterwards
+    RELU = "relu"  #: replaced by ReLU (the paper, for YOLO's LeakyReLU); changes the function
 
 
 class Residual(enum.Enum):
-    """How residual blocks are wired; all but ``VANILLA`` change the function, so fine-tune afterwards."""
+    """How residual blocks are wired; all but ``VANILLA`` change the function."""
 
     VANILLA = "vanilla"  #: the neuron sits behind the addition, as in the ANN; keeps the function
     RCR = (
@@ -43,7 +43,11 @@ class BatchNorm(enum.Enum):
 
 @dataclass(frozen=True)
 class Morph:
-    """The choices of :func:`morph`; the defaults keep the network's function."""
+    """The choices of :func:`morph`; the defaults keep the network's function.
+
+    What changes it is made up for in part by refitted weights (``convert``, or ``quantize(..., refit=True,
+    original=...)``; not ``IAND``), and by fine-tuning.
+    """
 
     pooling: Pooling = Pooling.KEEP
     activation: Activation = Activation.KEEP

@@ -35,7 +35,8 @@ def calibrate(
         data: inputs ``[N, ...]``, or an iterable of batches or ``(images, labels)`` pairs; for a network of several
             inputs, a tuple of them, or an iterable of such tuples.
         limit: how many images are used at most.
-        ann: the network that was quantized; weights are refitted only if it is given.
+        ann: the network that was quantized (or, if ``quantize`` was given it, what that was before it was morphed);
+            weights are refitted only if it is given.
 
     Raises:
         CalibrationError: there is no data, or the network's values are not finite on it.

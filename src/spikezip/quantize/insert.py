@@ -63,6 +63,10 @@ def quantize(
     network.expect(ann, Stage.ANN, "quantize")
     if not isinstance(refit, bool | None):
         raise StageError(f"refit={refit!r}: give True, False, or None to find out which is better.")
+    if original is not None:
+        network.expect(original, Stage.ANN, "quantize")
+        if not {n.meta["was"] for n in ann.graph.nodes if "was" in n.meta} <= {n.name for n in original.graph.nodes}:
+            raise StageError("original is not the network that morph was given to make this one; give that, or none.")
     if refit is None and calibration is not None:
         data = gather(ann, calibration, LIMIT)
         same = {"signed_levels": signed_levels, "layer_levels": layer_levels, "strict": strict, "original": original}

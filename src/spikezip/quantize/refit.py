@@ -31,13 +31,15 @@ class Refit:
 
     ``a`` is the ANN's value, ``x`` what the quantized layers before hand over, ``r`` the other operand of a residual
     sum, so that the layer makes up for that too; ``f`` is the ReLU that the neurons behind contain, if they do: what it
-    hides need not fit. Conjugate gradients, preconditioned by the mean squares of the inputs, go down the quadratic
-    function that bounds this sum from above; of their iterates the best counts on a quarter of the images that is left
-    out of the fit.
+    hides need not fit. Where the sum comes behind the neurons (RCR), it is ``|f(a - r) - f(W x + b)|^2``.
+
+    Conjugate gradients, preconditioned by the mean squares of the inputs, go down the quadratic function that bounds
+    this sum from above; of their iterates the best counts on a quarter of the images that is left out of the fit.
 
     Args:
-        ann: the network that was quantized.
-        qann: the one with quantizers; its layers are refitted in place.
+        ann: the network that was quantized, or what it was before it was morphed.
+        qann: the one with quantizers, whose nodes say which of ``ann`` they were (``graph.network.stamp``); its layers
+            are refitted in place.
         chunks: calibration data, as tuples of inputs, in four parts or more (:func:`divided`).
 
     Source: Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016,
