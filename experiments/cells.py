@@ -152,7 +152,7 @@ def untrained(ann: nn.Module, source: ModelSource, data: ImageData, recipe: Reci
     original = spikezip.capture(ann, source.example)
     morphed = spikezip.morph(original, spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
-    qann = spikezip.quantize(morphed, recipe.quantizer_levels(), real, refit=recipe.refit, original=original)
+    qann = recipe.quantized(morphed, original, real)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
     return qann

@@ -47,6 +47,7 @@ def convert(
     slew: int = 1,
     initial_code: int | Literal["mean"] = 0,
     refit: bool | None = None,
+    fit_steps: Sequence[float] | None = None,
 ) -> SNN:
     """Convert a trained network into an SNN without training.
 
@@ -67,6 +68,9 @@ def convert(
         refit: fit each layer's weights, on quantized inputs, to what the layer gives in the model on the calibration
             data, without labels, so that they make up for quantizing and for a ``morph`` that changes the function;
             None does so if the outputs are then nearer to the model's there.
+        fit_steps: how much the answer at each of the first steps counts, if weights are to be fitted for those and not
+            for the settled answer: ``(0, 1)`` for t = 2, ``(1, 1, 1, 1)`` for an answer at any time
+            (:func:`~spikezip.train.fit_first_steps`; best with ``Residual.MS`` and ``initial_code=1``).
 
     Returns:
         The :class:`SNN`; ``verify(snn, images)`` proves that it equals ``snn.qann``.
@@ -81,12 +85,20 @@ def convert(
     >>> verify(snn, images).equal
     True
     """
+    from spikezip.train import fit_first_steps
+
     original = capture(model, example)
     ann = _morph(original, morph)
     calibration = gather(ann, calibration, LIMIT)  # it is read several times, which an iterator cannot be
-    given = {"signed_levels": signed_levels, "layer_levels": layer_levels}
-    qann = quantize(ann, levels, calibration, **given, refit=refit, original=original)
-    _warn_if_far(original, qann, calibration[0])
+    given = {"signed_levels": signed_levels, "layer_levels": layer_levels, "original": original}
+    if fit_steps is None:
+        qann = quantize(ann, levels, calibration, **given, refit=refit)
+        _warn_if_far(original, qann, calibration[0])
+    else:
+        refuse_beside_steps(refit=refit, bias_encoding=bias_encoding, slew=slew, initial_code=initial_code)
+        assert initial_code != "mean"
+        qann = quantize(ann, levels, **given)
+        fit_first_steps(qann, original, calibration, fit_steps, encoding, initial_code=initial_code)
     if weight_bits is not None:
         whole = to_integer(qann, weight_bits)
         _warn_if_rounded(qann, whole, calibration[0], weight_bits)
@@ -96,6 +108,23 @@ def convert(
 
 
 _morph = morph
+
+
+def refuse_beside_steps(
+    *, refit: bool | None, initial_code: Any, bias_encoding: Encoding | None = None, slew: int = 1
+) -> None:
+    """Refuse what makes other steps than those that weights are fitted for."""
+    wrong = {
+        "refit": refit is False,
+        "bias_encoding": bias_encoding is not None,
+        "slew": slew != 1,
+        "initial_code": initial_code == "mean",
+    }
+    if other := [name for name, is_so in wrong.items() if is_so]:
+        raise StageError(
+            f"fit_steps does not go together with this {other[0]}: weights are fitted, for steps of one level, with "
+            "biases released as the input is, from one known code. Leave one of both out."
+        )
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from spikezip.run.step import first_tensor, images_first
 from spikezip.spike.swap import tracer_shape
 
 if TYPE_CHECKING:
+    from spikezip import SNN
     from spikezip.data import ImageData
     from spikezip.graph.network import Spec
 
@@ -24,6 +25,17 @@ def answers(model: nn.Module, *inputs: Tensor) -> Tensor:
     """The first tensor that a network returns, however it returns it."""
     with torch.no_grad():
         return first_tensor(model(*inputs))
+
+
+class AtStep(nn.Module):
+    """An SNN as a network that gives its answer at one step."""
+
+    def __init__(self, snn: SNN, step: int):
+        super().__init__()
+        self._snn, self._step = snn, step
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._snn.run(images, self._step).answer
 
 
 def too_few(answer: Sequence[int], data: ImageData) -> bool:

@@ -42,6 +42,15 @@ def command(
             "outputs are then nearer to the model's on the calibration images.",
         ),
     ] = None,
+    fit_steps: Annotated[
+        str | None,
+        typer.Option(
+            "--fit-steps",
+            metavar="W,W,...",
+            help="How much the answers at steps 1, 2, ... count, if weights are to be fitted for those and not for the "
+            "settled one: 0,1 for t = 2; 1,1,1,1 for any time. Best with --residual ms --initial-code 1.",
+        ),
+    ] = None,
     check: Annotated[
         int, typer.Option("--check", min=0, help="Test images to tell the accuracy of each stage on; 0: none.")
     ] = 500,
@@ -60,19 +69,23 @@ def command(
 
     [bold]Examples[/]
       spikezip convert spikezip:resnet20 --weights pretrained --data cifar10 --levels 16 --out resnet20.spikezip
+      spikezip convert spikezip:resnet20 --weights pretrained --data cifar10 --levels 5 --residual ms --initial-code 1
+        --fit-steps 1,1,1,1 --out anytime.spikezip
       spikezip convert my_models.py:build --weights mine.safetensors --data digits --encoding even:8 --out mine.spikezip
       spikezip convert my_models.py:build --weights mine.safetensors --data photos/ --mean 0 --std 1 --out mine.spikezip
     """
     import torch
 
     import spikezip
-    from spikezip.cli.accuracy import tell
+    from spikezip.cli.accuracy import AtStep, tell
     from spikezip.cli.sources import open_both, remember, starts_random, told_normalisation
     from spikezip.measure import mean_codes
+    from spikezip.pipeline import refuse_beside_steps
     from spikezip.spike import parse_encoding
+    from spikezip.train import fit_first_steps
 
     count, bits = options.read_levels(levels), options.read_weight_bits(weight_bits)
-    start = options.read_initial_code(initial_code)
+    start, fitted = options.read_initial_code(initial_code), options.read_step_weights(fit_steps)
     shift, scale = options.read_channels("--mean", mean), options.read_channels("--std", std)
     release, choice = parse_encoding(encoding), options.morph_choice(residual, pool)
     with output_file(out, overwrite, reads=(model, weights, data)) as draft:
@@ -94,12 +107,20 @@ def command(
         with screen.working(f"converting {model}"):
             original = spikezip.capture(source.module, source.example)
             ann = spikezip.morph(original, choice)
-            qann = spikezip.quantize(ann, count, real, refit=refit, original=original)
+            if fitted is None:
+                qann = spikezip.quantize(ann, count, real, refit=refit, original=original)
+            else:
+                refuse_beside_steps(refit=refit, initial_code=start)
+                assert start != "mean"
+                qann = spikezip.quantize(ann, count, original=original)
+                fit_first_steps(qann, original, real, fitted, release, initial_code=start)
             stages = {"ANN": source.module.eval(), "QANN": qann}
             if bits:
                 stages["integer QANN"] = qann = spikezip.to_integer(qann, bits)
             codes = mean_codes(qann, real) if start == "mean" else start
             snn = spikezip.spike(qann, release, initial_code=codes)
+        counted_steps = [t for t, weight in enumerate(fitted or (), 1) if weight]
+        stages |= {f"SNN at t = {t}": AtStep(snn, t) for t in counted_steps}
         remember(snn.graph, model, images)
         snn.save(draft)
     given = (shift is not None, scale is not None)

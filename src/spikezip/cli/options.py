@@ -180,6 +180,23 @@ def read_channels(name: str, text: str | None) -> tuple[float, ...] | None:
         ) from None
 
 
+def read_step_weights(text: str | None) -> tuple[float, ...] | None:
+    """How much each of the first steps counts: ``0,1``.
+
+    >>> read_step_weights("0,1")
+    (0.0, 1.0)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--fit-steps {text!r}: give a number for each of steps 1, 2, ..., with commas between: 0,1 for the answer "
+            "at step 2."
+        ) from None
+
+
 def read_levels(text: str) -> int | Levels:
     """``8`` (a count) or ``LOWEST..HIGHEST``.
 

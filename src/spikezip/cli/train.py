@@ -176,7 +176,7 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
         original = spikezip.capture(source.module, source.example)
         ann = spikezip.morph(original, choice)
         real = images.calibration(min(recipe.calibration, images.count("train")), recipe.seed)
-        qann = spikezip.quantize(ann, recipe.quantizer_levels(), real, refit=recipe.refit, original=original)
+        qann = recipe.quantized(ann, original, real)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
         if shares := shares_in(Path(recipe.start)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,18 +45,83 @@ def calibrate(
     chunks = gather(qann, data, limit)
     if ann is not None:
         chunks = divided(chunks)
+    _remark_inputs(qann, chunks)
+    with torch.no_grad():
+        refit = Refit(ann, qann, chunks) if ann is not None else None
+
+        def visit(node: fx.Node, environments: list[dict[fx.Node, Any]]) -> None:
+            if node.op == "call_module" and isinstance(module := qann.get_submodule(str(node.target)), Quantizer):
+                _set_scale(module, [_drive(node, environment) for environment in environments], network.origin(node))
+            if refit is not None:
+                refit.apply(node, environments)
+
+        network.remark(qann, ranges=_run_abreast(qann, chunks, visit))
+
+
+def calibrate_readings(
+    qann: fx.GraphModule,
+    data: Tensor | Iterable[Any],
+    ann: fx.GraphModule,
+    unrolled: fx.GraphModule,
+    weights: Sequence[float],
+    reached: Callable[[Levels], Levels],
+    *,
+    limit: int = LIMIT,
+) -> None:
+    """Calibrate and refit, in place, for several readings of the network (time steps) rather than for its own values.
+
+    Args:
+        qann: a network with quantizers.
+        data: as for :func:`calibrate`.
+        ann: what the layers are refitted to, as there.
+        unrolled: the network on ``P`` readings in one batch, one after the other, with the parameters of ``qann``
+            itself and the names of its nodes.
+        weights: how much each reading counts, ``P`` numbers.
+        reached: of a quantizer's levels, those that these readings can hold.
+        limit: how many images are used at most.
+    """
+    chunks = divided(gather(qann, data, limit))
+    _remark_inputs(qann, chunks)
+    nodes = {node.name: node for node in qann.graph.nodes}
+    # Inputs, and sums of products without their bias, are read by what makes readings of them, and by nothing else.
+    readings = {n.name: n for n in unrolled.graph.nodes}
+    for name, node in list(readings.items()):
+        if len(node.users) == 1 and (reader := next(iter(node.users))).name not in nodes:
+            readings[name] = reader
+    counted = [i for i, weight in enumerate(weights) if weight]
+
+    def of_counted(node: fx.Node, value: Any) -> Any:
+        if not isinstance(value, Tensor) or ops.is_constant(node):
+            return value
+        dim = network.spec(node).batch_dim or 0
+        parts = value.chunk(len(weights), dim)
+        return torch.cat([parts[i] for i in counted], dim)
+
+    with torch.no_grad():
+        refit = Refit(ann, qann, chunks, [weights[i] for i in counted])
+
+        def visit(node: fx.Node, environments: list[dict[fx.Node, Any]]) -> None:
+            own = nodes.get(node.name)
+            if own is None:
+                return
+            needed = {n: readings[n.name] for n in (*own.all_input_nodes, *refit.operands(own))}
+            held = [{n: of_counted(n, e[there]) for n, there in needed.items() if there in e} for e in environments]
+            if own.op == "call_module" and isinstance(module := qann.get_submodule(str(own.target)), Quantizer):
+                drives = [_drive(own, environment) for environment in held]
+                _set_scale(module, drives, network.origin(own), reached(module.levels))
+            refit.apply(own, held)
+
+        _run_abreast(unrolled, chunks, visit)
+        network.remark(qann, ranges=_run_abreast(qann, chunks, lambda node, environments: None))
+
+
+def _remark_inputs(qann: fx.GraphModule, chunks: Sequence[tuple[Tensor, ...]]) -> None:
     columns = list(zip(*chunks, strict=True))
     network.remark(
         qann,
         input_range=[max(map(_greatest, column)) for column in columns],
         input_detail=[_least_spread(column) for column in columns],
     )
-    run = [fx.Interpreter(qann, garbage_collect_values=True) for _ in chunks]
-    environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
-    with torch.no_grad():
-        refit = Refit(ann, qann, chunks) if ann is not None else None
-        ranges = _run_abreast(qann, run, environments, chunks, refit)
-    network.remark(qann, ranges=ranges)
 
 
 def _least_spread(chunks: Sequence[Tensor]) -> float | None:
@@ -112,28 +177,25 @@ def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list
 
 def _run_abreast(
     gm: fx.GraphModule,
-    runs: list[fx.Interpreter],
-    environments: list[dict[fx.Node, Any]],
-    chunks: list[tuple[Tensor, ...]],
-    refit: Refit | None,
+    chunks: Sequence[tuple[Tensor, ...]],
+    visit: Callable[[fx.Node, list[dict[fx.Node, Any]]], None],
 ) -> dict[str, float]:
-    """Set the scales; returns the greatest magnitude of every value but sums of products, by its node's name."""
+    """Run all chunks node by node, each of which is visited before with what its operands hold; returns the greatest
+    magnitude of every value but sums of products, by its node's name."""
     ranges: dict[str, float] = {}
     last_use = {n: user for user in gm.graph.nodes for n in user.all_input_nodes}
     release: dict[fx.Node, list[fx.Node]] = {}
     for value, user in last_use.items():
         release.setdefault(user, []).append(value)
+    runs = [fx.Interpreter(gm, garbage_collect_values=True) for _ in chunks]
+    environments: list[dict[fx.Node, Any]] = [{} for _ in chunks]
     for run, environment, chunk in zip(runs, environments, chunks, strict=True):
         run.env = environment
         run.args_iter = iter(chunk)
     for node in gm.graph.nodes:
         if node.op == "output":
             break
-        if node.op == "call_module" and isinstance(module := gm.get_submodule(str(node.target)), Quantizer):
-            drives = [environment[node.args[0]] for environment in environments]
-            _set_scale(module, drives, network.origin(node))
-        if refit is not None:
-            refit.apply(node, environments)
+        visit(node, environments)
         for run, environment in zip(runs, environments, strict=True):
             environment[node] = run.run_node(node)
             if node.op == "call_function" and ops.kind(node) is not Kind.SYNAPTIC:
@@ -151,14 +213,18 @@ def _reach(value: Any) -> float:
     return reach if math.isfinite(reach) else float(torch.where(value.isfinite(), value, 0.0).abs().max())
 
 
-def _set_scale(quantizer: Quantizer, drives: list[Tensor], name: str) -> None:
+def _drive(quantizer: fx.Node, environment: dict[fx.Node, Any]) -> Tensor:
+    return environment[quantizer.all_input_nodes[0]]
+
+
+def _set_scale(quantizer: Quantizer, drives: list[Tensor], name: str, levels: Levels | None = None) -> None:
     values = torch.cat([_sample(d.flatten(), _SAMPLES // len(drives) + 1) for d in drives])
     if not bool(torch.isfinite(values).all()):
         raise CalibrationError(
             f"The input of {name!r} is not finite on the calibration data: the network overflows there. "
             "Check the normalisation of the data and the weights before that layer."
         )
-    scale = best_scale(values, quantizer.levels)
+    scale = best_scale(values, levels or quantizer.levels)
     quantizer.scale.data.fill_(scale)
     quantizer.calibrated.fill_(True)
 

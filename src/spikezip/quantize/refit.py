@@ -41,13 +41,21 @@ class Refit:
         qann: the one with quantizers, whose nodes say which of ``ann`` they were (``graph.network.stamp``); its layers
             are refitted in place.
         chunks: calibration data, as tuples of inputs, in four parts or more (:func:`divided`).
+        weights: where a value holds several readings in its batch (time steps), how much each counts in the sum.
 
     Source: Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016,
     section 3.3: least squares on the inputs that compressed layers give, through the ReLU. Departs: conjugate
     gradients, so that whatever is linear in its weights is fitted alike, judged by held-out images.
     """
 
-    def __init__(self, ann: fx.GraphModule, qann: fx.GraphModule, chunks: Sequence[tuple[Tensor, ...]]):
+    def __init__(
+        self,
+        ann: fx.GraphModule,
+        qann: fx.GraphModule,
+        chunks: Sequence[tuple[Tensor, ...]],
+        weights: Sequence[float] = (1.0,),
+    ):
+        self._weights = tuple(weights)
         known = {n.name: n for n in ann.graph.nodes}
         self._layers: dict[fx.Node, list[_Layer]] = {}
         for layer in _layers(qann):
@@ -56,13 +64,17 @@ class Refit:
         self._anns = [_Along(ann, chunk) for chunk in chunks]
         self._keep()
 
+    def operands(self, node: fx.Node) -> set[fx.Node]:
+        """What :meth:`apply` can make use of beside the operands of a layer."""
+        return {n for way in self._layers.get(node, []) for n in way.needs}
+
     def apply(self, node: fx.Node, environments: Sequence[dict[fx.Node, Any]]) -> None:
         """Refit one layer, in place, before it is run; ``environments`` hold its operands, one for each chunk."""
         ways = self._layers.pop(node, [])
         layer = next((way for way in ways if way.needs <= environments[0].keys()), None)
         if layer is None:
             return
-        chunks = [_Chunk(layer, *both) for both in zip(environments, self._anns, strict=True)]
+        chunks = [_Chunk(layer, *both, self._weights) for both in zip(environments, self._anns, strict=True)]
         judging = chunks[_JUDGES - 1 :: _JUDGES]
         fitted = _enough([c for c in chunks if c not in judging], layer)
         judging = _spread(judging, len(fitted))
@@ -204,13 +216,14 @@ class _Along(fx.Interpreter):
 class _Chunk:
     """One chunk's share of a layer's least squares."""
 
-    def __init__(self, layer: _Layer, environment: dict[fx.Node, Any], ann: _Along):
-        self._layer, self._environment, self._ann = layer, environment, ann
+    def __init__(self, layer: _Layer, environment: dict[fx.Node, Any], ann: _Along, weights: Sequence[float]):
+        self._layer, self._environment, self._ann, self._weights = layer, environment, ann, weights
+        self._dim = network.spec(layer.place).batch_dim or 0
 
     @property
     def wanted(self) -> Tensor:
-        """What the ANN has there, less what is added beyond the neurons."""
-        wanted = self._ann.value(self._layer.name)
+        """What the ANN has there, for every reading; less what is added beyond the neurons."""
+        wanted = torch.cat([self._ann.value(self._layer.name)] * len(self._weights), self._dim)
         return wanted if self._layer.beyond is None else wanted - self._environment[self._layer.beyond]
 
     def outputs(self, values: _Values) -> Tensor:
@@ -222,18 +235,26 @@ class _Chunk:
         return self.wanted.clamp(min=floor) - self.outputs(values).clamp(min=floor)
 
     def error(self, values: _Values) -> float:
-        return float(self.missing(values).square().sum())
+        missing = self.missing(values)
+        return float((missing * self._weighed(missing)).sum())
 
     def gradient(self, values: _Values, weights: Tensor | None = None, *, squared: bool = False) -> _Values:
-        """The derivative of the sum of the layer's outputs times ``weights`` (the outputs themselves, if not given);
-        with ``squared`` inputs and weights of 1: the sums of squares of what each value is multiplied by."""
+        """The derivative of the weighed sum of the layer's outputs times ``weights`` (the outputs themselves, if not
+        given); with ``squared`` inputs and weights of 1: the sums of squares of what each value is multiplied by."""
         with torch.enable_grad():
             at = [v.detach().requires_grad_() for v in values]
             outputs = self._run(at, squared=squared)
-            return list(torch.autograd.grad(outputs, at, outputs.detach() if weights is None else weights))
+            along = self._weighed(outputs.detach() if weights is None else weights)
+            return list(torch.autograd.grad(outputs, at, along))
 
     def squares(self, values: _Values) -> _Values:
         return self.gradient(values, torch.ones_like(self.wanted), squared=True)
+
+    def _weighed(self, values: Tensor) -> Tensor:
+        if len(self._weights) == 1:
+            return values
+        parts = values.chunk(len(self._weights), self._dim)
+        return torch.cat([weight * part for weight, part in zip(self._weights, parts, strict=True)], self._dim)
 
     def _run(self, values: _Values, *, squared: bool = False) -> Tensor:
         node = self._layer.node

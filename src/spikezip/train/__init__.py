@@ -3,6 +3,7 @@
 from spikezip.train.average import soup
 from spikezip.train.batches import Data, TensorBatches
 from spikezip.train.ensemble import Folded, InTurn, PathsBatchNorm, PathsQuantizer, ensemble
+from spikezip.train.first_steps import fit_first_steps
 from spikezip.train.loop import Training, finetune, train
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT, Objective
@@ -57,6 +58,7 @@ __all__ = [
     "Trajectory",
     "ensemble",
     "finetune",
+    "fit_first_steps",
     "paths_for",
     "random_precision",
     "soup",

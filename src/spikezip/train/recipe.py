@@ -19,14 +19,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from torch import nn
+from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, SpikezipError
 from spikezip.levels import Levels
 from spikezip.morph.choices import Activation, BatchNorm, Pooling, Residual
+from spikezip.quantize import quantize
 from spikezip.spike.encoding import Constant, parse_encoding
 from spikezip.train.checks import GREATEST_CODE, GREATEST_COUNT
 from spikezip.train.ensemble import Folded, InTurn
+from spikezip.train.first_steps import fit_first_steps
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
 from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
@@ -211,7 +213,9 @@ class Recipe(_Part):
         morph: how the network is made fit for spikes (see :class:`spikezip.morph.Morph`).
         levels: a count (8 is 0..7, and -4..3 where values may be negative), or ``{lowest, highest}``.
         calibration: images that the scales are found from.
-        refit: begin with weights fitted to the ANN on those images (see :class:`~spikezip.quantize.refit.Refit`).
+        refit: begin with weights fitted to the ANN on those images: for the steps that count, in a trajectory whose
+            input is complete by then (see :func:`fit_first_steps`), else once settled (see
+            :class:`~spikezip.quantize.refit.Refit`).
         encoding: ``pulse`` or ``even:N``, with which the SNN will run.
         paths: the sub-paths; by default those that follow from the encoding.
         scale: ``shared``, or ``free`` for scales of each sub-path's own while training lasts.
@@ -349,6 +353,23 @@ class Recipe(_Part):
     def quantizer_levels(self) -> int | Levels:
         """The levels as ``quantize`` takes them."""
         return self.levels if isinstance(self.levels, int) else Levels(self.levels.lowest, self.levels.highest)
+
+    def quantized(self, ann: fx.GraphModule, original: fx.GraphModule, images: Tensor) -> fx.GraphModule:
+        """The QANN that training begins with, but for weights of ``start``.
+
+        Args:
+            ann: the network as ``morph`` made it.
+            original: what ``morph`` was given.
+            images: calibration images ``[N, ...]``.
+        """
+        levels, encoding = self.quantizer_levels(), parse_encoding(self.encoding)
+        steps = self.steps if self.stage is Stage.TRAJECTORY and self.refit else None
+        if not steps or any(weight and encoding.share(t, len(steps)) < 1 for t, weight in enumerate(steps, 1)):
+            return quantize(ann, levels, images, refit=self.refit, original=original)
+        qann = quantize(ann, levels, original=original)
+        code = self.initial_code
+        fit_first_steps(qann, original, images, steps, encoding, settled=self.settled, initial_code=code)
+        return qann
 
     def plan(self, teacher: nn.Module | None = None) -> Plan:
         """The plan that ``finetune`` takes.
