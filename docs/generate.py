@@ -152,6 +152,8 @@ def fronts() -> str:
         if said.get("start_of"):
             product, factor = said["start_of"]
             further += f" *{product}*, their step sizes times {factor}"
+        if said.get("refit"):
+            further += ", from refitted weights"
         if said.get("mixed"):
             further += ", on mixtures of two images"
         teacher = f", teacher {said['teacher']}" if said.get("teacher") else ""
@@ -635,6 +637,29 @@ def initial_codes(result: dict[str, Any]) -> str:
     return told + table(head, rows) + provenance(result)
 
 
+def first_steps(result: dict[str, Any]) -> str:
+    """SNNs for few steps without training."""
+    said, variants = result["settings"], result["variants"]
+    lines = {row["variant"]: row["lines"] for row in result["rows"]}
+    rows = []
+    for name, row in variants.items():
+        weights = lines[name]["fit_steps"]
+        fitted = "settled" if weights is None else ", ".join(f"t = {t}" for t, w in enumerate(weights, 1) if w)
+        blocks = {"rcr": "RCR", "ms": "MS"}.get(lines[name]["residual"], "as trained")
+        accuracy = [spread(row[key]) for key in ("t1", "t2", "t4", "settled")]
+        cost = [spread(row["synops_t2"], 1e-6), f"{row['processor_seconds']['mean']:.0f}"]
+        codes = f"0..{lines[name]['highest']}"
+        rows.append([fitted, blocks, codes, *accuracy, *cost, "yes" if row["equal"] else "**no**"])
+    head = ["fitted for", "blocks", "codes", "t=1", "t=2", "t=4", "settled", "SynOps by t=2 (10⁶)", "seconds", "equal"]
+    tried = f"the first {said['test_images']:,}" if said["test_images"] else "all"
+    told = (
+        f"{said['network']} on {said['data']} (ANN {percent(result['ann'])} %), pulse, tracers from code 1, 8-bit "
+        f"weights; {over_seeds(variants)}, which draw the calibration images; accuracy in percent on {tried} test "
+        "images; seconds of one processor core:\n\n"
+    )
+    return told + table(head, rows) + provenance(result)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "zoo": zoo,
     "trajectory-probes": probes,
@@ -651,6 +676,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "ablation-digits": ablation,
     "ablation-cifar10": ablation,
     "ablation-cifar10-resnet32": ablation,
+    "first-steps-cifar10-resnet20": first_steps,
     "initial-codes-digits": initial_codes,
     "initial-codes-cifar10": initial_codes,
     "speed-rivals": rivals,
