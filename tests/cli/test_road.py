@@ -233,6 +233,22 @@ def test_choices_of_convert_reach_the_network(spikezip, model_file, trained):
     assert snn.encoding == library.Even(5)
 
 
+def test_weights_fitted_for_a_step(spikezip, model_file, trained):
+    import spikezip as library
+
+    convert = ("convert", f"{model_file}:build", "--weights", trained, "--data", "digits", "--levels", "4")
+    done = spikezip(*convert, "--initial-code", "1", "--fit-steps", "0,1", "--out", "two.spikezip")
+    assert done.exit_code == 0, done.stderr
+    told = re.search(r"integer QANN [\d.]+ %, SNN at t = 2 ([\d.]+) %", " ".join(done.stdout.split()))
+    assert told is not None and float(told[1]) > 50
+    assert library.load("two.spikezip").initial_code == 1
+    for wrong, message in (("two", "--fit-steps 'two': give a number"), ("0,0", "not 0 all of them")):
+        done = spikezip(*convert, "--fit-steps", wrong, "--out", "wrong.spikezip")
+        assert done.exit_code == 2 and message in " ".join(done.stderr.split())
+    done = spikezip(*convert, "--fit-steps", "0,1", "--keep-weights", "--out", "wrong.spikezip")
+    assert done.exit_code == 2 and "fit_steps does not go together with this refit" in " ".join(done.stderr.split())
+
+
 def test_answers_with_the_batch_behind_the_classes(spikezip, model_file):
     common = ("--data", "digits", "--out")
     done = spikezip("convert", f"{model_file}:batch_last", *common, "last.spikezip")

@@ -170,14 +170,7 @@ def read_channels(name: str, text: str | None) -> tuple[float, ...] | None:
     >>> read_channels("--mean", "0.5, 0.4, 0.3"), read_channels("--std", "1")
     ((0.5, 0.4, 0.3), (1.0,))
     """
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"{name} {text!r}: give one number, or one for each channel with commas between: 0.485,0.456,0.406."
-        ) from None
+    return _numbers(name, text, "give one number, or one for each channel with commas between: 0.485,0.456,0.406")
 
 
 def read_step_weights(text: str | None) -> tuple[float, ...] | None:
@@ -186,15 +179,16 @@ def read_step_weights(text: str | None) -> tuple[float, ...] | None:
     >>> read_step_weights("0,1")
     (0.0, 1.0)
     """
+    return _numbers("--fit-steps", text, "give a number for each of steps 1, 2, ...: 0,1 for the answer at step 2")
+
+
+def _numbers(name: str, text: str | None, wanted: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(
-            f"--fit-steps {text!r}: give a number for each of steps 1, 2, ..., with commas between: 0,1 for the answer "
-            "at step 2."
-        ) from None
+        raise InputError(f"{name} {text!r}: {wanted}.") from None
 
 
 def read_levels(text: str) -> int | Levels:
