@@ -91,6 +91,7 @@ def convert(
     ann = _morph(original, morph)
     calibration = gather(ann, calibration, LIMIT)  # it is read several times, which an iterator cannot be
     given = {"signed_levels": signed_levels, "layer_levels": layer_levels, "original": original}
+    step = None
     if fit_steps is None:
         qann = quantize(ann, levels, calibration, **given, refit=refit)
         _warn_if_far(original, qann, calibration[0])
@@ -99,12 +100,24 @@ def convert(
         assert initial_code != "mean"
         qann = quantize(ann, levels, **given)
         fit_first_steps(qann, original, calibration, fit_steps, encoding, initial_code=initial_code)
+        last = max(t for t, weight in enumerate(fit_steps, 1) if weight)
+        step = (last, encoding, initial_code)
     if weight_bits is not None:
         whole = to_integer(qann, weight_bits)
-        _warn_if_rounded(qann, whole, calibration[0], weight_bits)
+        before, after = (_answers(network, calibration[0], step) for network in (qann, whole))
+        _warn_if_rounded(before, after, whole, weight_bits)
         qann = whole
     start = mean_codes(qann, calibration) if initial_code == "mean" else initial_code
     return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=start)
+
+
+@torch.no_grad()
+def _answers(qann: fx.GraphModule, images: tuple[Tensor, ...], step: tuple[int, Encoding, int] | None) -> list[Tensor]:
+    """What a network settles on, or what it gives at a step, with an encoding, from a code."""
+    if step is None:
+        return tree_leaves(qann(*images))
+    snn = spike(qann, step[1], initial_code=step[2])
+    return [output[-1] for output in execute(snn, images, step[0], engine=Engine.REFERENCE, stop=False).outputs]
 
 
 _morph = morph
@@ -140,11 +153,10 @@ def _warn_if_far(ann: fx.GraphModule, qann: fx.GraphModule, images: tuple[Tensor
 
 
 @torch.no_grad()
-def _warn_if_rounded(qann: fx.GraphModule, whole: fx.GraphModule, images: tuple[Tensor, ...], bits: int) -> None:
+def _warn_if_rounded(before: list[Tensor], after: list[Tensor], whole: fx.GraphModule, bits: int) -> None:
     """Warn where rounded weights have changed the answers, or one of few, beyond what rounding usually does; or where
     the fixed point of the answers has, which more bits do not help."""
-    answers = zip(tree_leaves(qann(*images)), tree_leaves(whole(*images)), network.outputs(whole), strict=True)
-    for wanted, found, node in answers:
+    for wanted, found, node in zip(before, after, network.outputs(whole), strict=True):
         if not bool(torch.isfinite(found[torch.isfinite(wanted)]).all()):
             raise StageError(
                 "Answers on the calibration data are no longer finite with integer weights: a number in the network, "
