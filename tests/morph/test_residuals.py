@@ -89,6 +89,7 @@ def test_the_snn_equals_the_qann_in_every_wiring(wiring, shortcut, bits):
     assert max(proof.settled_at) > 1, "something must happen over time"
 
 
+@pytest.mark.filterwarnings("ignore:Weights of 8 bits change")  # a random network, gates instead of sums
 @pytest.mark.parametrize("wiring", REWIRED, ids=lambda w: w.value)
 def test_resnet20_too(wiring):
     torch.manual_seed(0)

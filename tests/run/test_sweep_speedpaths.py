@@ -469,13 +469,19 @@ def test_a_clamp_that_changes_no_code_is_left_out(scans, levels, weight_bits):
     """The clamp's own quantizer spans it; at a coarser scale it does cut off codes, and stays."""
     torch.manual_seed(0)
     model, images = Clamped().eval(), torch.randn(6, 12)
+    if not weight_bits:  # numbers whose sums round nowhere: others' last bits depend on the batch, and the processor
+        images = (images * 8).round() / 8
+        for parameter in model.parameters():
+            parameter.data = (parameter * 32).round() / 32
     qann = quantize_everywhere(capture(model, images[:2]), levels, images)
     clamps = [n for n in qann.graph.nodes if network.op_name(n) in ("relu6", "hardtanh", "clamp")]
-    for scale, left_out in ((0.05, True), (10.0, False)):
+    for scale, left_out in ((2.0**-4, True), (8.0, False)):
         for node, quantizer in network.modules_of(qann, Quantizer):
             if node.args[0] in clamps:
                 quantizer.scale.data.fill_(scale if levels.count < 256 else scale / 64)
-        snn = spike(to_integer(qann, weight_bits) if weight_bits else qann, Even(3))
+            else:
+                quantizer.scale.data = torch.exp2(quantizer.scale.log2().round())
+        snn = spike(to_integer(qann, weight_bits) if weight_bits else qann, Even(3 if weight_bits else 4))
         plan = plan_of(snn)
         assert bool(plan.clamps) is left_out
         assert not plan.clamps & set(plan.nodes)
