@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor, fx, nn
 
 from spikezip.graph import network, ops
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.quantize.windows import Windows
 
 _aten = torch.ops.aten
 _ITERATIONS = 10  #: of conjugate gradients at most
+_JUDGED = (1, 2, 3, 5, 7, 10)  #: after which of them the held-out images are asked
 _ROWS = 30  #: equations for each unknown of an output channel; more images change little
 _PART = 64  #: images of a part at most
 _JUDGES = 4  #: one of so many chunks is not fitted, but judges the fit
@@ -131,6 +134,12 @@ class _Layer:
         """Numbers of the weight for each output channel."""
         return next(iter(self.stored.values())).numel() // self.channels
 
+    @functools.cached_property
+    def windows(self) -> Windows | None:
+        """How the layer sees its input, where that can be written out."""
+        weight, *bias = self.stored.values()
+        return Windows.of(self.node, weight) if all(b.numel() == self.channels for b in bias) else None
+
 
 def _layers(qann: fx.GraphModule) -> Iterator[_Layer]:
     """Every layer, once for each place where it may be compared, the furthest first."""
@@ -217,22 +226,25 @@ class _Chunk:
     """One chunk's share of a layer's least squares."""
 
     def __init__(self, layer: _Layer, environment: dict[fx.Node, Any], ann: _Along, weights: Sequence[float]):
-        self._layer, self._environment, self._ann, self._weights = layer, environment, ann, weights
+        self.layer, self._environment, self._ann, self._weights = layer, environment, ann, weights
         self._dim = network.spec(layer.place).batch_dim or 0
 
-    @property
+    @functools.cached_property
     def wanted(self) -> Tensor:
-        """What the ANN has there, for every reading; less what is added beyond the neurons."""
-        wanted = torch.cat([self._ann.value(self._layer.name)] * len(self._weights), self._dim)
-        return wanted if self._layer.beyond is None else wanted - self._environment[self._layer.beyond]
-
-    def outputs(self, values: _Values) -> Tensor:
-        found = self._run(values)
-        return found if self._layer.added is None else found + self._environment[self._layer.added]
+        """What the ANN has there, for every reading; less what is added beyond the neurons, which a ReLU may hide."""
+        wanted = self._ann.value(self.layer.name)
+        if len(self._weights) > 1:
+            wanted = torch.cat([wanted] * len(self._weights), self._dim)
+        return self._seen(wanted if self.layer.beyond is None else wanted - self._environment[self.layer.beyond])
 
     def missing(self, values: _Values) -> Tensor:
-        floor = self._layer.floor
-        return self.wanted.clamp(min=floor) - self.outputs(values).clamp(min=floor)
+        found = self._run(values)
+        return self.wanted - self._seen(
+            found if self.layer.added is None else found + self._environment[self.layer.added]
+        )
+
+    def _seen(self, values: Tensor) -> Tensor:
+        return values.clamp(min=self.layer.floor) if self.layer.floor > -torch.inf else values
 
     def error(self, values: _Values) -> float:
         missing = self.missing(values)
@@ -250,6 +262,16 @@ class _Chunk:
     def squares(self, values: _Values) -> _Values:
         return self.gradient(values, torch.ones_like(self.wanted), squared=True)
 
+    def pairs(self) -> Tensor:
+        """Weighed sums of the products of every two of the values that weights, and the bias, are multiplied by."""
+        (data,) = ops.data_operands(self.layer.node)
+        readings = self._environment[data].chunk(len(self._weights), network.spec(data).batch_dim or 0)
+        assert self.layer.windows is not None
+        one = len(self.layer.stored) > 1
+        return torch.stack(
+            [w * self.layer.windows.products(x, one=one) for w, x in zip(self._weights, readings, strict=True)]
+        ).sum(0)
+
     def _weighed(self, values: Tensor) -> Tensor:
         if len(self._weights) == 1:
             return values
@@ -257,8 +279,8 @@ class _Chunk:
         return torch.cat([weight * part for weight, part in zip(self._weights, parts, strict=True)], self._dim)
 
     def _run(self, values: _Values, *, squared: bool = False) -> Tensor:
-        node = self._layer.node
-        given: dict[fx.Node, Any] = dict(zip(self._layer.stored, values, strict=True))
+        node = self.layer.node
+        given: dict[fx.Node, Any] = dict(zip(self.layer.stored, values, strict=True))
         if squared:
             (data,) = ops.data_operands(node)
             given[data] = self._environment[data].square()
@@ -287,21 +309,63 @@ def _spread(chunks: list[_Chunk], count: int) -> list[_Chunk]:
     return [chunks[i * len(chunks) // count] for i in range(count)]
 
 
+class _Curvature:
+    """The second derivative of the mean of all outputs' squares, of which a ReLU hides nothing.
+
+    It takes a direction of weight and bias through the layer and back: chunk by chunk, or, where that is less work, by
+    the sums of products of the values that weights are multiplied by, which are added up once.
+    """
+
+    def __init__(self, chunks: list[_Chunk], like: _Values):
+        self._chunks, self._like, self._layer = chunks, like, chunks[0].layer
+        self.outputs = sum(chunk.wanted.numel() for chunk in chunks)
+        self._pairs: Tensor | None = None
+        windows, unknowns, channels = self._layer.windows, self._layer.unknowns, self._layer.channels
+        if windows is not None:
+            equations = self.outputs / channels
+            work = unknowns * (equations * windows.groups + _ITERATIONS * unknowns * channels)
+            if work < 2 * _ITERATIONS * equations * unknowns * channels:
+                self._pairs = torch.stack([chunk.pairs() for chunk in chunks]).sum(0) / self.outputs
+
+    def diagonal(self) -> _Values:
+        """Mean squares of what each value is multiplied by."""
+        if self._pairs is None:
+            return self.mean(chunk.squares(self._like) for chunk in self._chunks)
+        squares = self._pairs.diagonal(dim1=1, dim2=2).unsqueeze(1)
+        return self._values(squares.expand(-1, self._layer.channels // len(squares), -1))
+
+    def bend(self, direction: _Values) -> _Values:
+        """Through the layer and back."""
+        if self._pairs is None:
+            return self.mean(chunk.gradient(direction) for chunk in self._chunks)
+        dim = ops.out_channel_dim(self._layer.node)
+        rows = [d.movedim(dim, 0).flatten(1) if d.dim() > 1 else d.unsqueeze(1) for d in direction]
+        return self._values(torch.cat(rows, 1).unflatten(0, (len(self._pairs), -1)) @ self._pairs)
+
+    def mean(self, parts: Iterator[_Values]) -> _Values:
+        """The chunks' sums, of one output."""
+        return [torch.stack(same).sum(0) / self.outputs for same in zip(*parts, strict=True)]
+
+    def _values(self, rows: Tensor) -> _Values:
+        """Weight and bias from ``[groups, output channels of each, values]``."""
+        dim = ops.out_channel_dim(self._layer.node)
+        columns = rows.flatten(0, 1).split([v.numel() // self._layer.channels for v in self._like], 1)
+        shapes = [(v.movedim(dim, 0) if v.dim() > 1 else v).shape for v in self._like]
+        parts = [c.reshape(shape) for c, shape in zip(columns, shapes, strict=True)]
+        return [part.movedim(0, dim) if part.dim() > 1 else part for part in parts]
+
+
 def _descent(chunks: list[_Chunk], start: _Values) -> Iterator[_Values]:
-    """Weight and bias after one, two, ... conjugate gradients, towards the least squares of ``chunks``."""
-    outputs = sum(chunk.wanted.numel() for chunk in chunks)
-
-    def total(parts: Iterator[_Values]) -> _Values:
-        return [torch.stack(same).sum(0) / outputs for same in zip(*parts, strict=True)]
-
-    squares = total(chunk.squares(start) for chunk in chunks)
+    """Weight and bias after some numbers of conjugate gradients, towards the least squares of ``chunks``."""
+    curvature = _Curvature(chunks, start)
+    squares = curvature.diagonal()
     metric = [s.clamp(min=_RARE * float(s.mean())) for s in squares]
     if not all(float(m.min()) > 0 for m in metric):
         return
     # A ReLU changes the residue alone: with the curvature of the layer without it, the quadratic function is a bound.
-    residue = total(chunk.gradient(start, chunk.missing(start)) for chunk in chunks)
+    residue = curvature.mean(chunk.gradient(start, chunk.missing(start)) for chunk in chunks)
     values, direction, along = start, None, 0.0
-    for _ in range(_ITERATIONS):
+    for iteration in range(1, _ITERATIONS + 1):
         steepest = [r / m for r, m in zip(residue, metric, strict=True)]
         product = _dot(residue, steepest)
         if not product > 0:
@@ -309,12 +373,12 @@ def _descent(chunks: list[_Chunk], start: _Values) -> Iterator[_Values]:
         if direction is not None:
             steepest = [s + product / along * d for s, d in zip(steepest, direction, strict=True)]
         direction, along = steepest, product
-        bent = total(chunk.gradient(direction) for chunk in chunks)
-        bent = [b + _RARE * m * d for b, m, d in zip(bent, metric, direction, strict=True)]
+        bent = [b + _RARE * m * d for b, m, d in zip(curvature.bend(direction), metric, direction, strict=True)]
         length = along / _dot(direction, bent)
         values = [v + length * d for v, d in zip(values, direction, strict=True)]
         residue = [r - length * b for r, b in zip(residue, bent, strict=True)]
-        yield values
+        if iteration in _JUDGED:
+            yield values
 
 
 def _dot(left: _Values, right: _Values) -> float:
