@@ -67,7 +67,8 @@ def convert(
             code on the calibration data, so that fewer spikes are needed.
         refit: fit each layer's weights, on quantized inputs, to what the layer gives in the model on the calibration
             data, without labels, so that they make up for quantizing and for a ``morph`` that changes the function;
-            None does so if the outputs are then nearer to the model's there.
+            None does so if the outputs are then nearer to the model's there. Unless it is False, weights are rounded
+            to ``weight_bits`` so that they make up for one another.
         fit_steps: how much the answer at each of the first steps counts, if weights are to be fitted for those and not
             for the settled answer: ``(0, 1)`` for t = 2, ``(1, 1, 1, 1)`` for an answer at any time
             (:func:`~spikezip.train.fit_first_steps`; best with ``Residual.MS`` and ``initial_code=1``).
@@ -103,7 +104,7 @@ def convert(
         last = max(t for t, weight in enumerate(fit_steps, 1) if weight)
         step = (last, encoding, initial_code)
     if weight_bits is not None:
-        whole = to_integer(qann, weight_bits)
+        whole = to_integer(qann, weight_bits, calibration=None if refit is False else calibration)
         before, after = (_answers(network, calibration[0], step) for network in (qann, whole))
         _warn_if_rounded(before, after, whole, weight_bits)
         qann = whole

@@ -116,7 +116,9 @@ def command(
                 fit_first_steps(qann, original, real, fitted, release, initial_code=start)
             stages = {"ANN": source.module.eval(), "QANN": qann}
             if bits:
-                stages["integer QANN"] = qann = spikezip.to_integer(qann, bits)
+                stages["integer QANN"] = qann = spikezip.to_integer(
+                    qann, bits, calibration=None if refit is False else real
+                )
             codes = mean_codes(qann, real) if start == "mean" else start
             snn = spikezip.spike(qann, release, initial_code=codes)
         counted_steps = [t for t, weight in enumerate(fitted or (), 1) if weight]

@@ -55,7 +55,7 @@ def calibrate(
             if refit is not None:
                 refit.apply(node, environments)
 
-        network.remark(qann, ranges=_run_abreast(qann, chunks, visit))
+        network.remark(qann, ranges=run_abreast(qann, chunks, visit))
 
 
 def calibrate_readings(
@@ -111,8 +111,8 @@ def calibrate_readings(
                 _set_scale(module, drives, network.origin(own), reached(module.levels))
             refit.apply(own, held)
 
-        _run_abreast(unrolled, chunks, visit)
-        network.remark(qann, ranges=_run_abreast(qann, chunks, lambda node, environments: None))
+        run_abreast(unrolled, chunks, visit)
+        network.remark(qann, ranges=run_abreast(qann, chunks, lambda node, environments: None))
 
 
 def _remark_inputs(qann: fx.GraphModule, chunks: Sequence[tuple[Tensor, ...]]) -> None:
@@ -175,7 +175,7 @@ def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list
     return chunks
 
 
-def _run_abreast(
+def run_abreast(
     gm: fx.GraphModule,
     chunks: Sequence[tuple[Tensor, ...]],
     visit: Callable[[fx.Node, list[dict[fx.Node, Any]]], None],

@@ -8,15 +8,19 @@ is; and as each value is a short dyadic number, QANN, reference, sweep and event
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from spikezip.errors import StageError
 from spikezip.graph import network, rewrite, shapes
 from spikezip.graph.network import Stage
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.averages import spell_averages
+from spikezip.quantize.calibrate import LIMIT, gather
 from spikezip.quantize.exact import Exactness, choose_arithmetic
+from spikezip.quantize.feedback import feed_back
 from spikezip.quantize.grid import FLOAT32_BITS, InputGrid
 from spikezip.quantize.quantizer import Quantizer, check_scales
 from spikezip.quantize.units import Units
@@ -27,7 +31,13 @@ _ANY = 0.7  #: stands for a threshold; no value in units of it is in unit 1
 __all__ = ["Exactness", "to_integer"]
 
 
-def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 11) -> fx.GraphModule:
+def to_integer(
+    qann: fx.GraphModule,
+    weight_bits: int = 8,
+    *,
+    input_bits: int = 11,
+    calibration: Tensor | Iterable[Any] | None = None,
+) -> fx.GraphModule:
     """Turn a QANN into one whose synaptic sums are sums of integer products.
 
     Args:
@@ -43,6 +53,7 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
 
     Raises:
         StageError: not a QANN, already integer, a scale that is not set or not positive, or bits out of range.
+        CalibrationError: the calibration data is empty or unusable.
 
     Source: the integer bound is derived in docs/floating-point.md; integer inference as in Jacob et al., CVPR 2018.
     Departs: powers of two instead of a fixed-point multiplier, so that no sum is ever rounded.
@@ -60,10 +71,13 @@ def to_integer(qann: fx.GraphModule, weight_bits: int = 8, *, input_bits: int = 
     thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))
     _round_inputs(new, input_bits)
     spell_averages(new)
-    units = Units(new, weight_bits).run()
+    units = Units(new, weight_bits)
+    known = units.run()
     rewrite.tidy(new)
     shapes.annotate(new, anew=False)
-    exactness = choose_arithmetic(new, _reaches(new, units))
+    if calibration is not None:
+        feed_back(new, units.rounded, gather(qann, calibration, LIMIT))
+    exactness = choose_arithmetic(new, _reaches(new, known))
     network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds, ranges={})
     return new
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,6 +23,7 @@ _JUDGES = 4  #: one of so many chunks is not fitted, but judges the fit
 _RARE = 1e-3  #: of the mean square of all inputs: what is less for a single one is taken for this
 
 _Values = list[Tensor]  #: of a layer's weight and bias
+_T = TypeVar("_T")
 
 
 class Refit:
@@ -78,8 +79,8 @@ class Refit:
         if layer is None:
             return
         chunks = [_Chunk(layer, *both, self._weights) for both in zip(environments, self._anns, strict=True)]
-        judging = chunks[_JUDGES - 1 :: _JUDGES]
-        fitted = _enough([c for c in chunks if c not in judging], layer)
+        fitted, judging = parted(chunks)
+        fitted = enough(fitted, chunks[0].wanted.numel() // layer.channels, layer.unknowns)
         judging = _spread(judging, len(fitted))
         if not judging:
             return  # so few images prove nothing
@@ -297,13 +298,18 @@ def divided(chunks: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     return list(zip(*(x.tensor_split(parts) for x in whole), strict=True))
 
 
-def _enough(chunks: list[_Chunk], layer: _Layer) -> list[_Chunk]:
-    """As many chunks as a layer's unknowns need, three at least."""
-    equations = chunks[0].wanted.numel() // layer.channels
-    return _spread(chunks, max(_JUDGES - 1, -(-_ROWS * layer.unknowns // max(equations, 1))))
+def parted(chunks: list[_T]) -> tuple[list[_T], list[_T]]:
+    """Those to fit to, and those to judge by: of fewer than four, none."""
+    judging = chunks[_JUDGES - 1 :: _JUDGES]
+    return [c for i, c in enumerate(chunks) if i % _JUDGES != _JUDGES - 1], judging
 
 
-def _spread(chunks: list[_Chunk], count: int) -> list[_Chunk]:
+def enough(chunks: list[_T], equations: int, unknowns: int) -> list[_T]:
+    """As many chunks as a layer's unknowns need, of so many equations each, three at least."""
+    return _spread(chunks, max(_JUDGES - 1, -(-_ROWS * unknowns // max(equations, 1))))
+
+
+def _spread(chunks: list[_T], count: int) -> list[_T]:
     """So many of all, evenly: the data may be sorted."""
     count = min(count, len(chunks))
     return [chunks[i * len(chunks) // count] for i in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -128,6 +129,25 @@ def unlike(values: Tensor, bits: int) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """The weights and bias of a layer before they were rounded, in units, and their steps.
+
+    Attributes:
+        weight: ``[output channels, ...]`` (of all groups, in order).
+        step: of each output channel's weights.
+        most: steps, either sign.
+        bias: None where there is none.
+        fine: the bias's steps.
+    """
+
+    weight: Tensor
+    step: Tensor
+    most: int
+    bias: Tensor | None = None
+    fine: Tensor | None = None
+
+
 class Units:
     """Chooses the unit of every value (real = unit * stored) and rewrites constants to match, in place.
 
@@ -135,10 +155,14 @@ class Units:
         gm: a calibrated QANN without averages (see :func:`~spikezip.quantize.averages.spell_averages`).
         bits: of the weights.
         calibrated: whether the thresholds are those it will have; if not, only what holds for any is refused.
+
+    Attributes:
+        rounded: each layer's weights as they were before.
     """
 
     def __init__(self, gm: fx.GraphModule, bits: int, *, calibrated: bool = True):
         self.gm, self.bits, self.calibrated = gm, bits, calibrated
+        self.rounded: dict[fx.Node, Rounded] = {}
         self.wanted: dict[fx.Node, float | None] = {}
         self.unit: dict[fx.Node, float] = {}
         self.origins: dict[fx.Node, tuple[float, float]] = {}  # of converted values: see _origin
@@ -448,10 +472,12 @@ class Units:
             index = ops.bias_index(node)
             bias_node: Any = node.args[index] if index is not None else None
             bias = network.constant(bias_node)
+            self.rounded[node] = Rounded(scaled, step.flatten(), most)
             if index is not None and bias is not None:
                 values = _real(node, bias) / unit
                 fine = (step.flatten() if values.numel() == step.numel() else step.min()) * 2.0**-4
                 fine = fine.clamp(max=_COARSEST_BIAS)
+                self.rounded[node] = Rounded(scaled, step.flatten(), most, values, fine)
                 values = torch.floor(values / fine + 0.5) * fine
                 new_bias = rewrite.new_constant(
                     self.gm, str(bias_node.target), nn.Parameter(values.to(bias.dtype), False), like=node

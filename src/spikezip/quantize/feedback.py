@@ -1,0 +1,111 @@
+"""Weights of few bits, rounded one after the other so that each makes up for those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikezip.graph import network, ops
+from spikezip.quantize.calibrate import run_abreast
+from spikezip.quantize.grid import channels_back
+from spikezip.quantize.refit import divided, enough, parted
+from spikezip.quantize.units import Rounded
+from spikezip.quantize.windows import Windows
+
+_DAMPED = 0.01  #: of the inputs' mean square, added to each
+_BLOCK = 128  #: weights after which the others learn what was lost
+
+
+@torch.no_grad()
+def feed_back(gm: fx.GraphModule, rounded: Mapping[fx.Node, Rounded], data: list[tuple[Tensor, ...]]) -> None:
+    """Round the weights of each layer anew, in place, on what the integer layers before hand over.
+
+    Rounding to the nearest step is best for each weight alone, not for their sum: of inputs that go together, one
+    weight's loss can be another's gain. So a layer's weights are rounded in order, and what each loses is put into
+    those still to come, as well as the inputs' second moments allow; the bias, whose steps are finer, comes last. A
+    quarter of the images, left out, says of each output channel whether it has gained; if not, it stays as it was.
+
+    Args:
+        gm: an integer network with its weights rounded to the nearest steps.
+        rounded: what these were before, by layer.
+        data: calibration data, as tuples of inputs.
+
+    Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR
+    2023. Departs: steps are powers of two; the bias takes part; held-out images judge.
+    """
+    chunks = divided(data)
+
+    def visit(node: fx.Node, environments: Sequence[dict[fx.Node, Any]]) -> None:
+        weight = network.constant(ops.weight_of(node)) if node in rounded else None
+        windows = Windows.of(node, weight) if weight is not None else None
+        if weight is not None and windows is not None:
+            (stream,) = ops.data_operands(node)
+            _round(node, weight, windows, rounded[node], [environment[stream] for environment in environments])
+
+    run_abreast(gm, chunks, visit)
+
+
+def _round(node: fx.Node, weight: Tensor, windows: Windows, before: Rounded, inputs: list[Tensor]) -> None:
+    index = ops.bias_index(node)
+    bias = network.constant(node.args[index]) if index is not None else None
+    exact = before.weight.flatten(1)
+    channels, unknowns = exact.shape
+    steps = before.step.reshape(-1, 1).expand_as(exact)
+    most = torch.full_like(exact, before.most)
+    if bias is not None:
+        if before.bias is None or before.fine is None or before.bias.numel() != channels:
+            return
+        exact = torch.cat([exact, before.bias.reshape(-1, 1)], 1)
+        steps = torch.cat([steps, before.fine.expand(channels).reshape(-1, 1)], 1)
+        most = torch.cat([most, torch.full_like(most[:, :1], torch.inf)], 1)
+    fitted, judging = parted(inputs)
+    if not judging:
+        return  # so few images prove nothing
+    equations = network.spec(node).numel // channels * len(inputs[0])
+    known, unseen = (
+        torch.stack([windows.products(_single(x), one=bias is not None) for x in part]).double().sum(0)
+        for part in (enough(fitted, equations, unknowns), judging)
+    )
+    if not bool(torch.isfinite(known).all() & torch.isfinite(unseen).all()):
+        return
+    exact, steps, most = (v.unflatten(0, (windows.groups, -1)) for v in (exact, steps, most))
+    nearest, fed = _nearest(exact, steps, most), _in_order(exact, steps, most, known)
+
+    def lost(values: Tensor) -> Tensor:
+        return (((values - exact) @ unseen) * (values - exact)).sum(-1, keepdim=True)
+
+    best = torch.where(lost(fed) < lost(nearest), fed, nearest).flatten(0, 1)
+    weight.copy_(channels_back(node, best[:, :unknowns].reshape(before.weight.shape)).reshape(weight.shape))
+    if bias is not None:
+        bias.copy_(best[:, -1].reshape(bias.shape))
+
+
+def _single(x: Tensor) -> Tensor:
+    """At least single precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _nearest(values: Tensor, steps: Tensor, most: Tensor) -> Tensor:
+    return torch.clamp(torch.floor(values / steps + 0.5), -most, most) * steps
+
+
+def _in_order(exact: Tensor, steps: Tensor, most: Tensor, products: Tensor) -> Tensor:
+    """``[groups, output channels, values]`` rounded, by the sums of the products of what they multiply."""
+    squares = products.diagonal(dim1=1, dim2=2)
+    damped = products + torch.diag_embed((_DAMPED * squares.mean(1, keepdim=True)).clamp(min=1e-12).expand_as(squares))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    passed_on = torch.linalg.cholesky(inverse, upper=True)  # row i: what value i's loss is to each after it
+    left, found = exact.clone(), torch.empty_like(exact)
+    count = exact.shape[-1]
+    for first in range(0, count, _BLOCK):
+        last = min(first + _BLOCK, count)
+        losses = torch.empty_like(exact[..., first:last])
+        for i in range(first, last):
+            found[..., i] = _nearest(left[..., i], steps[..., i], most[..., i])
+            losses[..., i - first] = (left[..., i] - found[..., i]) / passed_on[:, i, i, None]
+            left[..., i:last] -= losses[..., i - first, None] * passed_on[:, None, i, i:last]
+        left[..., last:] -= losses @ passed_on[:, first:last, last:]
+    return found
