@@ -118,6 +118,7 @@ def test_no_images_are_refused(qann: fx.GraphModule):
         to_integer(qann, 4, calibration=[])
 
 
+@pytest.mark.filterwarnings("ignore:Weights of 4 bits change")
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_rounded_in_order_is_still_equal(seed: int):
     model = shuffle_statistics(
