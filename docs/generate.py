@@ -253,6 +253,21 @@ def refit(result: dict[str, Any]) -> str:
     return table(head, rows) + provenance(result)
 
 
+def weight_bits(result: dict[str, Any]) -> str:
+    """What rounding weights in order gains where they have few bits."""
+    head = ["ResNet-20", "bits of the weights", "floats", "nearest steps", "in order", "seconds", "in order"]
+    rows = [
+        [
+            row["case"],
+            str(row["bits"]),
+            *(percent(row[name]) for name in ("floats", "nearest", "in order")),
+            *(f"{row[name]:.1f}" for name in ("nearest seconds", "in order seconds")),
+        ]
+        for row in result["rows"]
+    ]
+    return table(head, rows) + provenance(result)
+
+
 ENERGY_STEPS = (1, 2, 4, 6, 8, 12, 16, 32)
 #: Models whose ratios are shown at every step; the results hold all.
 RATIOS_SHOWN = ("lemaire-2022", "horowitz-45nm-int8", "memory-45nm-int8")
@@ -668,6 +683,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "cifar100-resnet20": resnet20,
     "beside-published-cifar100": beside_published,
     "refit": refit,
+    "weight-bits": weight_bits,
     "energy-resnet20": energy,
     "energy-resnet20-finetuned": finetuned,
     "mutation": mutation,

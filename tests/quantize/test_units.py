@@ -600,8 +600,8 @@ def test_the_least_number_of_float32_masks_and_makes_no_nan(stored):
 
 
 def test_answers_that_rounding_makes_infinite_are_refused(monkeypatch):
-    def broken(qann: fx.GraphModule, bits: int) -> fx.GraphModule:
-        new = to_integer(qann, bits)
+    def broken(qann: fx.GraphModule, bits: int, **choices: Any) -> fx.GraphModule:
+        new = to_integer(qann, bits, **choices)
         for values in new.parameters():
             values.data.fill_(torch.nan)
         return new

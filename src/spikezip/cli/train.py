@@ -14,7 +14,7 @@ from spikezip.cli.target import output_file
 from spikezip.errors import RecipeError
 
 if TYPE_CHECKING:
-    from torch import fx, nn
+    from torch import Tensor, fx, nn
 
     from spikezip.data import ImageData
     from spikezip.models import ModelSource
@@ -118,7 +118,7 @@ def command(
     if not _is_main():
         return
     # Before anything is printed: whoever reads it may have seen enough.
-    bundled = None if plan.stage is Stage.ANN else _save(done.network, plan, target, bits)
+    bundled = None if plan.stage is Stage.ANN else _save(done.network, plan, target, bits, images)
     last = done.history[-1]
     for what, numbers in (("training", last.numbers), ("validation", last.validation)):
         for name, value in numbers.items():
@@ -175,7 +175,7 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
     with screen.working("capturing and calibrating"):
         original = spikezip.capture(source.module, source.example)
         ann = spikezip.morph(original, choice)
-        real = images.calibration(min(recipe.calibration, images.count("train")), recipe.seed)
+        real = _calibration(recipe, images)
         qann = recipe.quantized(ann, original, real)
     if recipe.start is not None:
         load_weights(qann, recipe.start)
@@ -185,14 +185,18 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
     return ann, qann
 
 
-def _save(qann: nn.Module, recipe: Recipe, folder: Path, bits: int | None) -> fx.GraphModule:
+def _calibration(recipe: Recipe, images: ImageData) -> Tensor:
+    return images.calibration(min(recipe.calibration, images.count("train")), recipe.seed)
+
+
+def _save(qann: nn.Module, recipe: Recipe, folder: Path, bits: int | None, images: ImageData) -> fx.GraphModule:
     """Write the bundle; the network that is in it."""
     import spikezip
     from spikezip.spike import parse_encoding
 
     network: fx.GraphModule = qann  # type: ignore[assignment]  # train keeps its type
     if bits is not None:
-        network = spikezip.to_integer(network, bits)
+        network = spikezip.to_integer(network, bits, calibration=_calibration(recipe, images))
     with output_file(folder / BUNDLE, overwrite=True) as draft:
         spikezip.spike(network, parse_encoding(recipe.encoding)).save(draft)
     return network
