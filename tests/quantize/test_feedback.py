@@ -66,7 +66,7 @@ def test_weights_stay_on_the_grid_of_their_bits(qann: fx.GraphModule, bits: int)
     plain, fed = (to_integer(qann, bits, calibration=c) for c in (None, alike(64, seed=0)))
     trial = network.fork(qann)
     spell_averages(trial)
-    units = Units(trial, bits)
+    units = Units(trial, bits, keep=True)
     units.run()
     assert len(units.rounded) == 6
     nodes = {n.name: [n] for n in plain.graph.nodes}
@@ -111,6 +111,12 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch):
 def test_too_few_images_to_judge_by_change_nothing(qann: fx.GraphModule, count: int):
     plain, fed = (dict(to_integer(qann, 4, calibration=c).named_parameters()) for c in (None, alike(count, seed=0)))
     assert all(torch.equal(plain[name], fed[name]) for name in plain)
+
+
+def test_layers_too_wide_are_rounded_as_before(qann: fx.GraphModule, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(feedback, "_WIDEST", 5)
+    plain, fed = (dict(to_integer(qann, 4, calibration=c).named_parameters()) for c in (None, alike(64, seed=0)))
+    assert {n for n in plain if not torch.equal(plain[n], fed[n])} <= {n for n in plain if n.startswith("grouped")}
 
 
 def test_no_images_are_refused(qann: fx.GraphModule):

@@ -16,6 +16,7 @@ from spikezip.quantize.units import Rounded
 from spikezip.quantize.windows import Windows
 
 _DAMPED = 0.01  #: of the inputs' mean square, added to each
+_WIDEST = 6144  #: weights of a channel; of more (a VGG's first linear layer) the moments fill memory
 _BLOCK = 128  #: weights after which the others learn what was lost
 
 
@@ -62,8 +63,8 @@ def _round(node: fx.Node, weight: Tensor, windows: Windows, before: Rounded, inp
         steps = torch.cat([steps, before.fine.expand(channels).reshape(-1, 1)], 1)
         most = torch.cat([most, torch.full_like(most[:, :1], torch.inf)], 1)
     fitted, judging = parted(inputs)
-    if not judging:
-        return  # so few images prove nothing
+    if unknowns > _WIDEST or not judging:  # so few images prove nothing
+        return
     equations = network.spec(node).numel // channels * len(inputs[0])
     known, unseen = (
         torch.stack([windows.products(_single(x), one=bias is not None) for x in part]).double().sum(0)

@@ -71,7 +71,7 @@ def to_integer(
     thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))
     _round_inputs(new, input_bits)
     spell_averages(new)
-    units = Units(new, weight_bits)
+    units = Units(new, weight_bits, keep=calibration is not None)
     known = units.run()
     rewrite.tidy(new)
     shapes.annotate(new, anew=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -155,13 +155,11 @@ class Units:
         gm: a calibrated QANN without averages (see :func:`~spikezip.quantize.averages.spell_averages`).
         bits: of the weights.
         calibrated: whether the thresholds are those it will have; if not, only what holds for any is refused.
-
-    Attributes:
-        rounded: each layer's weights as they were before.
+        keep: whether what layers' weights were before is kept, in ``rounded``.
     """
 
-    def __init__(self, gm: fx.GraphModule, bits: int, *, calibrated: bool = True):
-        self.gm, self.bits, self.calibrated = gm, bits, calibrated
+    def __init__(self, gm: fx.GraphModule, bits: int, *, calibrated: bool = True, keep: bool = False):
+        self.gm, self.bits, self.calibrated, self.keep = gm, bits, calibrated, keep
         self.rounded: dict[fx.Node, Rounded] = {}
         self.wanted: dict[fx.Node, float | None] = {}
         self.unit: dict[fx.Node, float] = {}
@@ -472,18 +470,20 @@ class Units:
             index = ops.bias_index(node)
             bias_node: Any = node.args[index] if index is not None else None
             bias = network.constant(bias_node)
-            self.rounded[node] = Rounded(scaled, step.flatten(), most)
+            before = Rounded(scaled, step.flatten(), most)
             if index is not None and bias is not None:
                 values = _real(node, bias) / unit
                 fine = (step.flatten() if values.numel() == step.numel() else step.min()) * 2.0**-4
                 fine = fine.clamp(max=_COARSEST_BIAS)
-                self.rounded[node] = Rounded(scaled, step.flatten(), most, values, fine)
+                before = replace(before, bias=values, fine=fine)
                 values = torch.floor(values / fine + 0.5) * fine
                 new_bias = rewrite.new_constant(
                     self.gm, str(bias_node.target), nn.Parameter(values.to(bias.dtype), False), like=node
                 )
                 new_bias.meta["spec"] = bias_node.meta.get("spec")
                 node.update_arg(index, new_bias)
+            if self.keep:
+                self.rounded[node] = before
         return unit
 
     def _convert(
