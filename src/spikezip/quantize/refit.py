@@ -156,7 +156,9 @@ def _layers(qann: fx.GraphModule) -> Iterator[_Layer]:
             parameter = network.constant(n)
             if isinstance(n, fx.Node) and isinstance(parameter, nn.Parameter) and readers[_storage(parameter)] == 1:
                 stored[n] = parameter
-        if weight not in stored or len(ops.data_operands(node)) != 1 or not network.spec(node).dtype.is_floating_point:
+        if weight not in stored or (index is not None and node.args[index] not in stored):
+            continue
+        if len(ops.data_operands(node)) != 1 or not network.spec(node).dtype.is_floating_point:
             continue
         ways = [_Layer(node, node, stored)]
         total, added = _sum_of(node)
@@ -239,10 +241,8 @@ class _Chunk:
         return self._seen(wanted if self.layer.beyond is None else wanted - self._environment[self.layer.beyond])
 
     def missing(self, values: _Values) -> Tensor:
-        found = self._run(values)
-        return self.wanted - self._seen(
-            found if self.layer.added is None else found + self._environment[self.layer.added]
-        )
+        found, added = self._run(values), self.layer.added
+        return self.wanted - self._seen(found if added is None else found + self._environment[added])
 
     def _seen(self, values: Tensor) -> Tensor:
         return values.clamp(min=self.layer.floor) if self.layer.floor > -torch.inf else values
