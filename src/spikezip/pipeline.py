@@ -301,9 +301,12 @@ class SNN(SpikingNetwork):
         """See :func:`spikezip.verify`."""
         return verify(self, images)
 
-    def to_integer(self, weight_bits: int = 8) -> SNN:
-        """The same network with integer weights: equal to its QANN to the bit, in every engine and on every device."""
-        new = to_integer(self.qann, weight_bits)
+    def to_integer(self, weight_bits: int = 8, *, calibration: Tensor | Iterable[Any] | None = None) -> SNN:
+        """The same network with integer weights: equal to its QANN to the bit, in every engine and on every device.
+
+        With ``calibration`` data weights are rounded so that they make up for one another.
+        """
+        new = to_integer(self.qann, weight_bits, calibration=calibration)
         return spike(
             new, self.encoding, bias_encoding=self.bias_encoding, slew=self.slew, initial_code=self.initial_code
         )

@@ -35,7 +35,8 @@ def feed_back(gm: fx.GraphModule, rounded: Mapping[fx.Node, Rounded], data: list
         data: calibration data, as tuples of inputs.
 
     Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR
-    2023. Departs: steps are powers of two; the bias takes part; held-out images judge.
+    2023, in the form of Babai's nearest plane (Combinatorica 1986), which gives the same weights. Departs: steps are
+    powers of two; the bias takes part; held-out images judge.
     """
     chunks = divided(data)
 
@@ -94,19 +95,21 @@ def _nearest(values: Tensor, steps: Tensor, most: Tensor) -> Tensor:
 
 
 def _in_order(exact: Tensor, steps: Tensor, most: Tensor, products: Tensor) -> Tensor:
-    """``[groups, output channels, values]`` rounded, by the sums of the products of what they multiply."""
-    squares = products.diagonal(dim1=1, dim2=2)
-    damped = products + torch.diag_embed((_DAMPED * squares.mean(1, keepdim=True)).clamp(min=1e-12).expand_as(squares))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    passed_on = torch.linalg.cholesky(inverse, upper=True)  # row i: what value i's loss is to each after it
-    left, found = exact.clone(), torch.empty_like(exact)
-    count = exact.shape[-1]
+    """``[groups, output channels, values]`` rounded, by the sums of the products of what they multiply.
+
+    With ``products = R R^T``, ``R`` upper triangular, what is lost by ``d = found - exact`` is ``|R^T d|^2``, and its
+    entry i depends on the values up to i alone: each is rounded to the nearest step from where that entry is 0.
+    """
+    squares = products.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    damped = products + torch.diag_embed((_DAMPED * squares).clamp(min=1e-12).expand(-1, products.shape[1]))
+    factor = torch.linalg.cholesky(damped.flip(1, 2)).flip(1, 2)
+    found, passed_on, count = torch.empty_like(exact), torch.zeros_like(exact), exact.shape[-1]
     for first in range(0, count, _BLOCK):
         last = min(first + _BLOCK, count)
-        losses = torch.empty_like(exact[..., first:last])
         for i in range(first, last):
-            found[..., i] = _nearest(left[..., i], steps[..., i], most[..., i])
-            losses[..., i - first] = (left[..., i] - found[..., i]) / passed_on[:, i, i, None]
-            left[..., i:last] -= losses[..., i - first, None] * passed_on[:, None, i, i:last]
-        left[..., last:] -= losses @ passed_on[:, first:last, last:]
+            wanted = exact[..., i] - passed_on[..., i] / factor[:, i, i, None]
+            found[..., i] = _nearest(wanted, steps[..., i], most[..., i])
+            lost = found[..., i] - exact[..., i]
+            passed_on[..., i:last] += lost[..., None] * factor[:, None, i, i:last]
+        passed_on[..., last:] += (found - exact)[..., first:last] @ factor[:, first:last, last:]
     return found
