@@ -181,10 +181,10 @@ def equal_cost() -> str:
         (row,) = result["variants"].values()
         accuracy, cost = [spread(row[key]) for key in accuracies], [spread(row[key], 1e-6) for key in costs]
         how = [spread(row["t_eq"], 1), *cost, "yes" if row["equal"] else "**no**"]
-        rows.append([variant, str(result["settings"]["epochs"]), *accuracy, *how])
+        rows.append([variant, str(result["settings"]["epochs"]), str(row["seeds"]), *accuracy, *how])
         made.append(provenance(result))
-    head = ["variant", "epochs", *(f"t={t}" for t in STEPS[:4]), "settled", "T_eq", "SynOps by t=4 (10⁶)", "by T_eq"]
-    return table([*head, "spikes (10⁶)", "SNN = QANN"], rows) + "".join(made)
+    head = ["variant", "epochs", "seeds", *(f"t={t}" for t in STEPS[:4]), "settled", "T_eq", "SynOps by t=4 (10⁶)"]
+    return table([*head, "by T_eq", "spikes (10⁶)", "SNN = QANN"], rows) + "".join(made)
 
 
 def short_table(result: dict[str, Any]) -> str:

@@ -23,9 +23,11 @@ from spikezip.quantize.exact import Exactness, choose_arithmetic
 from spikezip.quantize.feedback import feed_back
 from spikezip.quantize.grid import FLOAT32_BITS, InputGrid
 from spikezip.quantize.quantizer import Quantizer, check_scales
+from spikezip.quantize.refit import distance, spread
 from spikezip.quantize.units import Units
 
 _DETAIL_BITS = 6  #: with sign, of how much the channel of the input varies that varies least
+_ASKED = 4  #: chunks of calibration data on which answers are compared
 _ANY = 0.7  #: stands for a threshold; no value in units of it is in unit 1
 
 __all__ = ["Exactness", "to_integer"]
@@ -45,6 +47,9 @@ def to_integer(
         weight_bits: bits of the weights, 2 to 16; each output channel has its own power-of-two scale.
         input_bits: bits (with sign) of the network's fixed-point input; more, up to 24, where a channel or column
             varies by so little of the greatest value that they would not tell its values apart.
+        calibration: as for ``quantize``, if weights are to be rounded so that they make up for one another on it
+            (:func:`~spikezip.quantize.feedback.feed_back`; with 5 bits and fewer far better), unless each at its
+            nearest step leaves the answers nearer to the QANN's there. None rounds each to its nearest step.
 
     Returns:
         A new QANN. Its notes hold ``weight_bits``, ``exactness`` (a tuple of :class:`Exactness`) and ``thresholds``
@@ -67,16 +72,26 @@ def to_integer(
         )
     refuse_live(qann, "to_integer")
     check_scales(qann)
+    nearest = _rounded(qann, weight_bits, input_bits, [])
+    if calibration is None:
+        return nearest
+    data = gather(qann, calibration, LIMIT)
+    in_order = _rounded(qann, weight_bits, input_bits, data)
+    return min(nearest, in_order, key=lambda new: distance(qann, new, spread(data, _ASKED)))
+
+
+def _rounded(qann: fx.GraphModule, weight_bits: int, input_bits: int, data: list[tuple[Tensor, ...]]) -> fx.GraphModule:
+    """The integer network, its weights rounded in order if there is data."""
     new = network.fork(qann).eval().requires_grad_(False)
     thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))
     _round_inputs(new, input_bits)
     spell_averages(new)
-    units = Units(new, weight_bits, keep=calibration is not None)
+    units = Units(new, weight_bits, keep=bool(data))
     known = units.run()
     rewrite.tidy(new)
     shapes.annotate(new, anew=False)
-    if calibration is not None:
-        feed_back(new, units.rounded, gather(qann, calibration, LIMIT))
+    if data:
+        feed_back(new, units.rounded, data)
     exactness = choose_arithmetic(new, _reaches(new, known))
     network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds, ranges={})
     return new

@@ -81,7 +81,7 @@ class Refit:
         chunks = [_Chunk(layer, *both, self._weights) for both in zip(environments, self._anns, strict=True)]
         fitted, judging = parted(chunks)
         fitted = enough(fitted, chunks[0].wanted.numel() // layer.channels, layer.unknowns)
-        judging = _spread(judging, len(fitted))
+        judging = spread(judging, len(fitted))
         if not judging:
             return  # so few images prove nothing
         start = [stored.detach().clone() for stored in layer.stored.values()]
@@ -306,10 +306,10 @@ def parted(chunks: list[_T]) -> tuple[list[_T], list[_T]]:
 
 def enough(chunks: list[_T], equations: int, unknowns: int) -> list[_T]:
     """As many chunks as a layer's unknowns need, of so many equations each, three at least."""
-    return _spread(chunks, max(_JUDGES - 1, -(-_ROWS * unknowns // max(equations, 1))))
+    return spread(chunks, max(_JUDGES - 1, -(-_ROWS * unknowns // max(equations, 1))))
 
 
-def _spread(chunks: list[_T], count: int) -> list[_T]:
+def spread(chunks: list[_T], count: int) -> list[_T]:
     """So many of all, evenly: the data may be sorted."""
     count = min(count, len(chunks))
     return [chunks[i * len(chunks) // count] for i in range(count)]
