@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -140,6 +142,6 @@ def test_what_takes_the_answers_further_away_is_left(qann: fx.GraphModule, monke
         for parameter in new.parameters():
             parameter.data.neg_()
 
-    monkeypatch.setattr("spikezip.quantize.integer.feed_back", spoil)
+    monkeypatch.setattr(sys.modules["spikezip.quantize.integer"], "feed_back", spoil)
     plain, fed = (dict(to_integer(qann, 4, calibration=c).named_parameters()) for c in (None, alike(64, seed=0)))
     assert all(torch.equal(plain[name], fed[name]) for name in plain)
