@@ -27,7 +27,7 @@ from spikezip.quantize.refit import distance, spread
 from spikezip.quantize.units import Units
 
 _DETAIL_BITS = 6  #: with sign, of how much the channel of the input varies that varies least
-_ASKED = 4  #: chunks of calibration data on which answers are compared
+_CHUNKS, _ASKED = 4, 16  #: of calibration data, and images of each, on which answers are compared
 _ANY = 0.7  #: stands for a threshold; no value in units of it is in unit 1
 
 __all__ = ["Exactness", "to_integer"]
@@ -77,7 +77,8 @@ def to_integer(
         return nearest
     data = gather(qann, calibration, LIMIT)
     in_order = _rounded(qann, weight_bits, input_bits, data)
-    return min(nearest, in_order, key=lambda new: distance(qann, new, spread(data, _ASKED)))
+    asked = [tuple(x[:_ASKED] for x in chunk) for chunk in spread(data, _CHUNKS)]
+    return min(nearest, in_order, key=lambda new: distance(qann, new, asked))
 
 
 def _rounded(qann: fx.GraphModule, weight_bits: int, input_bits: int, data: list[tuple[Tensor, ...]]) -> fx.GraphModule:
