@@ -15,7 +15,7 @@ from spikezip.graph import network, ops
 from spikezip.quantize import feedback
 from spikezip.quantize.averages import spell_averages
 from spikezip.quantize.grid import channels_first
-from spikezip.quantize.units import Units
+from spikezip.quantize.units import Units, nearest
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -95,7 +95,7 @@ def test_each_is_rounded_as_if_those_after_it_were_free():
     products = torch.tensor([[[1.0, 1.0], [1.0, 1.0 + 1e-9]]], dtype=torch.float64) * 100
     exact = torch.tensor([[[0.4, 0.4], [1.3, 1.3]]], dtype=torch.float64)
     steps, most = torch.ones_like(exact), torch.full_like(exact, 7.0)
-    assert feedback._nearest(exact, steps, most).sum(-1).tolist() == [[0.0, 2.0]]
+    assert nearest(exact, steps, most).sum(-1).tolist() == [[0.0, 2.0]]
     assert feedback._in_order(exact, steps, most, products).sum(-1).tolist() == [[1.0, 3.0]]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -189,6 +190,18 @@ def out_channel_dim(node: fx.Node) -> int:
     """The dimension of the weight that runs over output channels (within a group, for transposed convolutions)."""
     name = _name(node.target)
     return 1 if name.startswith("conv_transpose") else -1 if name in ("addmm", "mm", "matmul", "bmm") else 0
+
+
+def geometry(node: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding and dilation of a convolution, each of ``dims`` numbers, and its groups."""
+    given: Any = [*node.args[3:], *[[1], [0], [1], 1][max(len(node.args) - 3, 0) :]]
+    stride, padding, dilation = (of_each_dim(values, dims) for values in given[:3])
+    return stride, padding, dilation, given[3]
+
+
+def of_each_dim(values: Sequence[int], dims: int = 2) -> list[int]:
+    """What a window has in each dimension: one number stands for all."""
+    return list(values) if len(values) == dims else [values[0]] * dims
 
 
 def only_divides(node: fx.Node) -> bool:

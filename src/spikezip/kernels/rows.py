@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikezip.graph import ops
 from spikezip.quantize.grid import FLOAT32_BITS, FLOAT64_BITS, to_fixed_point
 
 DIGITS = {torch.float32: FLOAT32_BITS, torch.float64: FLOAT64_BITS}  #: binary digits of whole numbers that a type holds
@@ -296,7 +297,7 @@ def max_pool2d(
 
     Padding never wins: bytes are counted from the lowest code.
     """
-    (high, wide), (down, right), (top, left) = (of_each_dim(v) for v in (kernel, stride or kernel, padding))
+    (high, wide), (down, right), (top, left) = (ops.of_each_dim(v) for v in (kernel, stride or kernel, padding))
     rows, below = _windows(codes.shape[2], high, down, top, ceil_mode)
     columns, behind = _windows(codes.shape[3], wide, right, left, ceil_mode)
     if top or left or below > 0 or behind > 0:
@@ -317,8 +318,3 @@ def _windows(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool)
     if ceil_mode and (count - 1) * stride >= size + padding:  # none begins in the padding behind
         count -= 1
     return count, (count - 1) * stride - room
-
-
-def of_each_dim(values: Sequence[int], dims: int = 2) -> list[int]:
-    """What a window has in each dimension: one number stands for all."""
-    return list(values) if len(values) == dims else [values[0]] * dims

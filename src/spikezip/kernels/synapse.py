@@ -20,7 +20,7 @@ from spikezip.graph import network, ops
 from spikezip.kernels import events
 from spikezip.kernels.alone import is_alone
 from spikezip.kernels.precision import TF32_WHOLE, tf32
-from spikezip.kernels.rows import DIGITS, Joined, Rows, Sum, of_each_dim
+from spikezip.kernels.rows import DIGITS, Joined, Rows, Sum
 from spikezip.quantize.grid import Grid, dyadic_exponent, per_channel
 
 _aten, _onednn = torch.ops.aten, torch.ops.onednn
@@ -203,7 +203,7 @@ def conv2d(
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     each = x[0].numel() * weight[0, 0].numel()
     parts = [
-        conv2d_as_product(part, weight, bias, of_each_dim(stride), of_each_dim(padding))
+        conv2d_as_product(part, weight, bias, ops.of_each_dim(stride), ops.of_each_dim(padding))
         for part in x.split(max(_WINDOWS // each, 1))
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -235,8 +235,7 @@ def pack(node: fx.Node) -> Synapse | None:
     geometry = None
     if node.target in _CONVOLUTIONS:
         size, dims = network.spec(node.args[0]).shape[2:], weight.dim() - 2  # type: ignore[arg-type]
-        stride, padding, dilation, groups = [*node.args[3:], *[[1], [0], [1], 1][max(len(node.args) - 3, 0) :]]
-        stride, padding, dilation = (of_each_dim(values, dims) for values in (stride, padding, dilation))
+        stride, padding, dilation, groups = ops.geometry(node, dims)
         if len(size) != dims or not all(map(_windows_see, size, weight.shape[2:], stride, padding, dilation)):
             return None
         if dims == 3 and weight.device.type != "cpu":

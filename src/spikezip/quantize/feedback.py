@@ -12,7 +12,7 @@ from spikezip.graph import network, ops
 from spikezip.quantize.calibrate import run_abreast
 from spikezip.quantize.grid import channels_back
 from spikezip.quantize.refit import divided, enough, parted
-from spikezip.quantize.units import Rounded
+from spikezip.quantize.units import Rounded, nearest
 from spikezip.quantize.windows import Windows
 
 _DAMPED = 0.01  #: of the inputs' mean square, added to each
@@ -74,12 +74,12 @@ def _round(node: fx.Node, weight: Tensor, windows: Windows, before: Rounded, inp
     if not bool(torch.isfinite(known).all() & torch.isfinite(unseen).all()):
         return
     exact, steps, most = (v.unflatten(0, (windows.groups, -1)) for v in (exact, steps, most))
-    nearest, fed = _nearest(exact, steps, most), _in_order(exact, steps, most, known)
+    each, fed = nearest(exact, steps, most), _in_order(exact, steps, most, known)
 
     def lost(values: Tensor) -> Tensor:
         return (((values - exact) @ unseen) * (values - exact)).sum(-1, keepdim=True)
 
-    best = torch.where(lost(fed) < lost(nearest), fed, nearest).flatten(0, 1)
+    best = torch.where(lost(fed) < lost(each), fed, each).flatten(0, 1)
     weight.copy_(channels_back(node, best[:, :unknowns].reshape(before.weight.shape)).reshape(weight.shape))
     if bias is not None:
         bias.copy_(best[:, -1].reshape(bias.shape))
@@ -88,10 +88,6 @@ def _round(node: fx.Node, weight: Tensor, windows: Windows, before: Rounded, inp
 def _single(x: Tensor) -> Tensor:
     """At least single precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _nearest(values: Tensor, steps: Tensor, most: Tensor) -> Tensor:
-    return torch.clamp(torch.floor(values / steps + 0.5), -most, most) * steps
 
 
 def _in_order(exact: Tensor, steps: Tensor, most: Tensor, products: Tensor) -> Tensor:
@@ -108,7 +104,7 @@ def _in_order(exact: Tensor, steps: Tensor, most: Tensor, products: Tensor) -> T
         last = min(first + _BLOCK, count)
         for i in range(first, last):
             wanted = exact[..., i] - passed_on[..., i] / factor[:, i, i, None]
-            found[..., i] = _nearest(wanted, steps[..., i], most[..., i])
+            found[..., i] = nearest(wanted, steps[..., i], most[..., i])
             lost = found[..., i] - exact[..., i]
             passed_on[..., i:last] += lost[..., None] * factor[:, None, i, i:last]
         passed_on[..., last:] += (found - exact)[..., first:last] @ factor[:, first:last, last:]

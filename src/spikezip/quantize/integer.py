@@ -72,16 +72,16 @@ def to_integer(
         )
     refuse_live(qann, "to_integer")
     check_scales(qann)
-    nearest = _rounded(qann, weight_bits, input_bits, [])
+    nearest = _integer(qann, weight_bits, input_bits, [])
     if calibration is None:
         return nearest
     data = gather(qann, calibration, LIMIT)
-    in_order = _rounded(qann, weight_bits, input_bits, data)
+    in_order = _integer(qann, weight_bits, input_bits, data)
     asked = [tuple(x[:_ASKED] for x in chunk) for chunk in spread(data, _CHUNKS)]
     return min(nearest, in_order, key=lambda new: distance(qann, new, asked))
 
 
-def _rounded(qann: fx.GraphModule, weight_bits: int, input_bits: int, data: list[tuple[Tensor, ...]]) -> fx.GraphModule:
+def _integer(qann: fx.GraphModule, weight_bits: int, input_bits: int, data: list[tuple[Tensor, ...]]) -> fx.GraphModule:
     """The integer network, its weights rounded in order if there is data."""
     new = network.fork(qann).eval().requires_grad_(False)
     thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))

@@ -324,14 +324,14 @@ class _Curvature:
 
     def __init__(self, chunks: list[_Chunk], like: _Values):
         self._chunks, self._like, self._layer = chunks, like, chunks[0].layer
-        self.outputs = sum(chunk.wanted.numel() for chunk in chunks)
+        self._outputs = sum(chunk.wanted.numel() for chunk in chunks)
         self._pairs: Tensor | None = None
         windows, unknowns, channels = self._layer.windows, self._layer.unknowns, self._layer.channels
         if windows is not None:
-            equations = self.outputs / channels
+            equations = self._outputs / channels
             work = unknowns * (equations * windows.groups + _ITERATIONS * unknowns * channels)
             if work < 2 * _ITERATIONS * equations * unknowns * channels:
-                self._pairs = torch.stack([chunk.pairs() for chunk in chunks]).sum(0) / self.outputs
+                self._pairs = torch.stack([chunk.pairs() for chunk in chunks]).sum(0) / self._outputs
 
     def diagonal(self) -> _Values:
         """Mean squares of what each value is multiplied by."""
@@ -350,7 +350,7 @@ class _Curvature:
 
     def mean(self, parts: Iterator[_Values]) -> _Values:
         """The chunks' sums, of one output."""
-        return [torch.stack(same).sum(0) / self.outputs for same in zip(*parts, strict=True)]
+        return [torch.stack(same).sum(0) / self._outputs for same in zip(*parts, strict=True)]
 
     def _values(self, rows: Tensor) -> _Values:
         """Weight and bias from ``[groups, output channels of each, values]``."""

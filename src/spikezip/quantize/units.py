@@ -104,6 +104,12 @@ def _low_enough(node: fx.Node, values: Tensor) -> Tensor:
     return torch.where(low & torch.isfinite(values), _MASKED, values)
 
 
+def nearest(values: Tensor, step: Tensor | float, most: Tensor | float = math.inf) -> Tensor:
+    """Each value rounded to whole steps, ties up, at most so many of them, either sign."""
+    limit = torch.as_tensor(most, dtype=values.dtype, device=values.device)
+    return torch.floor(values / step + 0.5).clamp(-limit, limit) * step
+
+
 def unlike(values: Tensor, bits: int) -> bool:
     """Whether one step, ``bits`` digits below the greatest value, would erase what others say.
 
@@ -427,7 +433,7 @@ class Units:
         values = _real(node, stored) * (self.unit[stream] / unit)
         most = 2 ** (self.bits - 1) - 1
         step = 2.0 ** -math.floor(math.log2(most / (_greatest(values) or 1.0)))
-        values = torch.floor(values / step + 0.5).clamp(-most, most) * step
+        values = nearest(values, step, most)
         with self.gm.graph.inserting_before(node):
             new = rewrite.new_constant(self.gm, str(factor.target), values.to(stored.dtype), like=node)
         new.meta["spec"] = factor.meta.get("spec")
@@ -452,8 +458,8 @@ class Units:
         exponent = torch.floor(torch.log2(most / top)).clamp(max=finest)
         step = torch.ldexp(torch.ones_like(exponent), -exponent.to(torch.int32))
         step = step.reshape([-1] + [1] * (scaled.dim() - 1))
-        whole = torch.floor(scaled / step + 0.5).clamp(-most, most)
-        if not bool(whole.any()) and bool(weight.any()):
+        short = nearest(scaled, step, most)
+        if not bool(short.any()) and bool(weight.any()):
             # A layer that hardly moves its neurons may be none; where no neuron says how little that is, it may not.
             farthest = float(scaled.abs().flatten(1).sum(1).max()) * 2.0 ** self.digits.get(stream, math.inf)
             if self.calibrated and (unit == 1.0 or farthest >= _COARSEST_BIAS):
@@ -463,7 +469,7 @@ class Units:
                     "(weight_bits=None)."
                 )
         with self.gm.graph.inserting_before(node):
-            stored = channels_back(node, whole * step).reshape(weight.shape).to(weight.dtype)
+            stored = channels_back(node, short).reshape(weight.shape).to(weight.dtype)
             new_weight = rewrite.new_constant(self.gm, str(weight_node.target), nn.Parameter(stored, False), like=node)
             new_weight.meta["spec"] = weight_node.meta.get("spec")
             node.args = tuple(new_weight if a is weight_node else a for a in node.args)
@@ -476,7 +482,7 @@ class Units:
                 fine = (step.flatten() if values.numel() == step.numel() else step.min()) * 2.0**-4
                 fine = fine.clamp(max=_COARSEST_BIAS)
                 before = replace(before, bias=values, fine=fine)
-                values = torch.floor(values / fine + 0.5) * fine
+                values = nearest(values, fine)
                 new_bias = rewrite.new_constant(
                     self.gm, str(bias_node.target), nn.Parameter(values.to(bias.dtype), False), like=node
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+
+from spikezip.graph import ops
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.matmul.default)
@@ -38,15 +41,11 @@ class Windows:
             return cls()
         if node.target not in _CONVOLUTIONS:
             return None
-        settings: Any = [*node.args[3:], *[[1], [0], [1], 1][max(len(node.args) - 3, 0) :]]
-        flat = weight.dim() == 3
-
-        def of_both(values: list[int], missing: int) -> list[int]:
-            return [missing, *values] if flat else list(values) * (3 - len(values))
-
-        stride, padding, dilation = (of_both(v, m) for v, m in zip(settings[:3], (1, 0, 1), strict=True))
-        kernel = of_both([*weight.shape[2:]], 1)
-        return cls(settings[3], {"kernel_size": kernel, "dilation": dilation, "padding": padding, "stride": stride})
+        kernel = [*weight.shape[2:]]
+        stride, padding, dilation, groups = ops.geometry(node, len(kernel))
+        if len(kernel) == 1:
+            kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
+        return cls(groups, {"kernel_size": kernel, "dilation": dilation, "padding": padding, "stride": stride})
 
     def columns(self, x: Tensor) -> Iterator[Tensor]:
         """All windows of ``x``, as ``[groups, values of a window, windows]``, some images at a time."""
@@ -61,9 +60,5 @@ class Windows:
     def products(self, x: Tensor, *, one: bool) -> Tensor:
         """The sums over windows of the products of every two values: ``[groups, values, values]``; with ``one``, of the
         number 1 as a further value of each."""
-        total: Tensor | float = 0.0
-        for seen in self.columns(x):
-            seen = F.pad(seen, (0, 0, 0, 1), value=1.0) if one else seen
-            total = total + seen @ seen.mT
-        assert isinstance(total, Tensor)
-        return total
+        columns = (F.pad(seen, (0, 0, 0, 1), value=1.0) if one else seen for seen in self.columns(x))
+        return functools.reduce(torch.add, (seen @ seen.mT for seen in columns))
