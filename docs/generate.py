@@ -256,12 +256,14 @@ def refit(result: dict[str, Any]) -> str:
 def weight_bits(result: dict[str, Any]) -> str:
     """What rounding weights in order gains where they have few bits."""
     head = ["ResNet-20", "bits of the weights", "floats", "nearest steps", "in order", "seconds", "in order"]
+    head.extend(["file (kB)", "of floats"])
     rows = [
         [
             row["case"],
             str(row["bits"]),
             *(percent(row[name]) for name in ("floats", "nearest", "in order")),
             *(f"{row[name]:.1f}" for name in ("nearest seconds", "in order seconds")),
+            *(f"{row[name] / 1000:.0f}" for name in ("bytes", "floats bytes")),
         ]
         for row in result["rows"]
     ]

@@ -3,14 +3,15 @@
     python experiments/weight_bits.py [--data PATH]
 
 ResNet-20 without training (8 levels, refitted, once settled), and the network that was trained for t = 2
-(experiments/networks) at t = 2; all test images. Writes experiments/results/weight-bits.json, row by row; those in the
-file are not run again.
+(experiments/networks) at t = 2; all test images; and how large the SNN's file is. Writes
+experiments/results/weight-bits.json, row by row; those in the file are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, fx
 
 from spikezip import Levels, Morph, Residual, capture, morph, quantize, spike, to_integer
 from spikezip.cli.sources import open_both
+from spikezip.export import save_bundle
 from spikezip.measure.provenance import provenance
 from spikezip.models.weights import load_weights
 from spikezip.run import Engine, execute
@@ -70,6 +72,7 @@ def main() -> None:
                 network = to_integer(qann, bits, calibration=calibration)
                 row[f"{name} seconds"] = time.process_time() - start
                 row[name] = right(network, images, labels)
+            row["bytes"], row["floats bytes"] = (file_size(net) for net in (network, qann))
             rows.append(row)
             told = {"experiment": "weight-bits", **provenance(SEED), "rows": rows}
             RESULT.write_text(json.dumps(told, indent=1) + "\n")
@@ -84,6 +87,12 @@ def right_at_two(network: fx.GraphModule, images: Tensor, labels: Tensor) -> flo
         answers = execute(snn, (part,), 2, engine=engine, stop=False).outputs[0][-1]
         right += int((answers.argmax(-1) == wanted).sum())
     return right / len(images)
+
+
+def file_size(qann: fx.GraphModule) -> int:
+    """Bytes of its SNN's bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save_bundle(spike(qann), Path(folder) / "net.spikezip").stat().st_size
 
 
 if __name__ == "__main__":

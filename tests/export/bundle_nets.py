@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
@@ -73,6 +74,13 @@ class Parts:
     def node(self, target: str) -> Any:
         """The first node of a target."""
         return next(row for row in self.document["nodes"] if row["target"] == target)
+
+
+def apart(path: Path) -> Parts:
+    """A bundle, taken apart."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        return Parts(json.loads(file.metadata()[KEY]), tensors)
 
 
 def refused(path: Path, match: str) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 # The networks are shared by several test files of this folder.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bundle_nets import KEY, Parts, SmallNet, convert
+from bundle_nets import Parts, SmallNet, apart, convert
 
 from spikezip.export import save_bundle
 from spikezip.spike import SpikingNetwork
@@ -46,9 +44,4 @@ def take_apart(good: bytes, tmp_path: Path) -> Callable[[], Parts]:
     source = tmp_path / "good.spikezip"
     source.write_bytes(good)
 
-    def parts() -> Parts:
-        with safe_open(source, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-            return Parts(json.loads(file.metadata()[KEY]), tensors)
-
-    return parts
+    return lambda: apart(source)

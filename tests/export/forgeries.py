@@ -245,9 +245,9 @@ _BOOM = 10**6
 
 HEADER: list[Mutation] = [
     # the document as a whole
-    ("format of the future", _set("format", "spikezip.bundle/2"), "upgrade"),
+    ("format of the future", _set("format", "spikezip.bundle/3"), "upgrade"),
     ("format of the far future", _set("format", "spikezip.bundle/999999999"), "upgrade"),
-    ("format of version 0", _set("format", "spikezip.bundle/0"), "reads version 1"),
+    ("format of version 0", _set("format", "spikezip.bundle/0"), "reads versions 1 to 2"),
     ("format of something else", _set("format", "onnx"), "not a bundle of spikezip"),
     ("format is a number", _set("format", 1), "not a bundle of spikezip"),
     ("format endless", _set("format", "spikezip.bundle/" + "9" * 5000), "not a bundle of spikezip"),

@@ -363,7 +363,7 @@ def test_the_file_is_safetensors_and_json(small: SpikingNetwork, tmp_path: Path)
         assert len(file.metadata()) == 1, "safetensors writes several in an order of its own"
         document = json.loads(file.metadata()["spikezip"])
         assert set(file.keys()) == set(document["tensors"])
-    assert document["format"] == "spikezip.bundle/1"
+    assert document["format"] == "spikezip.bundle/2"
     assert document["weights_sha256"] == weights_sha256(small.graph)
 
 

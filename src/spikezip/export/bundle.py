@@ -31,7 +31,7 @@ from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
 KEY = "spikezip"  #: of the header; the one key, as safetensors does not keep the order of several
-VERSION = 1
+VERSION = 2  #: since 2, weights of few bits are packed; files of version 1 are read
 _FORMAT = re.compile(r"spikezip\.bundle/([0-9]{1,9})")
 _LONGEST = 1 << 25  #: bytes of JSON
 _MOST_INPUTS = 64
@@ -192,9 +192,9 @@ def _header(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     match = _FORMAT.fullmatch(named) if isinstance(named, str) else None
     if match is None:
         raise BundleError(f"its format is {str(named)[:80]!r}, not a bundle of spikezip")
-    if int(match[1]) != VERSION:
+    if not 1 <= int(match[1]) <= VERSION:
         raise BundleError(
-            f"its format is {named}; this spikezip reads version {VERSION}: "
+            f"its format is {named}; this spikezip reads versions 1 to {VERSION}: "
             "upgrade spikezip (pip install --upgrade spikezip)"
         )
     fields(document, "its header", _DOCUMENT)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from spikezip.errors import BundleError
 from spikezip.export.leaves import read_leaf
+from spikezip.export.packing import pack, unpack
 from spikezip.export.values import fields
 from spikezip.export.vocabulary import DTYPES
 from spikezip.graph import network
@@ -70,7 +71,10 @@ def write_tensors(stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
         dense = tensor.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
         if dense.is_complex():
             facts[name]["complex"] = True
-        kept[name] = torch.view_as_real(dense) if dense.is_complex() else dense
+            dense = torch.view_as_real(dense)
+        elif packed := pack(dense):
+            facts[name]["packed"], dense = packed
+        kept[name] = dense
     return facts, kept
 
 
@@ -93,7 +97,7 @@ def check_facts(facts: Any, present: set[str]) -> dict[str, Any]:
             row,
             f"the tensor {name!r}",
             {"kind": str, "requires_grad": bool},
-            {"same_as": str, "order": list, "complex": bool},
+            {"same_as": str, "order": list, "complex": bool, "packed": dict},
         )
         if row["kind"] not in _KINDS:
             raise BundleError(f"the tensor {name!r} is a {row['kind'][:40]!r}, neither parameter nor buffer")
@@ -115,8 +119,7 @@ def read_tensors(facts: Mapping[str, Any], get: Callable[[str], Tensor]) -> dict
     for name, row in sorted(facts.items()):
         origin = row.get("same_as", name)
         if origin not in raw:
-            stored = _complex(get(origin), origin) if facts[origin].get("complex") else get(origin)
-            raw[origin] = _laid_out(stored, facts[origin].get("order"), origin)
+            raw[origin] = _laid_out(_stored(get(origin), facts[origin], origin), facts[origin].get("order"), origin)
         tensor = raw[origin]
         if row["requires_grad"] and not (row["kind"] == "parameter" and _trainable(tensor)):
             raise BundleError(f"the tensor {name!r} cannot be trained, and yet asks for gradients")
@@ -130,6 +133,12 @@ def read_tensors(facts: Mapping[str, Any], get: Callable[[str], Tensor]) -> dict
 
 def _trainable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _stored(tensor: Tensor, row: Mapping[str, Any], name: str) -> Tensor:
+    if "packed" in row:
+        tensor = unpack(row["packed"], tensor, name)
+    return _complex(tensor, name) if row.get("complex") else tensor
 
 
 def _complex(pairs: Tensor, name: str) -> Tensor:
