@@ -49,7 +49,7 @@ test: $(STAMP)  ## the tests (TESTS=tests/cli for a part of them)
 test-deep: $(STAMP)  ## more than a thousand random networks in every engine (an hour or so)
 	@$(PYTEST) -m deep $(TESTS)
 
-zoo: $(STAMP)  ## the whole zoo: every operation, 73 published models (an hour on 2 cores)
+zoo: $(STAMP)  ## the whole zoo: every operation, all published models (an hour on 2 cores)
 	@$(PYTEST) -m "zoo or not zoo" tests/zoo
 
 mutation: $(STAMP)  ## mutation testing of what exactness stands on (hours)

@@ -218,7 +218,8 @@ def zoo(result: dict[str, Any]) -> str:
             continue
         numbers = [f"{row[key]:,}" for key in ("parameters", "neurons", "layers", "t_eq", "bound")]
         counts = " / ".join(str(row["exactness"].get(kind, 0)) for kind in kinds)
-        lines.append([name, *numbers, "yes" if row["sound"] else "**no**", counts])
+        by = ", by events" if row.get("engine") == "event" else ""
+        lines.append([name, *numbers, f"yes{by}" if row["sound"] else "**no**", counts])
     head = ["model", "parameters", "neurons", "layers", "T_eq", "bound", "equal", " / ".join(kinds)]
     equal = sum(row["sound"] for row in converted)
     told = f"{len(converted)} of {len(rows)} convert, {equal} of these are equal; sums: {sums}.\n\n"
@@ -559,6 +560,23 @@ def short_rivals(result: dict[str, Any]) -> str:
     return table([f"whole run, in ANN forwards ({processor})", "spikezip", *rivals], rows)
 
 
+LIBRARIES = {
+    "torchvision": "images",
+    "timm": "images, vision transformers among them",
+    "transformers": "images, masks, films, sounds, series, sentences: BERT, Llama, Mamba, Wav2Vec2, SegFormer, ...",
+}
+
+
+def short_zoo(result: dict[str, Any]) -> str:
+    """The README's count of the zoo, by library."""
+    rows = []
+    for library, kinds in LIBRARIES.items():
+        found = [row for name, row in result["models"].items() if name.startswith(f"{library}:")]
+        counts = [len(found), sum("sound" in row for row in found), sum(row.get("sound", False) for row in found)]
+        rows.append([f"{library}: {kinds}", *map(str, counts)])
+    return table(["published models, made small, random weights", "tried", "convert", "equal to their QANN"], rows)
+
+
 def early_exit(result: dict[str, Any]) -> str:
     """What leaving early gives on the test images, with thresholds of validation images."""
     head = ["network", "rule", "may lose", "threshold", "mean step", "accuracy (%)", "spikes (10³)", "fixed T"]
@@ -582,6 +600,7 @@ def early_exit(result: dict[str, Any]) -> str:
 
 IN_README: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("cifar10-resnet20", short_table),
+    "zoo": ("zoo", short_zoo),
     "speed": ("speed-rivals", short_rivals),
 }
 

@@ -316,6 +316,10 @@ def test_what_is_no_tensor_beside_the_answer_is_left_out(beside):
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
+class UnknownCache:
+    """Stands for what a language model keeps for its next call."""
+
+
 class Unknown:
     """No class that torch knows."""
 
@@ -378,6 +382,7 @@ REFUSED = {
     ),
     "a size beside the answer": (Model(lambda m, x: (x, x.shape[0])), r"a number \(sym_size\).*Return tensors alone"),
     "a class of its own": (Model(lambda m, x: Unknown()), "Unknown'> in output\n.*register_dataclass"),
+    "a cache": (Model(lambda m, x: (x, UnknownCache())), "UnknownCache'> in output\n.*use_cache = False"),
     "code outside torch": (Model(lambda m, x: torch.from_numpy(x.numpy())), "code outside torch"),
     "TorchScript": (SCRIPT, "The model is TorchScript.*that it was made from"),
     "TorchScript within": (nn.Sequential(SCRIPT), "'0' is TorchScript"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from random_networks import BLOCKS, Drawn, shuffle_statistics
 from spikezip.errors import InputError, StageError
-from spikezip.graph import capture
+from spikezip.graph import capture, network
 from spikezip.levels import Levels
 from spikezip.measure import verify
 from spikezip.morph import Morph, Residual, morph
@@ -367,6 +369,49 @@ def test_an_index_into_all_images_is_run_by_the_reference_engine():
     for options in ({}, {"batch": 3}, {"engine": Engine.EVENT}):
         assert torch.equal(snn.run(tokens, **options).answer, snn.qann(tokens))
     assert verify(snn, tokens).equal
+
+
+class Causal(nn.Module):
+    """Attends to the words before, by a mask that each image picks its own line of, as language models make it."""
+
+    def __init__(self, words: Callable[[Tensor], Tensor]):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = words
+        self.embed, self.hidden, self.head = nn.Embedding(7, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+
+    def forward(self, t: Tensor) -> Tensor:
+        h = torch.relu(self.hidden(self.embed(self.words(t))))
+        size, place = t.size(1), torch.arange(t.size(1))
+        line = torch.arange(t.size(0))[:, None, None]
+        ends = (self.words(t) != 0).long().cumsum(1)
+        seen = (place[None, :, None] >= place) & (ends[line, place[None, :, None]] == ends[line, place])
+        scores = (h @ h.transpose(1, 2)).masked_fill(~seen.expand(-1, size, size), -1e4)
+        return self.head(scores.softmax(-1) @ h)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 5])
+def test_each_image_may_pick_its_own_line_before_the_first_neuron(chunk):
+    tokens = torch.randint(0, 7, (5, 6), generator=torch.Generator().manual_seed(0))
+    snn = convert(Causal(lambda t: t).eval(), tokens, tokens)
+    assert any(network.spec(n).placed for n in snn.graph.graph.nodes if "spec" in n.meta)
+    slow = execute(snn, tokens, engine=Engine.REFERENCE)
+    fast = sweep(snn, (tokens,), slow.steps, chunk=chunk)
+    steps = min(slow.steps, fast.steps)
+    assert steps > 4
+    assert torch.equal(slow.outputs[0][:steps], fast.outputs[0][:steps])
+    assert torch.equal(slow.answer, fast.answer)
+    assert torch.equal(fast.answer, snn.qann(tokens))
+
+
+def test_not_where_there_may_be_a_row_for_each_step():
+    values = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
+    snn = convert(Causal(lambda t: (4 * t).long() % 7).eval(), values, values)
+    for options in ({}, {"encoding": Even(3)}):
+        again = spike_for_users(snn.qann, **options)
+        with pytest.raises(StageError, match=r"'arange.*' .*place in the batch.*reference engine"):
+            again.run(values, engine=Engine.SWEEP)
+        assert torch.equal(again.run(values).answer, snn.qann(values))
 
 
 def rows(t: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from zoo_models import ZOO, ZooModel
 from zoo_ops import OPS, Op
 from zoo_road import Journey, travel
+from zoo_transformers import INSTALLED, TRANSFORMERS
 
 from spikezip.graph import capture, network
 from spikezip.morph import Morph, Residual, morph
@@ -22,7 +23,7 @@ FAST_OPS = {
     "average pooling, border not counted", "adaptive average pooling, uneven windows", "PReLU behind a convolution",
     "GELU behind a convolution", "BatchNorm behind spikes", "LayerNorm", "squeeze-excitation", "layer scale",
     "concatenation", "pad with a number", "scaled dot-product attention", "a convolution called twice",
-    "max pooling 3d", "recurrence, unrolled",
+    "max pooling 3d", "recurrence, unrolled", "nn.MultiheadAttention from a stored query",
 }  # fmt: skip
 
 
@@ -56,6 +57,14 @@ def test_operation(op: Op):
 
 @pytest.mark.parametrize("model", _params(ZOO, lambda model: model.fast))
 def test_model(model: ZooModel):
+    _holds(travel(model.network(), model.example()))
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif(not INSTALLED, reason="transformers is not installed: pip install 'spikezip[zoo]'")
+@pytest.mark.filterwarnings("ignore")  # of a library that is not ours
+@pytest.mark.parametrize("model", [pytest.param(m, id=m.name) for m in TRANSFORMERS])
+def test_model_of_transformers(model: ZooModel):
     _holds(travel(model.network(), model.example()))
 
 

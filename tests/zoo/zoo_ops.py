@@ -250,6 +250,10 @@ OPS: tuple[Op, ...] = (
     _tokens("explicit masked attention", _spelled_attention, _qkv),
     _tokens("nn.MultiheadAttention", lambda m, x: m.layer(x, x, x, need_weights=False)[0],
             lambda: {"layer": nn.MultiheadAttention(WIDTH, 2, batch_first=True)}),
+    _tokens("nn.MultiheadAttention from a stored query",
+            lambda m, x: m.layer(m.query.repeat(x.shape[0], 1, 1), x, x)[0],
+            lambda: {"layer": nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+                     "query": nn.Parameter(torch.randn(1, 3, WIDTH))}),
     _tokens("nn.MultiheadAttention, sequence first", lambda m, x: m.layer(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1),
             lambda: {"layer": nn.MultiheadAttention(WIDTH, 2)}),
     _tokens("grouped-query attention", lambda m, x: F.scaled_dot_product_attention(

@@ -412,6 +412,8 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         elif "which is not a known type" in str(error):
             reason = str(error).partition(",")[0]
             mend = "Return tensors, in tuples, lists or dictionaries; or call torch.export.register_dataclass(...)."
+            if "Cache'" in reason:
+                mend += " Models of transformers return no cache after model.config.use_cache = False."
         else:
             mend = (
                 "Control flow that depends on the values of tensors, .item(), and code outside torch cannot be "

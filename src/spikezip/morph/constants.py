@@ -114,7 +114,7 @@ def _sized(node: fx.Node, batch: int) -> Tensor:
 
 def _is_repeated(node: fx.Node, one: Any, two: Any) -> bool:
     dim = node.meta["spec"].batch_dim if "spec" in node.meta else None
-    if dim is None or not one.is_floating_point() or one.shape[dim] != 1:
+    if dim is None or not one.is_floating_point():
         return False
     return torch.allclose(two, torch.cat([one, one], dim), equal_nan=True)
 

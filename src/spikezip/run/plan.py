@@ -240,11 +240,25 @@ def _function(node: fx.Node) -> str | None:
 
 
 def unfoldable(gm: fx.GraphModule) -> str | None:
-    """Why time steps cannot be folded into the batch of an SNN; None where they can."""
+    """Why time steps cannot be folded into the batch of an SNN; None where they can.
+
+    Places in the batch do no harm where there is one row for each image still: causal language models pick each image's
+    own line of a mask by ``arange(B)``. A value that is not ``placed`` is the same among any images.
+    """
+    moving: set[fx.Node] = set()  #: values that may have a row for each step
     for node in gm.graph.nodes:
-        spec: Spec | None = node.meta.get("spec")
-        if spec is not None and spec.placed:
-            return f"The node {network.describe(node)} depends on an image's place in the batch, or on the others in it"
+        if node.op == "placeholder":
+            begins = network.spec(node).dtype.is_floating_point
+        elif node.op == "call_module":
+            begins = True
+        else:
+            begins = node.op == "call_function" and ops.bias_index(node) is not None
+        if begins or any(n in moving for n in node.all_input_nodes):
+            moving.add(node)
+    placed = [n for n in gm.graph.nodes if "spec" in n.meta and network.spec(n).placed]
+    if any(not moving.isdisjoint((node, *node.users)) for node in placed):
+        where = network.describe(placed[0])
+        return f"The node {where} depends on an image's place in the batch, or on the others in it"
     for node, neuron in network.modules_of(gm, STBIF):
         if type(neuron) is not STBIF:
             return f"The neurons of {network.origin(node)!r} are {type(neuron).__name__}, which may differ from ST-BIF"
