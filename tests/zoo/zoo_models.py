@@ -29,16 +29,19 @@ class ZooModel:
         build: makes it, with random weights.
         size: height and width of its images.
         fast: whether ``make test`` runs it too.
+        frames: of a film; none for images.
     """
 
     name: str
     build: Callable[[], nn.Module]
     size: int = 32
     fast: bool = False
+    frames: tuple[int, ...] = ()
 
     def example(self, batch: int = 2, seed: int = 0) -> Tensor:
-        """Random images ``[batch, 3, size, size]``."""
-        return torch.randn(batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(seed))
+        """Random images ``[batch, 3, size, size]``, or films ``[batch, 3, frames, size, size]``."""
+        shape = (batch, 3, *self.frames, self.size, self.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     def network(self) -> nn.Module:
         """The model in evaluation mode, its weights, BatchNorm statistics and affine maps random but alive."""
@@ -180,6 +183,42 @@ def _tv_maxvit() -> nn.Module:
     return _torchvision("maxvit").MaxVit((32, 32), 16, 4, [16, 32], [1, 1], 8, 0.1, num_classes=CLASSES)
 
 
+def _tv_masks(name: str) -> nn.Module:
+    return getattr(_torchvision("segmentation"), name)(weights=None, weights_backbone=None, num_classes=CLASSES)
+
+
+def _tv_pyramid() -> nn.Module:
+    module = _torchvision("detection")
+    return module.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES).backbone
+
+
+class _Flow(nn.Module):
+    """The optical flow from an image to the one that is its channels backwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.raft = _torchvision("optical_flow").raft_small(weights=None)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.raft(x, x.flip(1), num_flow_updates=2)
+
+
+def _tv_swin3d() -> nn.Module:
+    module = _torchvision("video")
+    return module.SwinTransformer3d([2, 4, 4], 16, [1, 1], [2, 4], [2, 4, 4], num_classes=CLASSES)
+
+
+def _tv_mvit() -> nn.Module:
+    module = importlib.import_module("torchvision.models.video.mvit")
+    row = partial(module.MSBlockConfig, kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3])
+    blocks = [row(1, 16, 32, stride_q=[1, 1, 1], stride_kv=[1, 2, 2]), row(2, 32, 32, stride_q=[1, 2, 2],
+              stride_kv=[1, 1, 1])]  # fmt: skip
+    return module.MViT(
+        (32, 32), 4, blocks, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=False,
+        proj_after_attn=True, num_classes=CLASSES,
+    )  # fmt: skip
+
+
 def _tv(submodule: str, name: str, **choices: Any) -> nn.Module:
     return getattr(_torchvision(submodule), name)(num_classes=CLASSES, **choices)
 
@@ -223,8 +262,11 @@ _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads
 _RESNET = {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 48), "stem_width": 16}
 
 
-def _row(name: str, build: Callable[..., nn.Module], *given: Any, size: int = 32, fast: bool = False, **choices: Any):
-    return ZooModel(name, partial(build, *given, **choices), size, fast)
+def _row(
+    name: str, build: Callable[..., nn.Module], *given: Any, size: int = 32, fast: bool = False, frames: int = 0,
+    **choices: Any,
+) -> ZooModel:  # fmt: skip
+    return ZooModel(name, partial(build, *given, **choices), size, fast, (frames,) if frames else ())
 
 
 ZOO: tuple[ZooModel, ...] = (
@@ -254,6 +296,16 @@ ZOO: tuple[ZooModel, ...] = (
     _row("torchvision:swin", _tv_swin, 1),
     _row("torchvision:swin_v2", _tv_swin, 2),
     _row("torchvision:maxvit", _tv_maxvit),
+    _row("torchvision:fcn", _tv_masks, "fcn_resnet50"),
+    _row("torchvision:deeplabv3", _tv_masks, "deeplabv3_mobilenet_v3_large"),
+    _row("torchvision:lraspp", _tv_masks, "lraspp_mobilenet_v3_large"),
+    _row("torchvision:fcos, its pyramid", _tv_pyramid),
+    _row("torchvision:raft", _Flow, size=128),
+    _row("torchvision:r3d", _tv, "video", "r3d_18", frames=8),
+    _row("torchvision:mc3", _tv, "video", "mc3_18", frames=8),
+    _row("torchvision:r2plus1d", _tv, "video", "r2plus1d_18", frames=8),
+    _row("torchvision:swin3d", _tv_swin3d, frames=8),
+    _row("torchvision:mvit_v2", _tv_mvit, frames=4),
     _row("timm:resnet18", _timm, "resnet18", fast=True, **_RESNET),
     _row("timm:resnet50d", _timm, "resnet50d", **_RESNET),
     _row("timm:resnext50", _timm, "resnext50_32x4d", layers=(1, 1, 1, 1), channels=(16, 32, 32, 64), cardinality=4,

@@ -74,6 +74,9 @@ _SOUND = {
     **_SMALL, "vocab_size": 32, "conv_dim": [16] * 3, "conv_stride": [5, 2, 2], "conv_kernel": [10, 3, 3],
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "num_labels": CLASSES,
 }  # fmt: skip
+#: What is refused, and why: a mask drawn at random each time is no function of the image.
+REFUSED = {"transformers:vit_mae": "draws random numbers"}
+
 TRANSFORMERS: tuple[Foreign, ...] = (
     # images
     _row("vit", "ViTForImageClassification", "ViTConfig", **_VIT),
@@ -98,6 +101,8 @@ TRANSFORMERS: tuple[Foreign, ...] = (
     _row("poolformer", "PoolFormerForImageClassification", "PoolFormerConfig", _BIG, **_PYRAMID),
     _row("focalnet", "FocalNetForImageClassification", "FocalNetConfig", _BIG, image_size=64, embed_dim=8,
          depths=[1, 1, 1, 1], num_labels=CLASSES),
+    _row("cvt", "CvtForImageClassification", "CvtConfig", _BIG, embed_dim=[16, 32, 48], num_heads=[1, 2, 3],
+         depth=[1, 2, 3], num_labels=CLASSES),
     _row("levit", "LevitForImageClassification", "LevitConfig", _BIG, image_size=64, hidden_sizes=[16, 24, 32],
          num_attention_heads=[2, 3, 4], depths=[1, 1, 1], key_dim=[8, 8, 8], num_labels=CLASSES),
     _row("mobilevit", "MobileViTForImageClassification", "MobileViTConfig", _BIG, image_size=64,
@@ -117,6 +122,7 @@ TRANSFORMERS: tuple[Foreign, ...] = (
          depth_multiplier=0.25, num_labels=CLASSES),
     _row("mobilenet_v2", "MobileNetV2ForImageClassification", "MobileNetV2Config", _BIG, image_size=64,
          depth_multiplier=0.25, num_labels=CLASSES),
+    _row("vit_mae", "ViTMAEModel", "ViTMAEConfig", **_SMALL, image_size=32, patch_size=8),
     # answers for each place
     _row("yolos", "YolosForObjectDetection", "YolosConfig", **{**_VIT, "image_size": [32, 32]},
          num_detection_tokens=5),
