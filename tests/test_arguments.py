@@ -77,3 +77,15 @@ def test_a_qann_is_no_snn(snn):
     for call in calls(snn.qann, IMAGES):
         with pytest.raises(StageError, match=r"no SNN, but a GraphModule. Call spike\(\)"):
             call()
+
+
+def test_each_network_on_the_way_is_told():
+    told = {}
+    snn = spikezip.convert(model(), IMAGES[:1], IMAGES, on_stage=told.__setitem__)
+    assert list(told) == ["ANN", "QANN", "integer QANN"]
+    assert torch.equal(told["ANN"](IMAGES), model()(IMAGES))
+    assert torch.equal(told["integer QANN"](IMAGES), snn.qann(IMAGES))
+    assert not torch.equal(told["QANN"](IMAGES), snn.qann(IMAGES)), "floats, still"
+    floats = {}
+    spikezip.convert(model(), IMAGES[:1], IMAGES, weight_bits=None, on_stage=floats.__setitem__)
+    assert list(floats) == ["ANN", "QANN"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,7 @@ def convert(
     initial_code: int | Literal["mean"] = 0,
     refit: bool | None = None,
     fit_steps: Sequence[float] | None = None,
+    on_stage: Callable[[str, nn.Module], Any] | None = None,
 ) -> SNN:
     """Convert a trained network into an SNN without training.
 
@@ -72,6 +73,7 @@ def convert(
         fit_steps: how much the answer at each of the first steps counts, if weights are to be fitted for those and not
             for the settled answer: ``(0, 1)`` for t = 2, ``(1, 1, 1, 1)`` for an answer at any time
             (:func:`~spikezip.train.fit_first_steps`; best with ``Residual.MS`` and ``initial_code=1``).
+        on_stage: told each network on the way as it is done, ``"ANN"``, ``"QANN"`` and ``"integer QANN"``.
 
     Returns:
         The :class:`SNN`; ``verify(snn, images)`` proves that it equals ``snn.qann``.
@@ -88,8 +90,10 @@ def convert(
     """
     from spikezip.train import fit_first_steps
 
+    done = on_stage or (lambda name, network: None)
     original = capture(model, example)
     ann = _morph(original, morph)
+    done("ANN", original)
     calibration = gather(ann, calibration, LIMIT)  # it is read several times, which an iterator cannot be
     given = {"signed_levels": signed_levels, "layer_levels": layer_levels, "original": original}
     step = None
@@ -103,11 +107,13 @@ def convert(
         fit_first_steps(qann, original, calibration, fit_steps, encoding, initial_code=initial_code)
         last = max(t for t, weight in enumerate(fit_steps, 1) if weight)
         step = (last, encoding, initial_code)
+    done("QANN", qann)
     if weight_bits is not None:
         whole = to_integer(qann, weight_bits, calibration=None if refit is False else calibration)
         before, after = (_answers(network, calibration[0], step) for network in (qann, whole))
         _warn_if_rounded(before, after, whole, weight_bits)
         qann = whole
+        done("integer QANN", qann)
     start = mean_codes(qann, calibration) if initial_code == "mean" else initial_code
     return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=start)
 

@@ -264,6 +264,16 @@ def test_answers_with_the_batch_behind_the_classes(spikezip, model_file):
     assert told[0] in first.stdout
 
 
+@pytest.mark.filterwarnings("default")
+def test_what_the_library_warns_of_is_a_message(spikezip, model_file, trained):
+    common = (f"{model_file}:build", "--weights", trained, "--data", "digits", "--calibration", "64", "--check", "0")
+    done = spikezip("convert", *common, "--levels", "2", "--weight-bits", "2", "--keep-weights", "--out", "b.spikezip")
+    assert done.exit_code == 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("warning: Weights of 2 bits change")]
+    assert len(told) == 1, done.stderr
+    assert "UserWarning" not in done.stderr
+
+
 @pytest.mark.parametrize(("function", "answer"), [("maps", "[10, 8, 8]"), ("flat", "[]"), ("five", "[5]")])
 def test_a_network_that_is_no_classifier_is_converted_without_an_accuracy(spikezip, model_file, function, answer):
     done = spikezip("convert", f"{model_file}:{function}", "--data", "digits", "--out", "maps.spikezip")

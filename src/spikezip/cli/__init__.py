@@ -45,7 +45,7 @@ class _Verbs(NarrowGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _output():
+            with _output(), screen.plain_warnings():
                 return super().invoke(ctx)
         except SpikezipError as problem:
             if ctx.params.get("traceback") or os.environ.get("SPIKEZIP_TRACEBACK", "0") not in ("", "0"):

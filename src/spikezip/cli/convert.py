@@ -75,14 +75,12 @@ def command(
       spikezip convert my_models.py:build --weights mine.safetensors --data photos/ --mean 0 --std 1 --out mine.spikezip
     """
     import torch
+    from torch import nn
 
     import spikezip
     from spikezip.cli.accuracy import AtStep, tell
     from spikezip.cli.sources import open_both, remember, starts_random, told_normalisation
-    from spikezip.measure import mean_codes
-    from spikezip.pipeline import refuse_beside_steps
     from spikezip.spike import parse_encoding
-    from spikezip.train import fit_first_steps
 
     count, bits = options.read_levels(levels), options.read_weight_bits(weight_bits)
     start, fitted = options.read_initial_code(initial_code), options.read_step_weights(fit_steps)
@@ -104,30 +102,33 @@ def command(
             real = images.calibration(min(calibration, images.count("train")), seed)
         if starts_random(model, weights):
             screen.note(f"{model} has random weights: give --weights to convert a trained network.")
-        with screen.working(f"converting {model}"):
-            original = spikezip.capture(source.module, source.example)
-            ann = spikezip.morph(original, choice)
-            if fitted is None:
-                qann = spikezip.quantize(ann, count, real, refit=refit, original=original)
-            else:
-                refuse_beside_steps(refit=refit, initial_code=start)
-                assert start != "mean"
-                qann = spikezip.quantize(ann, count, original=original)
-                fit_first_steps(qann, original, real, fitted, release, initial_code=start)
-            stages = {"ANN": source.module.eval(), "QANN": qann}
-            if bits:
-                stages["integer QANN"] = qann = spikezip.to_integer(
-                    qann, bits, calibration=None if refit is False else real
-                )
-            codes = mean_codes(qann, real) if start == "mean" else start
-            snn = spikezip.spike(qann, release, initial_code=codes)
+        stages: dict[str, nn.Module] = {}
+        with screen.working(f"converting {model}") as now:
+
+            def done(name: str, stage: nn.Module) -> None:
+                stages[name] = stage
+                now(f"converting {model}: {name} done")
+
+            snn = spikezip.convert(
+                source.module,
+                source.example,
+                real,
+                levels=count,
+                weight_bits=bits,
+                morph=choice,
+                encoding=release,
+                initial_code=start,
+                refit=refit,
+                fit_steps=fitted,
+                on_stage=done,
+            )
         counted_steps = [t for t, weight in enumerate(fitted or (), 1) if weight]
         stages |= {f"SNN at t = {t}": AtStep(snn, t) for t in counted_steps}
         remember(snn.graph, model, images)
         snn.save(draft)
     given = (shift is not None, scale is not None)
     screen.note(told_normalisation(source, images, given=given, choose="give --mean and --std"))
-    tell(stages, qann, images, "test", check)
+    tell(stages, snn.qann, images, "test", check)
     settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
     layers = counted(len(snn.layers), "layer")
     told = f"[bold]{screen.literal(out)}[/]: {screen.literal(model)}"

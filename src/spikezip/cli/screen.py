@@ -6,9 +6,11 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +21,7 @@ from rich.text import Text
 
 from spikezip.report.tables import percent as shown
 
+_PACKAGE = Path(__file__).parents[1]
 # A pipe has no width; 80 columns would cut the names of layers.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
 
@@ -138,10 +141,26 @@ def counting_each(*tasks: tuple[int, str]) -> Iterator[list[Callable[[int], None
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """A spinner beside ``what`` while work of unknown length goes on (terminals only)."""
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner beside ``what`` while work of unknown length goes on (terminals only); yields what changes the text."""
     if not stderr.is_terminal:
-        yield
+        yield lambda text: None
         return
-    with stderr.status(escape(what)):
+    with stderr.status(escape(what)) as status:
+        yield lambda text: status.update(escape(text))
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within: what this package warns of is a message on stderr, without the line of code that it comes from."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def told(message: Any, category: Any, filename: str, *where: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning) and Path(filename).is_relative_to(_PACKAGE):
+                stderr.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+            else:
+                show(message, category, filename, *where, **more)
+
+        warnings.showwarning = told
         yield
