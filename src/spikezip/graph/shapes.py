@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,13 @@ def annotate(gm: fx.GraphModule, *, anew: bool = True) -> None:
         node.meta["spec"] = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None, *where)
 
 
+def retype(gm: fx.GraphModule) -> None:
+    """Write each node's type anew, where rewrites have changed types alone."""
+    for node, value in _shapes(gm, 2, None).items():
+        if "spec" in node.meta:
+            node.meta["spec"] = replace(network.spec(node), dtype=value.dtype)
+
+
 def rewritten(gm: fx.GraphModule, count: int) -> int:
     """Tidy a graph in which ``count`` places were rewritten, shapes and types of all others kept; return how many."""
     if count:
@@ -55,12 +63,15 @@ def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[f
     """Tensors without values, one per node; ``only`` these, from what is known of the others."""
     found: dict[fx.Node, Tensor] = {}
     device = network.device(gm)
+    needed = _needed(gm, only) if only is not None else set()
 
     class Shapes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            known = n.meta.get("spec")
-            if only is not None and n not in only and isinstance(known, Spec) and n.op == "call_function":
-                return torch.empty(for_batch(known, batch), dtype=known.dtype, device=device)
+            if only is not None and n not in only and n.op in ("call_function", "call_module"):
+                if n not in needed:
+                    return None
+                if isinstance(known := n.meta.get("spec"), Spec):
+                    return torch.empty(for_batch(known, batch), dtype=known.dtype, device=device)
             try:
                 result = super().run_node(n)
             except Exception as error:
@@ -77,6 +88,15 @@ def _shapes(gm: fx.GraphModule, batch: int, only: set[fx.Node] | None) -> dict[f
         interpreter.extra_traceback = False
         interpreter.run(*inputs)
     return found
+
+
+def _needed(gm: fx.GraphModule, only: set[fx.Node]) -> set[fx.Node]:
+    """What these nodes read, and what is read by those of which no shape is known."""
+    needed = set(only)
+    for node in reversed(gm.graph.nodes):
+        if node in only or (node in needed and "spec" not in node.meta):
+            needed.update(node.all_input_nodes)
+    return needed
 
 
 def for_batch(known: Spec, batch: int) -> tuple[int, ...]:

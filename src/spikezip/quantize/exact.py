@@ -100,7 +100,9 @@ def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> t
     if wide:
         _narrow(gm, wide)
     rewrite.tidy(gm)
-    shapes.annotate(gm, anew=bool(wide))
+    shapes.annotate(gm, anew=False)
+    if wide:
+        shapes.retype(gm)
     return tuple(report)
 
 

@@ -8,13 +8,14 @@ is; and as each value is a short dyadic number, QANN, reference, sweep and event
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from spikezip.errors import StageError
-from spikezip.graph import network, rewrite, shapes
+from spikezip.graph import network, ops, rewrite, shapes
 from spikezip.graph.network import Stage
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.averages import spell_averages
@@ -24,7 +25,7 @@ from spikezip.quantize.feedback import feed_back
 from spikezip.quantize.grid import FLOAT32_BITS, InputGrid
 from spikezip.quantize.quantizer import Quantizer, check_scales
 from spikezip.quantize.refit import distance, spread
-from spikezip.quantize.units import Units
+from spikezip.quantize.units import Rounded, Units
 
 _DETAIL_BITS = 6  #: with sign, of how much the channel of the input varies that varies least
 _CHUNKS, _ASKED = 4, 16  #: of calibration data, and images of each, on which answers are compared
@@ -72,30 +73,36 @@ def to_integer(
         )
     refuse_live(qann, "to_integer")
     check_scales(qann)
-    nearest = _integer(qann, weight_bits, input_bits, [])
-    if calibration is None:
-        return nearest
-    data = gather(qann, calibration, LIMIT)
-    in_order = _integer(qann, weight_bits, input_bits, data)
-    asked = [tuple(x[:_ASKED] for x in chunk) for chunk in spread(data, _CHUNKS)]
-    return min(nearest, in_order, key=lambda new: distance(qann, new, asked))
-
-
-def _integer(qann: fx.GraphModule, weight_bits: int, input_bits: int, data: list[tuple[Tensor, ...]]) -> fx.GraphModule:
-    """The integer network, its weights rounded in order if there is data."""
     new = network.fork(qann).eval().requires_grad_(False)
     thresholds = tuple((str(n.target), float(q.scale.detach())) for n, q in network.modules_of(new, Quantizer))
     _round_inputs(new, input_bits)
     spell_averages(new)
-    units = Units(new, weight_bits, keep=bool(data))
+    units = Units(new, weight_bits, keep=calibration is not None)
     known = units.run()
     rewrite.tidy(new)
     shapes.annotate(new, anew=False)
-    if data:
-        feed_back(new, units.rounded, data)
+    if calibration is not None:
+        _round_in_order(new, units.rounded, qann, gather(qann, calibration, LIMIT))
     exactness = choose_arithmetic(new, _reaches(new, known))
     network.remark(new, weight_bits=weight_bits, exactness=exactness, thresholds=thresholds, ranges={})
     return new
+
+
+@torch.no_grad()
+def _round_in_order(
+    new: fx.GraphModule, rounded: Mapping[fx.Node, Rounded], qann: fx.GraphModule, data: list[tuple[Tensor, ...]]
+) -> None:
+    """Round weights so that they make up for one another, in place, if the answers are then nearer to the QANN's."""
+    asked = [tuple(x[:_ASKED] for x in chunk) for chunk in spread(data, _CHUNKS)]
+    indices = [(node, ops.bias_index(node)) for node in rounded]
+    stored = [network.constant(ops.weight_of(node)) for node in rounded]
+    stored += [network.constant(node.args[index]) for node, index in indices if index is not None]
+    nearest = [(tensor, tensor.clone()) for tensor in stored if tensor is not None]
+    before = distance(qann, new, asked)
+    feed_back(new, rounded, data)
+    if not distance(qann, new, asked) < before:
+        for tensor, values in nearest:
+            tensor.copy_(values)
 
 
 def check_integer(qann: fx.GraphModule, weight_bits: int = 8) -> None:
