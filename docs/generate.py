@@ -561,7 +561,7 @@ def short_rivals(result: dict[str, Any]) -> str:
 
 
 LIBRARIES = {
-    "torchvision": "images",
+    "torchvision": "images, masks, optical flow, films",
     "timm": "images, vision transformers among them",
     "transformers": "images, masks, films, sounds, series, sentences: BERT, Llama, Mamba, Wav2Vec2, SegFormer, ...",
 }

@@ -138,10 +138,16 @@ def test_what_is_rounded_in_order_is_still_equal(seed: int):
 
 
 def test_what_takes_the_answers_further_away_is_left(qann: fx.GraphModule, monkeypatch: pytest.MonkeyPatch):
-    def spoil(new: fx.GraphModule, *_: object) -> None:
-        for parameter in new.parameters():
-            parameter.data.neg_()
+    spoilt = []
+
+    def spoil(_: fx.GraphModule, rounded: dict[fx.Node, object], *__: object) -> None:
+        for node in rounded:
+            index = ops.bias_index(node)
+            for constant in (ops.weight_of(node), node.args[index] if index is not None else None):
+                if constant is not None:
+                    spoilt.append(network.constant(constant).neg_())
 
     monkeypatch.setattr(sys.modules["spikezip.quantize.integer"], "feed_back", spoil)
     plain, fed = (dict(to_integer(qann, 4, calibration=c).named_parameters()) for c in (None, alike(64, seed=0)))
     assert all(torch.equal(plain[name], fed[name]) for name in plain)
+    assert len(spoilt) > 4
