@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from spikezip.measure.work import OPERATIONS
@@ -269,6 +270,45 @@ def weight_bits(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     return table(head, rows) + provenance(result)
+
+
+def detection(result: dict[str, Any]) -> str:
+    """Mean average precision of detectors at each step, and what a run costs."""
+    steps = [t for t in result["rows"][0]["at"] if t != "settled"]
+    rows, costs = [], []
+    for row in result["rows"]:
+        name = [row["network"], str(row["levels"])]
+        rows.append([*name, *(f"{100 * row[key]:.1f}" for key in ("ann", "qann"))])
+        rows[-1] += [f"{100 * value:.1f}" for value in row["at"].values()] + ["yes" if row["equal"] else "**no**"]
+        settled = row["settled"]
+        ends = f"{row['t_eq']['mean']:.1f} ({row['t_eq']['max']})"
+        sums = [_million(settled["spikes"]), _million(settled["synops"], 0), _million(row["macs"], 0)]
+        costs.append([*name, ends, *sums])
+    head = ["detector", "levels", "ANN", "QANN", *(f"t={t}" for t in steps), "settled", "equal"]
+    beside = ["detector", "levels", "T_eq (most)", "spikes (10⁶)", "SynOps (10⁶)", "MACs of the QANN (10⁶)"]
+    return table(head, rows) + "\n" + table(beside, costs) + provenance(result)
+
+
+def sst2(result: dict[str, Any]) -> str:
+    """Accuracy on sentences at each step, over seeds."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault(row["levels"], []).append(row)
+    steps = list(result["rows"][0]["at"])
+    rows = []
+    for levels, found in sorted(groups.items()):
+        columns = [[row["ann"] for row in found], [row["qann"] for row in found]]
+        columns += [[row["at"][t] for row in found] for t in steps]
+        equal = "yes" if all(row["equal"] for row in found) else "**no**"
+        ends = f"{mean(row['t_eq']['mean'] for row in found):.1f}"
+        rows.append([str(levels), *map(_over_seeds, columns), equal, ends])
+    head = ["levels", "ANN", "QANN", *(t if t == "settled" else f"t={t}" for t in steps), "equal", "T_eq"]
+    seeds = len({row["seed"] for row in result["rows"]})
+    return f"Percent right of 872 sentences; trainings: {seeds}.\n\n" + table(head, rows) + provenance(result)
+
+
+def _over_seeds(values: list[float]) -> str:
+    return spread({"mean": mean(values), "std": stdev(values) if len(values) > 1 else None})
 
 
 ENERGY_STEPS = (1, 2, 4, 6, 8, 12, 16, 32)
@@ -704,6 +744,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "cifar100-resnet20": resnet20,
     "beside-published-cifar100": beside_published,
     "refit": refit,
+    "detection": detection,
+    "sst2": sst2,
     "weight-bits": weight_bits,
     "energy-resnet20": energy,
     "energy-resnet20-finetuned": finetuned,

@@ -18,6 +18,7 @@ _DIGITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float6
 _NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _DIGITS}
 _PART = 1 << 20  #: codes that are taken apart into bits at a time
 _NONE = 1 << 14  #: exponent of what is 0
+_GLANCE = 4096  #: values that are looked at first
 _FARTHEST = 1000  #: exponent of a step, either sign
 
 
@@ -35,16 +36,16 @@ def pack(values: Tensor) -> tuple[dict[str, Any], Tensor] | None:
         return None
     if not bool(torch.isfinite(values).all()):
         return None
-    mantissa, exponent = torch.frexp(values.double())
-    whole = (mantissa * 2.0 ** _DIGITS[values.dtype]).long()
-    lowest = torch.frexp((whole & -whole).double())[1] - 1 + exponent - _DIGITS[values.dtype]
-    lowest = torch.where(whole == 0, _NONE, lowest)
+    first, last = _digits(values.flatten()[:_GLANCE])
+    if bool((first - last >= _MOST_BITS).any()):  # ordinary floats: no need to look at all of them
+        return None
+    exponent, lowest = _digits(values)
     best: tuple[int, int, Tensor] | None = None
     for axis in range(values.dim()):
         steps = lowest.transpose(0, axis).flatten(1).amin(1) if values.dim() > 1 else lowest
         steps = torch.where(steps == _NONE, 0, steps)
         span = exponent - _along(steps, axis, values.dim())
-        bits = int(torch.where(whole == 0, 0, span).max()) + 1
+        bits = int(torch.where(lowest == _NONE, 0, span).max()) + 1
         if bits <= _MOST_BITS and (best is None or bits < best[0]) and int(steps.abs().max()) <= _FARTHEST:
             best = bits, axis, steps
     if best is None:
@@ -84,6 +85,15 @@ def unpack(facts: Any, stored: Tensor, name: str) -> Tensor:
         raise BundleError(f"the tensor {name!r} is not packed as it states")
     codes = stored if bits == _MOST_BITS else _from_bits(stored, bits, math.prod(shape)).reshape(shape)
     return _valued(codes, torch.tensor(steps), axis, _NAMES[facts["dtype"]])
+
+
+def _digits(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The places, as powers of two, before the first binary digit of each value and of its last that is not 0."""
+    mantissa, exponent = torch.frexp(values.double())
+    digits = _DIGITS[values.dtype]
+    whole = (mantissa * 2.0**digits).long()
+    lowest = torch.frexp((whole & -whole).double())[1] - 1 + exponent - digits
+    return exponent, torch.where(whole == 0, _NONE, lowest)
 
 
 def _along(steps: Tensor, axis: int, dims: int) -> Tensor:
