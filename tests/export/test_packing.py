@@ -80,19 +80,29 @@ def test_one_value_that_is_no_code_keeps_all(value, why):
 
 
 def test_few_values_whole_numbers_and_extremes():
-    assert pack(torch.ones(255)) is None
+    assert pack(torch.ones(5, 51)) is None
+    assert pack(torch.ones(300)) is None, "an exponent for each value takes more than the value"
+    assert pack(torch.ones(300, 3)) is not None, "one for each column"
+    assert pack(torch.ones(15, 15, 15)) is not None
     assert pack(torch.ones(16, 16, dtype=torch.int64)) is None
     for values in (
-        torch.zeros(300),
-        torch.full((300,), -1.0),
-        torch.full((300,), 2.0**-149),  # the least float32
-        torch.full((300,), 2.0**-1000, dtype=torch.float64),
-        torch.full((300,), -(2.0**999), dtype=torch.float64),
+        torch.zeros(3, 100),
+        torch.full((3, 100), -1.0),
+        torch.full((3, 100), 2.0**-149),  # the least float32
+        torch.full((3, 100), 2.0**-1000, dtype=torch.float64),
+        torch.full((3, 100), -(2.0**999), dtype=torch.float64),
         torch.ones(3, 1, 5, 1, 7, 5),
+        torch.ones(1, 300),
     ):
         facts, stored = pack(values) or ({}, values)
         assert _same(unpack(facts, stored, "w"), values)
-    assert pack(torch.full((300,), 2.0**-1074, dtype=torch.float64)) is None
+    assert pack(torch.full((3, 100), 2.0**-1074, dtype=torch.float64)) is None
+
+
+def test_depthwise_weights_are_packed():
+    steps = 2.0 ** torch.arange(-10, 10).repeat(3).reshape(60, 1, 1, 1)
+    facts, stored = pack(_codes((60, 9), 8, 0).reshape(60, 1, 3, 3) * steps) or ({}, torch.empty(0))
+    assert (facts["axis"], facts["bits"], stored.shape) == (0, 8, (60, 1, 3, 3))
 
 
 def test_long_tensors_are_packed_in_parts(monkeypatch):

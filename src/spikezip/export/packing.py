@@ -13,6 +13,7 @@ from spikezip.errors import BundleError
 from spikezip.export.values import fields
 
 _FEWEST = 256  #: values that are worth packing
+_LEAST = 4  #: values of a channel, whose exponent takes about as much as one of them
 _MOST_BITS = 8
 _DIGITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 _NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _DIGITS}
@@ -28,7 +29,7 @@ def pack(values: Tensor) -> tuple[dict[str, Any], Tensor] | None:
     ``value = code * 2**exponent[channel]``, for one dimension of channels, that which takes the fewest bits. Codes of 8
     bits are int8, of the tensor's shape; of fewer, one stream of bits, each code's sign first, in uint8.
 
-    >>> facts, codes = pack(torch.tensor([0.5, -1.5, 3.0, 0.0]).repeat(64))
+    >>> facts, codes = pack(torch.tensor([[0.5, -1.5, 3.0, 0.0]]).repeat(2, 32))
     >>> facts["bits"], len(codes)
     (4, 128)
     """
@@ -41,8 +42,10 @@ def pack(values: Tensor) -> tuple[dict[str, Any], Tensor] | None:
         return None
     exponent, lowest = _digits(values)
     best: tuple[int, int, Tensor] | None = None
-    for axis in range(values.dim()):
-        steps = lowest.transpose(0, axis).flatten(1).amin(1) if values.dim() > 1 else lowest
+    for axis, channels in enumerate(values.shape):
+        if channels * _LEAST > values.numel():
+            continue
+        steps = lowest.transpose(0, axis).flatten(1).amin(1)
         steps = torch.where(steps == _NONE, 0, steps)
         span = exponent - _along(steps, axis, values.dim())
         bits = int(torch.where(lowest == _NONE, 0, span).max()) + 1
