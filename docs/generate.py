@@ -258,7 +258,7 @@ def refit(result: dict[str, Any]) -> str:
 def weight_bits(result: dict[str, Any]) -> str:
     """What rounding weights in order gains where they have few bits."""
     head = ["ResNet-20", "bits of the weights", "floats", "nearest steps", "in order", "seconds", "in order"]
-    head.extend(["file (kB)", "of floats"])
+    head += ["file (kB)", "of floats"]
     rows = [
         [
             row["case"],

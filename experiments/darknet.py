@@ -91,10 +91,7 @@ class Darknet(nn.Module):
             elif kind == "route":
                 channels = sum(widths[self._source(index, n)] for n in numbers(row["layers"]))
             widths.append(channels)
-        self.load_state_dict(
-            {name: tensor for name, tensor in state.items() if name in self.state_dict()}, strict=False
-        )
-        missing = [name for name, _ in self.named_parameters() if name not in state]
+        missing = [n for n in self.load_state_dict(state, strict=False).missing_keys if not n.endswith("_tracked")]
         if missing:
             raise ValueError(f"{path} has no {missing[0]}")
 

@@ -101,7 +101,7 @@ def convert(
         qann = quantize(ann, levels, calibration, **given, refit=refit)
         _warn_if_far(original, qann, calibration[0])
     else:
-        refuse_beside_steps(refit=refit, bias_encoding=bias_encoding, slew=slew, initial_code=initial_code)
+        _refuse_beside_steps(refit=refit, bias_encoding=bias_encoding, slew=slew, initial_code=initial_code)
         assert initial_code != "mean"
         qann = quantize(ann, levels, **given)
         fit_first_steps(qann, original, calibration, fit_steps, encoding, initial_code=initial_code)
@@ -130,7 +130,7 @@ def _answers(qann: fx.GraphModule, images: tuple[Tensor, ...], step: tuple[int, 
 _morph = morph
 
 
-def refuse_beside_steps(
+def _refuse_beside_steps(
     *, refit: bool | None, initial_code: Any, bias_encoding: Encoding | None = None, slew: int = 1
 ) -> None:
     """Refuse what makes other steps than those that weights are fitted for."""

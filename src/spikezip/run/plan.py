@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from spikezip.graph.network import Spec
 from spikezip.graph.ops import Kind
 from spikezip.kernels import SMOOTH, Smooth, Synapse, pack
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
+from spikezip.run.step import bias_of
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
@@ -113,10 +114,7 @@ def _plan(gm: fx.GraphModule) -> Plan:
             f"{reason}, so time steps cannot be folded into the batch. Run this network with the reference engine."
         )
     neurons = dict(network.modules_of(gm, STBIF))
-    dependent: set[fx.Node] = set()
-    for node in nodes:
-        if node in neurons or any(n in dependent for n in node.all_input_nodes):
-            dependent.add(node)
+    dependent = _from(nodes, neurons.__contains__)
     # What depends on no neuron is computed once, and so left as it is.
     chains = {node: found for node in neurons if (found := _smooth(gm, node)) is not None and found[1] in dependent}
     clamps = frozenset(n for n in dependent if _changes_no_code(n, neurons))
@@ -245,16 +243,7 @@ def unfoldable(gm: fx.GraphModule) -> str | None:
     Places in the batch do no harm where there is one row for each image still: causal language models pick each image's
     own line of a mask by ``arange(B)``. A value that is not ``placed`` is the same among any images.
     """
-    moving: set[fx.Node] = set()  #: values that may have a row for each step
-    for node in gm.graph.nodes:
-        if node.op == "placeholder":
-            begins = network.spec(node).dtype.is_floating_point
-        elif node.op == "call_module":
-            begins = True
-        else:
-            begins = node.op == "call_function" and ops.bias_index(node) is not None
-        if begins or any(n in moving for n in node.all_input_nodes):
-            moving.add(node)
+    moving = _from(gm.graph.nodes, _may_move)
     placed = [n for n in gm.graph.nodes if "spec" in n.meta and network.spec(n).placed]
     if any(not moving.isdisjoint((node, *node.users)) for node in placed):
         where = network.describe(placed[0])
@@ -265,6 +254,22 @@ def unfoldable(gm: fx.GraphModule) -> str | None:
         if scattered(network.spec(node)):
             return f"The values of {network.origin(node)!r} do not keep one image's together"
     return None
+
+
+def _may_move(node: fx.Node) -> bool:
+    """Whether a value may have a row for each step, whatever it is computed from."""
+    if node.op == "placeholder":
+        return network.spec(node).dtype.is_floating_point
+    return node.op == "call_module" or bias_of(node) is not None
+
+
+def _from(nodes: Iterable[fx.Node], begins: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The nodes at which something begins, and those behind them."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if begins(node) or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _constants(gm: fx.GraphModule) -> dict[fx.Node, Tensor]:
