@@ -1,9 +1,10 @@
-"""Sums of 8-bit weights times codes, spike by spike: each row from the row before it and what changed in between.
+"""Sums of 8-bit weights times codes, spike by spike: rows from the row before them and what changed since.
 
-A row then costs what changed in it, where a dense kernel costs the same for one spike as for thousands. Which of the
-two is cheaper depends on layer and processor: both are timed on rows that a layer first meets. From then on each row
-goes where it is cheaper, if all that is saved so is more than it costs to look for changes and to part the rows; and
-what was expected is held against what it took, in every call. The sums are the same bits.
+A few rows that follow one another are taken together, and cost what the neurons that change among them do; a dense
+kernel costs the same for one spike as for thousands. Which of the two is cheaper depends on layer and processor: both
+are timed on rows that a layer first meets. From then on each group of rows goes where it is cheaper, if all that is
+saved so is more than it costs to look for changes and to part the rows; and what was expected is held against what it
+took, in every call. The sums are the same bits.
 """
 
 from __future__ import annotations
@@ -24,17 +25,48 @@ from spikezip.kernels.alone import switched_on
 from spikezip.kernels.rows import Rows, gather
 
 _BLOCKS = (16, 32, 64)  #: output channels that the kernel can take at a time
-_MOST = 64  #: levels between two rows that its products hold
+_MOST = 64  #: levels that its products hold
 _WORTH = 1 << 22  #: multiplications; below, looking for what changed is not worth it
-_TRIED = 8  #: rows that are timed
+_TRIED = 2  #: groups of rows that are timed
 _TOGETHER = 32  #: rows that the dense kernel is timed on beside these: it may be faster on more
-_DEARER = 2.0  #: times what was expected; a call that took longer was disturbed
+_LONGER_AGAIN = 1.1  #: times what calls before took, at most: a call that took longer may have been disturbed
 _FIRST = 3  #: calls computed densely before the choice: trials alone may have been disturbed
+_TRIALS = 2  #: choices that prefer changes, even if they seem to take longer: few rows say little of what many take
+_LONGER = 1.5  #: so many times as long as densely, at most
 _REST = 16  #: calls, at most, until a layer for which it did not pay is looked at again
 
 _off: ContextVar[bool] = ContextVar("dense_synapses", default=False)
 
 Dense = Callable[[Tensor], Tensor]  #: sums of some rows, computed one product after the other
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows that follow one another, a few together.
+
+    Attributes:
+        order: the rows in the order of time, image by image, ``[R]`` int64.
+        first: where each group begins in that order.
+        rows: how many each has.
+        before: the row before each that it is compared with; -1 where it is compared with nothing.
+        work: how many neurons differ among them, about, times rows, that before among them if it may hold something.
+    """
+
+    order: Tensor
+    first: Tensor
+    rows: Tensor
+    before: Tensor
+    work: Tensor
+
+    def some(self, which: list[int] | Tensor) -> Groups:
+        """These groups of the same rows."""
+        which = torch.as_tensor(which)
+        return Groups(self.order, *(v[which] for v in (self.first, self.rows, self.before, self.work)))
+
+    def places(self) -> Tensor:
+        """The rows of all groups."""
+        each = zip(self.first.tolist(), self.rows.tolist(), strict=True)
+        return torch.cat([self.order[first : first + count] for first, count in each])
 
 
 @dataclass
@@ -46,10 +78,11 @@ class Costs:
         apart: of a row computed densely with few others: what it costs more, and bringing it together with the rest.
         looked: of a row, to find what changed.
         fixed: of a row, by the event-driven kernel.
-        change: of a change, by that kernel.
-        dearer: times what these make of a call, it took: an average.
+        change: of a neuron that changes, in each row of its group, by that kernel.
+        dearer: times what these make of a call, it takes.
         misses: how many calls in a row it would not have paid.
         rest: how many calls are still to be computed densely without a look.
+        trials: how many choices still prefer changes.
     """
 
     dense: float
@@ -60,15 +93,19 @@ class Costs:
     dearer: float = 1.0
     misses: int = 0
     rest: int = 0
+    trials: int = 0
 
-    def sparse(self, changed: list[int]) -> tuple[list[bool], float] | None:
-        """Of rows with so many changes, which to compute from these, and what the call should take; None if all are
-        cheaper computed densely."""
-        each = [self.fixed + self.change * count for count in changed]
-        cheaper = [cost * self.dearer < self.dense for cost in each]
-        costs = [cost if way else self.dense + self.apart for cost, way in zip(each, cheaper, strict=True)]
-        expected = sum(costs) + self.looked * len(changed)
-        pays = any(cheaper) and expected * self.dearer < self.dense * len(changed)
+    def sparse(self, rows: list[int], work: list[int]) -> tuple[list[bool], float] | None:
+        """Of groups with so many rows and so much work, which to compute by their changes, and what the call should
+        take; None if all are cheaper computed densely."""
+        each = [self.fixed * count + self.change * some for count, some in zip(rows, work, strict=True)]
+        most = self.dense * (_LONGER if self.trials > 0 else 1.0) / self.dearer
+        cheaper = [cost < most * count for cost, count in zip(each, rows, strict=True)]
+        apart = self.dense + self.apart
+        costs = [cost if way else apart * count for cost, way, count in zip(each, cheaper, rows, strict=True)]
+        expected = sum(costs) + self.looked * sum(rows)
+        pays = any(cheaper) and expected < most * sum(rows)
+        self.trials -= 1
         self.misses = 0 if pays else self.misses + 1
         self.rest = 0 if pays else min(2**self.misses, _REST)
         return (cheaper, expected) if pays else None
@@ -76,11 +113,11 @@ class Costs:
     def took(self, seconds: float, expected: float) -> None:
         """Learn from a call."""
         if expected > 0:  # a coarse clock may see nothing pass
-            self.dearer = (self.dearer + min(seconds / expected, _DEARER)) / 2
+            self.dearer = min(seconds / expected, _LONGER_AGAIN * self.dearer)
 
     def took_densely(self, seconds: float, rows: int) -> None:
         """Learn from a call in which all rows were computed densely."""
-        self.dense = (self.dense + min(seconds / rows, _DEARER * self.dense)) / 2
+        self.dense = min(seconds / rows, _LONGER_AGAIN * self.dense)
 
 
 def dense_synapses() -> AbstractContextManager[None]:
@@ -119,28 +156,29 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     if found is None:
         return dense(rows)
     if "events" not in packed:
-        packed["events"] = pack(weight, library.spikezip_lanes())
+        packed["events"] = pack(weight, library.spikezip_together())
     size = (rows.shape[0], weight.shape[0], *shape[3:5]) if geometry else (*rows.shape[:-1], weight.shape[0])
     out = torch.empty(size, dtype=torch.float32, memory_format=layout)
 
-    def add(found: Tensor) -> None:
+    def add(some: Groups) -> None:
+        groups = torch.stack([some.first, some.rows, some.before])
         library.spikezip_events(
-            ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight), rows.data_ptr(), codes.zero,
-            found.data_ptr(), found.stride(0), found.shape[1], out.data_ptr(),
+            ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight),
+            rows.data_ptr(), codes.zero, some.order.data_ptr(), groups.data_ptr(), len(some.first), out.data_ptr(),
         )  # fmt: skip
 
     if costs is None:
         packed[key] = _costs(found, rows, out, add, dense, looked)
         return _densely(packed[key], rows, dense)
-    choice = costs.sparse(found[3].tolist())
+    choice = costs.sparse(found.rows.tolist(), found.work.tolist())
     if choice is None:
         return _densely(costs, rows, dense)
     cheaper, expected = choice
     if not all(cheaper):
         by_change, others = ([i for i, which in enumerate(cheaper) if which is way] for way in (True, False))
-        which = found[0, others]
+        which = found.some(others).places()
         out.index_copy_(0, which, dense(gather(rows, which)))
-        found = found.index_select(1, torch.tensor(by_change))
+        found = found.some(by_change)
     add(found)
     costs.took(time.thread_time() - began, expected)
     return out
@@ -154,28 +192,32 @@ def _densely(costs: Costs, rows: Tensor, dense: Dense) -> Tensor:
 
 
 def _costs(
-    found: Tensor, rows: Tensor, out: Tensor, add: Callable[[Tensor], None], dense: Dense, looked: float
+    found: Groups, rows: Tensor, out: Tensor, add: Callable[[Groups], None], dense: Dense, looked: float
 ) -> Costs:
-    """Both ways timed on a few rows: those in which most changed, and those in which least did."""
-    by_changes = found[3].argsort(descending=True)
-    most, least = (found[:, some].contiguous() for some in (by_changes[:_TRIED], by_changes[-_TRIED:]))
-    some = gather(rows, most[0])
+    """Both ways timed on a few groups of rows: those in which most changes, and those in which least does."""
+    by_work = (found.work / found.rows).argsort(descending=True)
+    most, least = (found.some(some) for some in (by_work[:_TRIED], by_work[-_TRIED:]))
+    which = most.places()
+    some = gather(rows, which)
     sums = dense(some)
-    count = len(some)
     slow, fast = (min(_seconds(lambda part=part: add(part)) for _ in range(2)) for part in (most, least))
-    more = int(most[3].sum() - least[3].sum())
-    change = (slow - fast) / more if more > 0 and slow > fast else slow / max(int(most[3].sum()), 1)
+    work, rest = int(most.work.sum()), int(least.work.sum())
+    count, others = len(which), int(least.rows.sum())
+    more, longer = work - rest * count / others, slow - fast * count / others
+    apart_enough = more > work / 2 and longer > 0
+    change = longer / more if apart_enough else slow / max(work, 1)
     together = rows[:_TOGETHER]
     whole = min(_seconds(lambda: dense(together)) for _ in range(2)) / len(together)
     part = min(_seconds(lambda: dense(some)) for _ in range(2)) / count
-    copied = min(_seconds(lambda: out.index_copy_(0, most[0], sums)) for _ in range(2)) / count
+    copied = min(_seconds(lambda: out.index_copy_(0, which, sums)) for _ in range(2)) / count
     return Costs(
         dense=whole,
         apart=copied + max(part - whole, 0.0),
-        looked=looked / found.shape[1],
-        fixed=max(fast - change * int(least[3].sum()), 0.0) / count,
+        looked=looked / len(found.order),
+        fixed=max(fast - change * rest, 0.0) / others,
         change=change,
         rest=_FIRST - 1,
+        trials=_TRIALS,
     )
 
 
@@ -184,18 +226,19 @@ def block_of(weight: Tensor) -> int:
     return next((block for block in _BLOCKS if block >= weight.shape[0]), _BLOCKS[-1])
 
 
-def pack(weight: Tensor, lanes: int) -> Tensor:
-    """Weights ``[out, in, ...]`` as the kernel reads them: plus 128, and those of a block of outputs together, in the
-    order in which interleaving two registers of them, of so many lanes, leaves sums in the order of the outputs."""
+def pack(weight: Tensor, together: int) -> Tensor:
+    """Weights ``[out, in, ...]`` as the kernel reads them: those of a block of outputs together, in the order in which
+    interleaving those of so many neurons leaves sums in the order of the outputs. Those of two are bytes from 1 on."""
     high, wide = weight.shape[2:] or (1, 1)
     outputs, inputs = weight.shape[:2]
     block = block_of(weight)
     blocks = -(-outputs // block)
     padded = torch.zeros((blocks * block, inputs, high, wide), dtype=torch.int16)
     padded[:outputs] = weight.reshape(outputs, inputs, high, wide)
-    # block, register, half of the sums, lane, byte of the half lane, input, line and column of the window
-    lanes = min(block // 16, lanes)
-    apart = (padded + 128).to(torch.uint8).reshape(blocks, -1, 2, lanes, 8, inputs, high, wide)
+    padded = (padded + 128).to(torch.uint8) if together == 2 else padded.to(torch.int8)
+    lanes = min(block // 16, together)
+    # block, register, part of its lanes of 128 bits, lane, byte of the part, input, line and column of the window
+    apart = padded.reshape(blocks, -1, together, lanes, 16 // together, inputs, high, wide)
     return apart.permute(0, 6, 7, 5, 1, 3, 2, 4).contiguous()
 
 
@@ -212,17 +255,17 @@ def _shape(rows: Tensor, weight: Tensor, geometry: Any) -> Any:
     return (ctypes.c_int64 * len(sizes))(*sizes)
 
 
-def _changes(library: Any, rows: Tensor, codes: Rows) -> Tensor | None:
-    """For each row in the order of time: its place, that of the row before it (-1: none), by how much neurons differ
-    from there at most, and how many do, ``[4, R]``. None if images share rows, some are nobody's, or rows do not lie
-    along the first dimension."""
+def _changes(library: Any, rows: Tensor, codes: Rows) -> Groups | None:
+    """The rows in the order of time, in groups. None if images share rows, some are nobody's, or rows do not lie along
+    the first dimension."""
     map = codes.map.contiguous()
-    found = torch.empty((4, map.numel()), dtype=torch.int64)
+    found = torch.empty((5, map.numel()), dtype=torch.int64)
     held = rows.shape[0]
     count = library.spikezip_changes(
-        rows.data_ptr(), held, map.data_ptr(), *map.shape, rows.numel() // held, codes.zero, found.data_ptr()
-    )
-    return found[:, :count] if count == held else None
+        rows.data_ptr(), held, map.data_ptr(), *map.shape, rows.numel() // held, codes.zero,
+        found.data_ptr(), found[1:].data_ptr(),
+    )  # fmt: skip
+    return Groups(found[0, :held], *found[1:, :count]) if count >= 0 else None
 
 
 def _seconds(call: Callable[[], Any]) -> float:

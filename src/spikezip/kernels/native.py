@@ -22,7 +22,8 @@ from spikezip.kernels.alone import has_no_compiler
 from spikezip.kernels.rows import SMOOTH, Rows, Smooth, channels_lie_last
 from spikezip.levels import Levels
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events.cpp")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events_vnni.cpp", "events_avx2.cpp")]
+_HEADER = Path(__file__).with_name("events.h")
 # Without contraction, each operation rounds as torch's does. No -ffast-math for the same reason.
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17"]
 _WORTH_COMPILING = 1 << 21  #: neurons times steps; below, torch is done before a compiler is
@@ -135,9 +136,9 @@ def _load(path: Path) -> ctypes.CDLL:
     found.spikezip_numbers.argtypes = [pointer, i32, i64, i64, i64, pointer]
     if hasattr(found, "spikezip_events"):  # only where the processor has AVX2
         found.spikezip_changes.restype = i64
-        found.spikezip_changes.argtypes = [pointer, i64, pointer, i64, i64, i64, i32, pointer]
+        found.spikezip_changes.argtypes = [pointer, i64, pointer, i64, i64, i64, i32, pointer, pointer]
         found.spikezip_events.restype = None
-        found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, pointer, i64, i64, pointer]
+        found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, pointer, pointer, i64, pointer]
     return found
 
 
@@ -145,7 +146,7 @@ def _load(path: Path) -> ctypes.CDLL:
 def _path() -> Path:
     """Where the compiled kernels are kept: one file per source, compiler and processor."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    sources = [source.read_text() for source in _SOURCES]
+    sources = [source.read_text() for source in (*_SOURCES, _HEADER)]
     key = "\n".join([*sources, *_FLAGS, str(_compiler()), platform.machine(), _processor()])
     return Path(cache) / "spikezip" / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 

@@ -1,5 +1,5 @@
-// Sums of 8-bit weights times codes, spike by spike: a row is the row before it and the weights of what changed.
-// See events.py.
+// Sums of 8-bit weights times codes, spike by spike, on processors without dot products of bytes: a row is the row before
+// it and the weights of what changed. See events.py.
 //
 // The changes of a row are listed pixel by pixel. A line of a convolution's window covers neighbouring pixels, so that
 // an output adds up few contiguous runs of the list. Changes are taken in pairs, for 64 output channels at once (32 or 16
@@ -8,38 +8,18 @@
 //
 // Weights are read for every change, so they have to lie in the fastest cache. A segment is as much of the window as fits
 // there: a line of it, or one pixel, or some channels of one; all outputs of a band add up one segment, then the next.
-#include <cstdint>
-
-#ifdef __AVX2__
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cstring>
-#include <vector>
+#if defined(__AVX2__) && !(defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__))
+#define MOST 1  // row at a time
+#define BEFORE 0
+#include "events.h"
 
 namespace {
 
-// BITS, of all templates: 2^BITS output channels at a time, whose weights of one change fill 512 bits, 256 or 128.
-constexpr int MOST = 256;          // levels that 16 bits can add up: 256 * 127 < 2^15
+// BITS, of all templates: 2^BITS output channels at a time, whose weights of one change fill two registers, one or half.
+constexpr int FIT = 256;           // levels that 16 bits can add up: 256 * 127 < 2^15
 constexpr int64_t HELD = 1 << 19;  // changes that are listed before they are used
 constexpr int64_t FAST = 1 << 15;  // bytes of weights that stay in the fastest cache
 constexpr int64_t BAND = 1 << 6;   // outputs whose sums are held while segment after segment is added
-
-struct Shape {
-    int64_t high, wide, channels;          // of the codes
-    int64_t out_high, out_wide, outputs;   // of the sums
-    int64_t kernel_high, kernel_wide, down, right, top, left;
-};
-
-struct Places {  // of the bits of a byte that are set
-    uint8_t of[256][8] = {};
-    Places() {
-        for (int mask = 0; mask < 256; mask++)
-            for (int bit = 0, n = 0; bit < 8; bit++)
-                if (mask >> bit & 1) of[mask][n++] = uint8_t(bit);
-    }
-};
-const Places places;
 
 // Writes down those of eight neurons that changed; returns where the list ends then.
 template <int BITS>
@@ -60,11 +40,15 @@ inline __m128i rise(__m256i now, __m256i before) {
     return _mm_add_epi32(two, _mm_unpackhi_epi64(two, two));
 }
 
+// By how much bytes differ.
+inline __m256i distance(__m256i a, __m256i b) { return _mm256_or_si256(_mm256_subs_epu8(a, b), _mm256_subs_epu8(b, a)); }
+
 struct Changes {
     std::vector<uint32_t> at;    // where its weights are, for a window that begins with the image's line
     std::vector<int8_t> levels;  // by how much it changed
     std::vector<int32_t> start;  // of the changes of each part of a pixel's channels, an even number; then of the next row
     std::vector<int32_t> total;  // by how much everything before `start` changed
+    std::vector<int32_t> fit;    // of each row, how many changes 16 bits can add up: an even number
     int64_t size = 0;
     int32_t sum = 0;
 
@@ -84,6 +68,7 @@ struct Changes {
         int8_t *const by = levels.data();
         int64_t n = size;  // not the member, which bytes written could be
         __m128i risen = _mm_setzero_si128();
+        __m256i farthest = _mm256_set1_epi8(1);
         for (int64_t y = 0; y < s.high; y++, now += line, before += line)
             for (int64_t first = 0; first < line; first += part) {
                 const int64_t known = n;
@@ -98,6 +83,7 @@ struct Changes {
                     alignas(32) int8_t by_how_much[32];
                     _mm256_store_si256(reinterpret_cast<__m256i *>(by_how_much), _mm256_sub_epi8(a, b));
                     risen = _mm_add_epi32(risen, rise(a, b));
+                    farthest = _mm256_max_epu8(farthest, distance(a, b));
 #pragma GCC unroll 4
                     for (int k = 0; k < 32; k += 8, changed >>= 8)
                         n = list<BITS>(to, by, n, changed & 255, c + k, by_how_much + k);
@@ -108,7 +94,9 @@ struct Changes {
                     const unsigned changed = ~unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(a, b))) & 255;
                     int8_t by_how_much[8];
                     _mm_storel_epi64(reinterpret_cast<__m128i *>(by_how_much), _mm_sub_epi8(a, b));
-                    risen = _mm_add_epi32(risen, rise(_mm256_zextsi128_si256(a), _mm256_zextsi128_si256(b)));
+                    const __m256i now_too = _mm256_zextsi128_si256(a), before_too = _mm256_zextsi128_si256(b);
+                    risen = _mm_add_epi32(risen, rise(now_too, before_too));
+                    farthest = _mm256_max_epu8(farthest, distance(now_too, before_too));
                     n = list<BITS>(to, by, n, changed, c, by_how_much);
                 }
                 if ((n - known) & 1) {
@@ -120,6 +108,9 @@ struct Changes {
         *begin = int32_t(n);
         *so_far = sum;
         size = n;
+        uint8_t most[32];
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(most), farthest);
+        fit.push_back(FIT / *std::max_element(most, most + 32) & ~1);
     }
 };
 
@@ -171,31 +162,6 @@ inline void add_few<4>(float *sums, const uint8_t *weights, const uint32_t *at, 
     add_eight(sums, _mm256_castsi256_si128(sum));
     add_eight(sums + 8, _mm256_extracti128_si256(sum, 1));
 }
-
-#ifdef __AVX512BW__
-inline void add_sixteen(float *sums, __m256i more) {
-    const __m512 wide = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(more));
-    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), wide));
-}
-
-template <>
-inline void add_few<6>(float *sums, const uint8_t *weights, const uint32_t *at, const int8_t *levels, int64_t i, int64_t end,
-                       int32_t total) {
-    __m512i low = _mm512_set1_epi16(int16_t(-128 * total)), high = low;
-    for (; i < end; i += 2) {
-        int16_t both;
-        memcpy(&both, levels + i, 2);
-        const __m512i pair = _mm512_set1_epi16(both);
-        const __m512i a = _mm512_loadu_si512(weights + at[i]), b = _mm512_loadu_si512(weights + at[i + 1]);
-        low = _mm512_add_epi16(low, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), pair));
-        high = _mm512_add_epi16(high, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), pair));
-    }
-    add_sixteen(sums, _mm512_castsi512_si256(low));
-    add_sixteen(sums + 16, _mm512_extracti64x4_epi64(low, 1));
-    add_sixteen(sums + 32, _mm512_castsi512_si256(high));
-    add_sixteen(sums + 48, _mm512_extracti64x4_epi64(high, 1));
-}
-#endif
 
 struct Segment {  // of a window
     int64_t line;         // of the window
@@ -264,9 +230,9 @@ void write_line(float *__restrict to, const float *__restrict from, const float 
     }
 }
 
-// The rows to compute: their order, what lies before each, and by how many levels a neuron changed at most.
+// The rows to compute, and what lies before each; -1 for nothing.
 struct Order {
-    const int64_t *row, *before, *most;
+    std::vector<int64_t> row, before;
 };
 
 // The sums of rows from `first` on, whose changes are listed, for some output channels from `o` on.
@@ -283,9 +249,8 @@ void add_rows(float *sums, const uint8_t *weights, const Shape &s, const std::ve
         for (const Segment &segment : segments)
             for (int64_t l = top; l < bottom; l++) {
                 const int64_t r = l / s.out_high;
-                const int32_t fit = int32_t(MOST / order.most[first + r]) & ~1;  // changes that 16 bits can add up
                 add_line<BITS>(held.data() + (l - top) * size, weights, s, segment, parts, l % s.out_high, changes,
-                               changes.start.data() + r * cells, changes.total.data() + r * cells, fit);
+                               changes.start.data() + r * cells, changes.total.data() + r * cells, changes.fit[r]);
             }
         for (int64_t l = top; l < bottom; l++) {
             const int64_t r = first + l / s.out_high, line = l % s.out_high * s.out_wide * s.outputs + o;
@@ -296,9 +261,9 @@ void add_rows(float *sums, const uint8_t *weights, const Shape &s, const std::ve
 }
 
 template <int BITS>
-void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const Order &order, int64_t count,
-            float *sums) {
+void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const Order &order, float *sums) {
     constexpr int64_t block = 1 << BITS;
+    const int64_t count = int64_t(order.row.size());
     const int64_t neurons = s.high * s.wide * s.channels, part = part_of(s, block);
     const std::vector<Segment> segments = segments_of(s, part, block);
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
@@ -309,6 +274,7 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
         changes.sum = 0;
         changes.start.clear();
         changes.total.clear();
+        changes.fit.clear();
         for (; end < count && changes.size < HELD; end++) {
             const uint8_t *const before = order.before[end] < 0 ? nothing.data() : rows + order.before[end] * neurons;
             changes.add<BITS>(rows + order.row[end] * neurons, before, s, part);
@@ -322,57 +288,22 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
 
 }  // namespace
 
-// In which order rows follow one another, what lies before each (-1: nothing), by how many levels a neuron changed at most,
-// and how many changed: four lists of steps x images, one behind the other. Returns how many rows the map has; -1 where one
-// holds for several images, comes back, or is none of the `held` ones (images may lie along another dimension).
+// How many neurons' weights are interleaved, and how many times 128 bits a register has.
+extern "C" int32_t spikezip_together() { return 2; }
+
 extern "C" int64_t spikezip_changes(const uint8_t *rows, int64_t held, const int64_t *map, int64_t steps, int64_t images,
-                                    int64_t neurons, int32_t zero, int64_t *found) {
-    const int64_t most_rows = steps * images;
-    int64_t *const order = found, *const before = order + most_rows, *const most = before + most_rows,
-            *const changed = most + most_rows;
-    const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
-    std::vector<bool> seen(held);
-    int64_t count = 0;
-    for (int64_t b = 0; b < images; b++)
-        for (int64_t t = 0; t < steps; t++) {
-            const int64_t row = map[t * images + b], last = t ? map[(t - 1) * images + b] : -1;
-            if (row == last) continue;
-            if (row >= held || seen[row]) return -1;
-            seen[row] = true;
-            const uint8_t *const x = rows + row * neurons, *const y = t ? rows + last * neurons : nothing.data();
-            int64_t total = 0;
-            uint8_t greatest = 1;
-            for (int64_t start = 0; start < neurons; start += 128) {  // so many fit a byte: these loops vectorise
-                const int64_t end = std::min(start + 128, neurons);
-                uint8_t some = 0;
-                for (int64_t i = start; i < end; i++) {
-                    const uint8_t way = x[i] > y[i] ? uint8_t(x[i] - y[i]) : uint8_t(y[i] - x[i]);
-                    greatest = std::max(greatest, way);
-                    some = uint8_t(some + (way != 0));
-                }
-                total += some;
-            }
-            order[count] = row;
-            before[count] = last;
-            changed[count] = total;
-            most[count++] = greatest;
-        }
-    return count;
+                                    int64_t neurons, int32_t zero, int64_t *order, int64_t *groups) {
+    return find_changes(rows, held, map, steps, images, neurons, zero, order, groups);
 }
 
-// The sums of some rows; those of the rows before them are there, or come before them. Weights are packed for `block`
-// output channels: 16, 32 or 64. The lists of `found` are those of the first `count` of `apart` rows.
-extern "C" int32_t spikezip_lanes() {  // 128 bits each, of the registers that weights fill
-#ifdef __AVX512BW__
-    return 4;
-#else
-    return 2;
-#endif
-}
-
+// The sums of some groups, each of one row: its place in the order, 1, and the one before; whose sums are there, or come
+// before. Weights, plus 128, are packed for `block` output channels: 16, 32 or 64.
 extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
-                                const int64_t *found, int64_t apart, int64_t count, float *sums) {
+                                const int64_t *order, const int64_t *groups, int64_t count, float *sums) {
+    Order which;
+    for (int64_t k = 0; k < count; k++) which.row.push_back(order[groups[k]]);
+    which.before.assign(groups + 2 * count, groups + 3 * count);
     const auto some = block == 16 ? events<4> : block == 32 ? events<5> : events<6>;
-    some(*shape, weights, rows, zero, {found, found + apart, found + 2 * apart}, count, sums);
+    some(*shape, weights, rows, zero, which, sums);
 }
 #endif
