@@ -147,6 +147,7 @@ def main() -> None:
     chosen = parser.parse_args()
     path = chosen.out / f"speed-{chosen.suite}.json"
     parts = SUITES[chosen.suite]
+    chosen.out.mkdir(parents=True, exist_ok=True)
     for part in parts if chosen.part is None else [parts[chosen.part]]:
         run = measure(part, chosen.seed)
         runs = {_what(old): old for old in json.loads(path.read_text())["runs"]} if path.exists() else {}

@@ -21,11 +21,15 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """What the processor calls itself, and which of its instructions torch uses."""
+    """What the processor calls itself, its family and model where that is known, and which of its instructions torch
+    uses."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+        name = facts["model name"]
+        if "cpu family" in facts and "model" in facts:  # names of rented ones say little
+            name += f" (family {facts['cpu family']}, model {facts['model']})"
+    except (OSError, KeyError):
         name = platform.processor()
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
