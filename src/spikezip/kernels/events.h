@@ -89,7 +89,8 @@ inline int64_t find_changes(const uint8_t *rows, int64_t held, const int64_t *ma
             const auto compared = [&](int64_t last, Group &group) {
                 const int also_before = last >= 0 || zero ? BEFORE : 0;
                 group.before = last < 0 ? nothing.data() : rows + last * neurons;
-                group.count = int(std::min<int64_t>(count - first, MOST - also_before));
+                const int64_t left = count - first, most = MOST - also_before, parts = (left + most - 1) / most;
+                group.count = int((left + parts - 1) / parts);  // evenly
                 for (int r = 0; r < group.count; r++) group.rows[r] = rows + order[first + r] * neurons;
                 return count_changes(group, neurons) * (group.count + also_before);
             };

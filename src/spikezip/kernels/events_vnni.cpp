@@ -70,7 +70,11 @@ struct Sums {
             memcpy(&those, codes[r] + i, 4);
             const __m512i all = _mm512_set1_epi32(those);
 #pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) of[r][p] = _mm512_dpbusd_epi32(of[r][p], all, four[p]);
+            for (int p = 0; p < PARTS; p++) {  // by its name: GCC 12 copies the sums to other registers, and runs out of them
+                __m512i sum = of[r][p];
+                asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(all), "v"(four[p]));
+                of[r][p] = sum;
+            }
         }
     }
 
