@@ -1,5 +1,6 @@
-// What the two kernels share that add up 8-bit weights times codes spike by spike (see events.py): which rows follow one
-// another, and what changes in them. MOST of them are taken together, BEFORE of these being the one before.
+// What the two kernels share that add up 8-bit weights times codes spike by spike, one of which is compiled (see events.py):
+// which rows follow one another, and what changes in them. MOST rows are taken together, BEFORE of these being the one
+// before.
 #pragma once
 #include <immintrin.h>
 
@@ -64,13 +65,15 @@ int64_t count_changes(const Group &group, int64_t neurons) {
     return total * neurons / seen;
 }
 
+}  // namespace
+
 // In which order rows follow one another, one list of steps x images. And how they are taken together, in four lists as
 // long: the first of each group in that order; how many there are; the row they are compared with, the one before or -1 for
 // none; and the neurons that differ among them, times rows, that row among them if it may hold something. Returns how many
 // groups there are; -1 where a row holds for several images, comes back, or is nobody's, or there are not `held` (images may
 // lie along another dimension).
-inline int64_t find_changes(const uint8_t *rows, int64_t held, const int64_t *map, int64_t steps, int64_t images,
-                            int64_t neurons, int32_t zero, int64_t *order, int64_t *groups) {
+extern "C" int64_t spikezip_changes(const uint8_t *rows, int64_t held, const int64_t *map, int64_t steps, int64_t images,
+                                    int64_t neurons, int32_t zero, int64_t *order, int64_t *groups) {
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
     std::vector<bool> seen(held);
     const int64_t apart = steps * images;
@@ -115,5 +118,3 @@ inline int64_t find_changes(const uint8_t *rows, int64_t held, const int64_t *ma
     }
     return count == held ? known : -1;
 }
-
-}  // namespace

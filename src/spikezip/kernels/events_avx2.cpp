@@ -291,11 +291,6 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
 // How many neurons' weights are interleaved, and how many times 128 bits a register has.
 extern "C" int32_t spikezip_together() { return 2; }
 
-extern "C" int64_t spikezip_changes(const uint8_t *rows, int64_t held, const int64_t *map, int64_t steps, int64_t images,
-                                    int64_t neurons, int32_t zero, int64_t *order, int64_t *groups) {
-    return find_changes(rows, held, map, steps, images, neurons, zero, order, groups);
-}
-
 // The sums of some groups, each of one row: its place in the order, 1, and the one before; whose sums are there, or come
 // before. Weights, plus 128, are packed for `block` output channels: 16, 32 or 64.
 extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
