@@ -71,7 +71,7 @@ KEPT_100 = {
     "trajectory for t=2 (23 epochs), MS blocks, 4 levels from code 1, pulse": (
         "cifar100-resnet20-for-T-2-MS-from-code-1-0"
     ),
-    "trajectory for t=4 (7 epochs from the one for t=2), MS blocks, 6 levels from code 1, pulse": (
+    "trajectory for t=4 (9 epochs from the one for t=2), MS blocks, 6 levels from code 1, pulse": (
         "cifar100-resnet20-for-T-4-MS-from-code-1-0"
     ),
 }
