@@ -17,6 +17,10 @@ struct Shape {
     int64_t kernel_high, kernel_wide, down, right, top, left;
 };
 
+inline __m128i load8(const void *at) { return _mm_loadl_epi64(static_cast<const __m128i *>(at)); }
+inline __m128i load16(const void *at) { return _mm_loadu_si128(static_cast<const __m128i *>(at)); }
+inline __m256i load32(const void *at) { return _mm256_loadu_si256(static_cast<const __m256i *>(at)); }
+
 // Some rows of codes that follow one another, and the one before.
 struct Group {
     const uint8_t *before;
@@ -39,8 +43,6 @@ int64_t count_changes(const Group &group, int64_t neurons) {
     constexpr int64_t SOME = 128, FEW = 32 * SOME;
     const int64_t step = neurons > FEW ? 4 : 1;
     int64_t total = 0, seen = 0;
-    const auto load = [](const uint8_t *at) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(at)); };
-    const auto load32 = [](const uint8_t *at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(at)); };
     for (int64_t first = 0; first < neurons; first += step * SOME) {
         const int64_t end = std::min(first + SOME, neurons);
         int64_t i = first;
@@ -53,10 +55,10 @@ int64_t count_changes(const Group &group, int64_t neurons) {
             total += 32 - __builtin_popcount(unsigned(_mm256_movemask_epi8(same)));
         }
         for (; i < end; i += 8) {  // neurons of a pixel come in eights
-            const __m128i before = load(group.before + i);
+            const __m128i before = load8(group.before + i);
             __m128i differs = _mm_setzero_si128();
             for (int r = 0; r < group.count; r++)
-                differs = _mm_or_si128(differs, _mm_xor_si128(load(group.rows[r] + i), before));
+                differs = _mm_or_si128(differs, _mm_xor_si128(load8(group.rows[r] + i), before));
             const __m128i same = _mm_cmpeq_epi8(differs, _mm_setzero_si128());
             total += 8 - __builtin_popcount(unsigned(_mm_movemask_epi8(same)) & 255);
         }

@@ -24,10 +24,10 @@ constexpr int64_t BAND = 1 << 6;   // outputs whose sums are held while segment 
 // Writes down those of eight neurons that changed; returns where the list ends then.
 template <int BITS>
 inline int64_t list(uint32_t *at, int8_t *levels, int64_t n, unsigned changed, int64_t channel, const int8_t *by) {
-    const __m128i which = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(places.of[changed]));
+    const __m128i which = load8(places.of[changed]);
     const __m256i place = _mm256_add_epi32(_mm256_cvtepu8_epi32(which), _mm256_set1_epi32(int32_t(channel)));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(at + n), _mm256_slli_epi32(place, BITS));
-    const __m128i some = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(by));
+    const __m128i some = load8(by);
     _mm_storel_epi64(reinterpret_cast<__m128i *>(levels + n), _mm_shuffle_epi8(some, which));
     return n + __builtin_popcount(changed);
 }
@@ -76,8 +76,8 @@ struct Changes {
                 *so_far++ = sum + _mm_cvtsi128_si32(risen);
                 int64_t c = first;
                 for (; c + 32 <= first + part; c += 32) {
-                    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(now + c));
-                    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(before + c));
+                    const __m256i a = load32(now + c);
+                    const __m256i b = load32(before + c);
                     unsigned changed = ~unsigned(_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)));
                     if (!changed) continue;
                     alignas(32) int8_t by_how_much[32];
@@ -89,8 +89,8 @@ struct Changes {
                         n = list<BITS>(to, by, n, changed & 255, c + k, by_how_much + k);
                 }
                 for (; c < first + part; c += 8) {
-                    const __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(now + c));
-                    const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(before + c));
+                    const __m128i a = load8(now + c);
+                    const __m128i b = load8(before + c);
                     const unsigned changed = ~unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(a, b))) & 255;
                     int8_t by_how_much[8];
                     _mm_storel_epi64(reinterpret_cast<__m128i *>(by_how_much), _mm_sub_epi8(a, b));
@@ -154,8 +154,8 @@ inline void add_few<4>(float *sums, const uint8_t *weights, const uint32_t *at, 
     for (; i < end; i += 2) {
         int16_t both;
         memcpy(&both, levels + i, 2);
-        const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + at[i]));
-        const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + at[i + 1]));
+        const __m128i a = load16(weights + at[i]);
+        const __m128i b = load16(weights + at[i + 1]);
         const __m256i pairs = _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(pairs, _mm256_set1_epi16(both)));
     }
@@ -230,9 +230,10 @@ void write_line(float *__restrict to, const float *__restrict from, const float 
     }
 }
 
-// The rows to compute, and what lies before each; -1 for nothing.
+// The rows to compute: where each is in the order of all, and what lies before it; -1 for nothing.
 struct Order {
-    std::vector<int64_t> row, before;
+    const int64_t *all, *first, *before;
+    int64_t row(int64_t r) const { return all[first[r]]; }
 };
 
 // The sums of rows from `first` on, whose changes are listed, for some output channels from `o` on.
@@ -255,15 +256,15 @@ void add_rows(float *sums, const uint8_t *weights, const Shape &s, const std::ve
         for (int64_t l = top; l < bottom; l++) {
             const int64_t r = first + l / s.out_high, line = l % s.out_high * s.out_wide * s.outputs + o;
             const float *from = order.before[r] < 0 ? nullptr : sums + order.before[r] * row_of_sums + line;
-            write_line(sums + order.row[r] * row_of_sums + line, from, held.data() + (l - top) * size, s, outputs, block);
+            write_line(sums + order.row(r) * row_of_sums + line, from, held.data() + (l - top) * size, s, outputs, block);
         }
     }
 }
 
 template <int BITS>
-void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const Order &order, float *sums) {
+void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const Order &order, int64_t count,
+            float *sums) {
     constexpr int64_t block = 1 << BITS;
-    const int64_t count = int64_t(order.row.size());
     const int64_t neurons = s.high * s.wide * s.channels, part = part_of(s, block);
     const std::vector<Segment> segments = segments_of(s, part, block);
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
@@ -277,7 +278,7 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
         changes.fit.clear();
         for (; end < count && changes.size < HELD; end++) {
             const uint8_t *const before = order.before[end] < 0 ? nothing.data() : rows + order.before[end] * neurons;
-            changes.add<BITS>(rows + order.row[end] * neurons, before, s, part);
+            changes.add<BITS>(rows + order.row(end) * neurons, before, s, part);
         }
         for (int64_t o = 0; o < s.outputs; o += block) {
             const uint8_t *const some = weights + o * s.kernel_high * s.kernel_wide * s.channels;
@@ -295,10 +296,7 @@ extern "C" int32_t spikezip_together() { return 2; }
 // before. Weights, plus 128, are packed for `block` output channels: 16, 32 or 64.
 extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
                                 const int64_t *order, const int64_t *groups, int64_t count, float *sums) {
-    Order which;
-    for (int64_t k = 0; k < count; k++) which.row.push_back(order[groups[k]]);
-    which.before.assign(groups + 2 * count, groups + 3 * count);
     const auto some = block == 16 ? events<4> : block == 32 ? events<5> : events<6>;
-    some(*shape, weights, rows, zero, which, sums);
+    some(*shape, weights, rows, zero, {order, groups, groups + 2 * count}, count, sums);
 }
 #endif

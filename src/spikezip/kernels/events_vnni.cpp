@@ -31,9 +31,8 @@ inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const 
 }
 
 inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const int8_t *d, __m512i (&found)[2]) {
-    const auto load = [](const int8_t *at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(at)); };
     const auto both = [](__m256i x, __m256i y) { return _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1); };
-    const __m256i first = load(a), second = load(b), third = load(c), fourth = load(d);
+    const __m256i first = load32(a), second = load32(b), third = load32(c), fourth = load32(d);
     const __m256i low = _mm256_unpacklo_epi8(first, second), high = _mm256_unpackhi_epi8(first, second);
     const __m256i low_too = _mm256_unpacklo_epi8(third, fourth), high_too = _mm256_unpackhi_epi8(third, fourth);
     found[0] = both(_mm256_unpacklo_epi16(low, low_too), _mm256_unpackhi_epi16(low, low_too));
@@ -41,8 +40,7 @@ inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const 
 }
 
 inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const int8_t *d, __m512i (&found)[1]) {
-    const auto load = [](const int8_t *at) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(at)); };
-    const __m128i first = load(a), second = load(b), third = load(c), fourth = load(d);
+    const __m128i first = load16(a), second = load16(b), third = load16(c), fourth = load16(d);
     const __m128i low = _mm_unpacklo_epi8(first, second), high = _mm_unpackhi_epi8(first, second);
     const __m128i low_too = _mm_unpacklo_epi8(third, fourth), high_too = _mm_unpackhi_epi8(third, fourth);
     const __m256i ahead = _mm256_set_m128i(_mm_unpackhi_epi16(low, low_too), _mm_unpacklo_epi16(low, low_too));
@@ -137,7 +135,7 @@ struct Changes {
             alignas(64) uint8_t which[64];
             _mm512_store_si512(which, _mm512_maskz_compress_epi8(changed, _mm512_load_si512(numbers)));
             for (int k = 0; k < 64; k += 16) {
-                const __m512i some = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i *>(which + k)));
+                const __m512i some = _mm512_cvtepu8_epi32(load16(which + k));
                 const __m512i all = _mm512_add_epi32(some, _mm512_set1_epi32(int32_t(place)));
                 _mm512_storeu_si512(at.data() + n + k, _mm512_slli_epi32(all, BITS));
             }
@@ -148,18 +146,17 @@ struct Changes {
 #else
     template <int BITS>
     int64_t list_pixel(const Group &group, bool also_before, int64_t from, int64_t channels, uint32_t place, int64_t n) {
-        const auto load = [](const uint8_t *at) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(at)); };
         for (int64_t c = 0; c < channels; c += 8, from += 8, place += 8) {
-            const __m128i before = load(group.before + from);
+            const __m128i before = load8(group.before + from);
             __m128i differs = _mm_setzero_si128(), row[MOST];
             for (int r = 0; r < group.count; r++) {
-                row[r] = load(group.rows[r] + from);
+                row[r] = load8(group.rows[r] + from);
                 differs = _mm_or_si128(differs, _mm_xor_si128(row[r], before));
             }
             const unsigned same = unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(differs, _mm_setzero_si128())));
             const unsigned changed = ~same & 255;
             if (!changed) continue;
-            const __m128i which = load(places.of[changed]);
+            const __m128i which = load8(places.of[changed]);
             const auto keep = [&](int r, __m128i row) {
                 _mm_storel_epi64(reinterpret_cast<__m128i *>(codes[r].data() + n), _mm_shuffle_epi8(row, which));
             };
