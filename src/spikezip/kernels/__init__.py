@@ -2,6 +2,7 @@
 
 from spikezip.kernels.alone import no_compiler, torch_alone
 from spikezip.kernels.events import dense_synapses
+from spikezip.kernels.memory import keep_freed
 from spikezip.kernels.precision import default_device, exactly, full_precision
 from spikezip.kernels.rows import (
     SMOOTH,
@@ -36,6 +37,7 @@ __all__ = [
     "exactly",
     "full_precision",
     "gather",
+    "keep_freed",
     "layout_of",
     "max_pool2d",
     "no_compiler",

@@ -49,7 +49,7 @@ class Groups:
         first: where each group begins in that order.
         rows: how many each has.
         before: the row before each that it is compared with; -1 where it is compared with nothing.
-        work: how many neurons differ among them, about, times rows, that before among them if it may hold something.
+        work: what their sums cost, about: how many neurons differ, times what one costs among so many rows.
     """
 
     order: Tensor
@@ -77,8 +77,8 @@ class Costs:
         dense: of a row, by the dense kernel.
         apart: of a row computed densely with few others: what it costs more, and bringing it together with the rest.
         looked: of a row, to find what changed.
-        fixed: of a row, by the event-driven kernel.
-        change: of a neuron that changes, in each row of its group, by that kernel.
+        fixed: of a group, by the event-driven kernel.
+        change: of its work, by that kernel.
         dearer: times what these make of a call, it takes.
         misses: how many calls in a row it would not have paid.
         rest: how many calls are still to be computed densely without a look.
@@ -98,7 +98,7 @@ class Costs:
     def sparse(self, rows: list[int], work: list[int]) -> tuple[list[bool], float] | None:
         """Of groups with so many rows and so much work, which to compute by their changes, and what the call should
         take; None if all are cheaper computed densely."""
-        each = [self.fixed * count + self.change * some for count, some in zip(rows, work, strict=True)]
+        each = [self.fixed + self.change * some for some in work]
         most = self.dense * (_LONGER if self.trials > 0 else 1.0) / self.dearer
         cheaper = [cost < most * count for cost, count in zip(each, rows, strict=True)]
         apart = self.dense + self.apart
@@ -151,7 +151,7 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
     layout = torch.channels_last if geometry else torch.contiguous_format
     began = time.thread_time()
     rows = codes.rows.contiguous(memory_format=layout)
-    found = _changes(library, rows, codes)
+    found = _changes(library, shape, rows, codes)
     looked = time.thread_time() - began
     if found is None:
         return dense(rows)
@@ -202,8 +202,8 @@ def _costs(
     sums = dense(some)
     slow, fast = (min(_seconds(lambda part=part: add(part)) for _ in range(2)) for part in (most, least))
     work, rest = int(most.work.sum()), int(least.work.sum())
-    count, others = len(which), int(least.rows.sum())
-    more, longer = work - rest * count / others, slow - fast * count / others
+    count, groups, others = len(which), len(most.rows), len(least.rows)
+    more, longer = work - rest * groups / others, slow - fast * groups / others
     apart_enough = more > work / 2 and longer > 0
     change = longer / more if apart_enough else slow / max(work, 1)
     together = rows[:_TOGETHER]
@@ -228,14 +228,14 @@ def block_of(weight: Tensor) -> int:
 
 def pack(weight: Tensor, together: int) -> Tensor:
     """Weights ``[out, in, ...]`` as the kernel reads them: those of a block of outputs together, in the order in which
-    interleaving those of so many neurons leaves sums in the order of the outputs. Those of two are bytes from 1 on."""
+    interleaving those of so many neurons leaves sums in the order of the outputs. As bytes, plus 128."""
     high, wide = weight.shape[2:] or (1, 1)
     outputs, inputs = weight.shape[:2]
     block = block_of(weight)
     blocks = -(-outputs // block)
     padded = torch.zeros((blocks * block, inputs, high, wide), dtype=torch.int16)
     padded[:outputs] = weight.reshape(outputs, inputs, high, wide)
-    padded = (padded + 128).to(torch.uint8) if together == 2 else padded.to(torch.int8)
+    padded = (padded + 128).to(torch.uint8)
     lanes = min(block // 16, together)
     # block, register, part of its lanes of 128 bits, lane, byte of the part, input, line and column of the window
     apart = padded.reshape(blocks, -1, together, lanes, 16 // together, inputs, high, wide)
@@ -255,14 +255,14 @@ def _shape(rows: Tensor, weight: Tensor, geometry: Any) -> Any:
     return (ctypes.c_int64 * len(sizes))(*sizes)
 
 
-def _changes(library: Any, rows: Tensor, codes: Rows) -> Groups | None:
+def _changes(library: Any, shape: Any, rows: Tensor, codes: Rows) -> Groups | None:
     """The rows in the order of time, in groups. None if images share rows, some are nobody's, or rows do not lie along
     the first dimension."""
     map = codes.map.contiguous()
     found = torch.empty((5, map.numel()), dtype=torch.int64)
     held = rows.shape[0]
     count = library.spikezip_changes(
-        rows.data_ptr(), held, map.data_ptr(), *map.shape, rows.numel() // held, codes.zero,
+        ctypes.addressof(shape), rows.data_ptr(), held, map.data_ptr(), *map.shape, codes.zero,
         found.data_ptr(), found[1:].data_ptr(),
     )  # fmt: skip
     return Groups(found[0, :held], *found[1:, :count]) if count >= 0 else None

@@ -9,8 +9,9 @@
 // Weights are read for every change, so they have to lie in the fastest cache. A segment is as much of the window as fits
 // there: a line of it, or one pixel, or some channels of one; all outputs of a band add up one segment, then the next.
 #if defined(__AVX2__) && !(defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__))
-#define MOST 1  // row at a time
-#define BEFORE 0
+#include <cstdint>
+constexpr int MOST = 1;  // row at a time
+constexpr int64_t COST[] = {0, 1}, FIXED = 0, OF_ROW = 0;
 #include "events.h"
 
 namespace {

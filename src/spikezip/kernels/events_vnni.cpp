@@ -2,13 +2,15 @@
 // row before, and what the neurons that changed add to it. See events.py.
 //
 // A few rows that follow one another are taken together. The neurons that change in any of them are listed, pixel by
-// pixel: where their weights lie, and their codes in each row and in the one before. For every output and some of its
-// channels, the listed neurons of its window are gone through once, four at a time: their weights are interleaved and
-// multiplied with the codes of every row, whose sums stay in registers. A neuron that does not change costs nothing, and
-// to find and to interleave the weights of one that does is shared by the rows.
+// pixel: where their weights lie, and by how much they change from row to row. For every output and some of its channels,
+// the listed neurons of its window are gone through once, four at a time: their weights are interleaved and multiplied with
+// the changes of every row, whose sums stay in registers. A neuron that does not change costs nothing, and to find and to
+// interleave the weights of one that does is shared by the rows. The processor multiplies bytes from 0 on with signed ones:
+// weights are stored plus 128, and what that adds to each row is known from how far all neurons of its window rose.
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-#define MOST 6  // rows whose sums registers hold
-#define BEFORE 1
+#include <cstdint>
+constexpr int MOST = 6;  // rows whose sums registers hold
+constexpr int64_t COST[] = {0, 30, 35, 40, 48, 56, 66}, FIXED = 3000, OF_ROW = 650;  // hundredths of a Zen 5's nanoseconds
 #include "events.h"
 
 namespace {
@@ -16,10 +18,17 @@ namespace {
 constexpr int64_t LISTED = 1 << 16;  // neurons in which changes are looked for before they are used,
 constexpr int AT_ONCE = 16;          // and groups of rows
 
+// Where the sums of a group go.
+struct Output {
+    float *rows[MOST];
+    const float *before;  // nullptr where there was nothing
+    int count;            // of the rows
+};
+
 // -- one output of some rows: BITS, of all templates, for 2^BITS of its channels -------------------------------------
 
 // The weights of four neurons: in each 32 bits those of one output channel.
-inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const int8_t *d, __m512i (&found)[4]) {
+inline void interleave(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d, __m512i (&found)[4]) {
     const __m512i first = _mm512_loadu_si512(a), second = _mm512_loadu_si512(b);
     const __m512i third = _mm512_loadu_si512(c), fourth = _mm512_loadu_si512(d);
     const __m512i low = _mm512_unpacklo_epi8(first, second), high = _mm512_unpackhi_epi8(first, second);
@@ -30,7 +39,7 @@ inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const 
     found[3] = _mm512_unpackhi_epi16(high, high_too);
 }
 
-inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const int8_t *d, __m512i (&found)[2]) {
+inline void interleave(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d, __m512i (&found)[2]) {
     const auto both = [](__m256i x, __m256i y) { return _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1); };
     const __m256i first = load32(a), second = load32(b), third = load32(c), fourth = load32(d);
     const __m256i low = _mm256_unpacklo_epi8(first, second), high = _mm256_unpackhi_epi8(first, second);
@@ -39,7 +48,7 @@ inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const 
     found[1] = both(_mm256_unpacklo_epi16(high, high_too), _mm256_unpackhi_epi16(high, high_too));
 }
 
-inline void interleave(const int8_t *a, const int8_t *b, const int8_t *c, const int8_t *d, __m512i (&found)[1]) {
+inline void interleave(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d, __m512i (&found)[1]) {
     const __m128i first = load16(a), second = load16(b), third = load16(c), fourth = load16(d);
     const __m128i low = _mm_unpacklo_epi8(first, second), high = _mm_unpackhi_epi8(first, second);
     const __m128i low_too = _mm_unpacklo_epi8(third, fourth), high_too = _mm_unpackhi_epi8(third, fourth);
@@ -58,80 +67,109 @@ struct Sums {
             for (auto &part : row) part = _mm512_setzero_si512();
     }
 
-    // Four neurons: where their weights are, and their codes in each row.
-    void add(const int8_t *weights, const uint32_t *at, const uint8_t *const (&codes)[ROWS], int64_t i) {
+    // Four neurons: where their weights are, and by how much they change in each row.
+    void add(const uint8_t *weights, const uint32_t *at, const int8_t *const (&by)[ROWS], int64_t i) {
         __m512i four[PARTS];
         interleave(weights + at[i], weights + at[i + 1], weights + at[i + 2], weights + at[i + 3], four);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
             int32_t those;
-            memcpy(&those, codes[r] + i, 4);
+            memcpy(&those, by[r] + i, 4);
             const __m512i all = _mm512_set1_epi32(those);
 #pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) {  // by its name: GCC 12 copies the sums to other registers, and runs out of them
-                __m512i sum = of[r][p];
-                asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(all), "v"(four[p]));
-                of[r][p] = sum;
-            }
+            for (int p = 0; p < PARTS; p++) of[r][p] = _mm512_dpbusd_epi32(of[r][p], four[p], all);
         }
     }
 
-    void write(int32_t *to) {
-        for (auto &row : of)
-            for (auto &part : row) {
-                _mm512_storeu_si512(to, part);
-                to += 16;
+    // Each row is the one before it, and its changes; of which so much is to be taken off that is in all its sums.
+    void write(const Output &output, int64_t place, int64_t outputs, const int32_t *more) {
+        for (int p = 0; p < PARTS; p++, place += 16, outputs -= 16) {
+            const __mmask16 there = outputs >= 16 ? 0xffff : outputs > 0 ? (1 << outputs) - 1 : 0;
+            const __m512 before = output.before ? _mm512_maskz_loadu_ps(there, output.before + place) : _mm512_setzero_ps();
+            __m512i sum = _mm512_setzero_si512();
+            for (int r = 0; r < ROWS; r++) {
+                sum = _mm512_add_epi32(sum, _mm512_sub_epi32(of[r][p], _mm512_set1_epi32(more[r])));
+                _mm512_mask_storeu_ps(output.rows[r] + place, there, _mm512_add_ps(before, _mm512_cvtepi32_ps(sum)));
             }
+        }
     }
 };
 
 // -- which neurons change --------------------------------------------------------------------------------------------
 
-struct Changes {
-    std::vector<uint32_t> at;          // where the weights of each are, for a window that begins with the image's line
-    std::vector<uint8_t> codes[MOST];  // of each, in each row
-    std::vector<int32_t> start;        // of each pixel's, a multiple of four
+// Eight numbers, the sums of the first registers' entries; 0 for those that there are not.
+inline __m256i sums_of(const __m128i (&each)[MOST]) {
+    static_assert(MOST == 6);
+    const __m128i few = _mm_hadd_epi32(_mm_hadd_epi32(each[0], each[1]), _mm_hadd_epi32(each[2], each[3]));
+    const __m128i rest = _mm_hadd_epi32(_mm_hadd_epi32(each[4], each[5]), _mm_setzero_si128());
+    return _mm256_set_m128i(rest, few);
+}
 
-    // With the codes of the row before as the first if `also_before`.
+struct Changes {
+    std::vector<uint32_t> at;       // where the weights of each are, for a window that begins with the image's line
+    std::vector<int8_t> by[MOST];   // by how much each changes, row by row
+    std::vector<int32_t> start;     // of each pixel's, a multiple of four
+    std::vector<int32_t> risen;     // how far all before rose, eight rows for each start
+
     template <int BITS>
-    void list(const Group &group, bool also_before, const Shape &s) {
+    void list(const Group &group, const Shape &s) {
         const int64_t pixels = s.high * s.wide;
         const size_t most = size_t(pixels * (s.channels + 3) + 64);
         if (at.size() < most) {
             at.resize(most);
-            for (auto &some : codes) some.resize(most);
+            for (auto &some : by) some.resize(most);
         }
         start.resize(pixels + 1);
+        risen.resize(8 * (pixels + 1));
         int64_t n = 0;
+        __m256i so_far = _mm256_setzero_si256();
         for (int64_t pixel = 0; pixel < pixels; pixel++) {
             start[pixel] = int32_t(n);
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(risen.data() + 8 * pixel), so_far);
             const uint32_t place = uint32_t(pixel % s.wide * s.channels);
-            n = list_pixel<BITS>(group, also_before, pixel * s.channels, s.channels, place, n);
+            __m128i rise[MOST];
+            n = list_pixel<BITS>(group, pixel * s.channels, s.channels, place, n, rise);
+            so_far = _mm256_add_epi32(so_far, sums_of(rise));
             for (; n & 3; n++) {  // neurons that say nothing
                 at[n] = place << BITS;
-                for (auto &some : codes) some[n] = 0;
+                for (auto &some : by) some[n] = 0;
             }
         }
         start[pixels] = int32_t(n);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(risen.data() + 8 * pixels), so_far);
+    }
+
+    // By how much more all neurons of a window make each row's sums, as weights are stored plus 128.
+    void rise(int64_t first, int64_t last, int64_t left, int64_t right, int64_t wide, int32_t *to) const {
+        __m256i sum = _mm256_setzero_si256();
+        for (int64_t line = first * wide; line < last * wide; line += wide) {
+            const int32_t *const from = risen.data() + 8 * line;
+            sum = _mm256_add_epi32(sum, _mm256_sub_epi32(load32(from + 8 * right), load32(from + 8 * left)));
+        }
+        _mm256_store_si256(reinterpret_cast<__m256i *>(to), _mm256_slli_epi32(sum, 7));
     }
 
 #ifdef __AVX512VBMI2__
     template <int BITS>
-    int64_t list_pixel(const Group &group, bool also_before, int64_t from, int64_t channels, uint32_t place, int64_t n) {
+    int64_t list_pixel(const Group &group, int64_t from, int64_t channels, uint32_t place, int64_t n,
+                       __m128i (&rise)[MOST]) {
         alignas(64) uint8_t numbers[64];
         for (int i = 0; i < 64; i++) numbers[i] = uint8_t(i);
+        __m512i rises[MOST] = {};
         for (int64_t c = 0; c < channels; c += 64, from += 64, place += 64) {
             const __mmask64 there = channels - c >= 64 ? ~uint64_t(0) : (uint64_t(1) << (channels - c)) - 1;
-            const __m512i before = _mm512_maskz_loadu_epi8(there, group.before + from);
-            __m512i differs = _mm512_setzero_si512(), row[MOST];
+            __m512i differs = _mm512_setzero_si512(), change[MOST];
+            __m512i last = _mm512_maskz_loadu_epi8(there, group.before + from);
             for (int r = 0; r < group.count; r++) {
-                row[r] = _mm512_maskz_loadu_epi8(there, group.rows[r] + from);
-                differs = _mm512_or_si512(differs, _mm512_xor_si512(row[r], before));
+                const __m512i row = _mm512_maskz_loadu_epi8(there, group.rows[r] + from);
+                change[r] = _mm512_sub_epi8(row, last);
+                differs = _mm512_or_si512(differs, change[r]);
+                rises[r] = _mm512_dpbusd_epi32(rises[r], _mm512_set1_epi8(1), change[r]);
+                last = row;
             }
             const __mmask64 changed = _mm512_test_epi8_mask(differs, differs);
-            if (also_before) _mm512_storeu_si512(codes[0].data() + n, _mm512_maskz_compress_epi8(changed, before));
             for (int r = 0; r < group.count; r++)
-                _mm512_storeu_si512(codes[also_before + r].data() + n, _mm512_maskz_compress_epi8(changed, row[r]));
+                _mm512_storeu_si512(by[r].data() + n, _mm512_maskz_compress_epi8(changed, change[r]));
             alignas(64) uint8_t which[64];
             _mm512_store_si512(which, _mm512_maskz_compress_epi8(changed, _mm512_load_si512(numbers)));
             for (int k = 0; k < 64; k += 16) {
@@ -141,27 +179,32 @@ struct Changes {
             }
             n += __builtin_popcountll(changed);
         }
+        for (int r = 0; r < MOST; r++) {
+            const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(rises[r]), _mm512_extracti64x4_epi64(rises[r], 1));
+            rise[r] = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+        }
         return n;
     }
 #else
     template <int BITS>
-    int64_t list_pixel(const Group &group, bool also_before, int64_t from, int64_t channels, uint32_t place, int64_t n) {
+    int64_t list_pixel(const Group &group, int64_t from, int64_t channels, uint32_t place, int64_t n,
+                       __m128i (&rise)[MOST]) {
+        for (auto &some : rise) some = _mm_setzero_si128();
         for (int64_t c = 0; c < channels; c += 8, from += 8, place += 8) {
-            const __m128i before = load8(group.before + from);
-            __m128i differs = _mm_setzero_si128(), row[MOST];
+            __m128i differs = _mm_setzero_si128(), change[MOST], last = load8(group.before + from);
             for (int r = 0; r < group.count; r++) {
-                row[r] = load8(group.rows[r] + from);
-                differs = _mm_or_si128(differs, _mm_xor_si128(row[r], before));
+                const __m128i row = load8(group.rows[r] + from);
+                change[r] = _mm_sub_epi8(row, last);
+                differs = _mm_or_si128(differs, change[r]);
+                rise[r] = _mm_dpbusd_epi32(rise[r], _mm_set1_epi8(1), change[r]);
+                last = row;
             }
             const unsigned same = unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(differs, _mm_setzero_si128())));
             const unsigned changed = ~same & 255;
             if (!changed) continue;
             const __m128i which = load8(places.of[changed]);
-            const auto keep = [&](int r, __m128i row) {
-                _mm_storel_epi64(reinterpret_cast<__m128i *>(codes[r].data() + n), _mm_shuffle_epi8(row, which));
-            };
-            if (also_before) keep(0, before);
-            for (int r = 0; r < group.count; r++) keep(also_before + r, row[r]);
+            for (int r = 0; r < group.count; r++)
+                _mm_storel_epi64(reinterpret_cast<__m128i *>(by[r].data() + n), _mm_shuffle_epi8(change[r], which));
             const __m256i all = _mm256_add_epi32(_mm256_cvtepu8_epi32(which), _mm256_set1_epi32(int32_t(place)));
             _mm256_storeu_si256(reinterpret_cast<__m256i *>(at.data() + n), _mm256_slli_epi32(all, BITS));
             n += __builtin_popcount(changed);
@@ -173,49 +216,35 @@ struct Changes {
 
 // -- the sums of a group ---------------------------------------------------------------------------------------------
 
-struct Output {
-    float *rows[MOST];
-    const float *before;  // nullptr where there was nothing
-    bool also_before;     // whether its codes are listed, as the first
-    int count;            // of the rows that are listed
-};
-
-// For output channels from `o` on. Not to be inlined: compilers would keep other loops' variables in its registers.
+// For output channels from `o` on. Not to be inlined, as compilers would keep other loops' variables in its registers;
+// and GCC 12 runs out of them unless it allots them for the function as a whole.
 template <int BITS, int ROWS>
-__attribute__((noinline)) void add_up(const Shape &s, const int8_t *weights, const Changes &changes, const Output &output,
-                                      int64_t o) {
+__attribute__((noinline, optimize("ira-region=all"))) void add_up(const Shape &s, const uint8_t *weights,
+                                                                  const Changes &changes, const Output &output, int64_t o) {
     constexpr int64_t block = 1 << BITS;
     const int64_t outputs = std::min(block, s.outputs - o);
-    const bool also_before = output.also_before;
-    const uint8_t *codes[ROWS];
-    for (int r = 0; r < ROWS; r++) codes[r] = changes.codes[r].data();
+    const int8_t *by[ROWS];
+    for (int r = 0; r < ROWS; r++) by[r] = changes.by[r].data();
     int64_t place = o;
     for (int64_t y = -s.top; y < s.out_high * s.down - s.top; y += s.down)
         for (int64_t x = -s.left; x < s.out_wide * s.right - s.left; x += s.right, place += s.outputs) {
+            const int64_t left = std::max(x, int64_t(0)), right = std::max(left, std::min(x + s.kernel_wide, s.wide));
+            const int64_t first = std::max(y, int64_t(0)), last = std::min(y + s.kernel_high, s.high);
+            alignas(32) int32_t more[8];  // than they should be
+            changes.rise(first, last, left, right, s.wide, more);
             Sums<BITS, ROWS> sums;
-            const int64_t left = std::max(x, int64_t(0)), right = std::min(x + s.kernel_wide, s.wide);
-            const int64_t last = std::min(y + s.kernel_high, s.high);
-            for (int64_t line = std::max(y, int64_t(0)); line < last && left < right; line++) {
-                const int8_t *const some = weights + ((line - y) * s.kernel_wide - x) * s.channels * block;
+            for (int64_t line = first; line < last; line++) {
+                const uint8_t *const some = weights + ((line - y) * s.kernel_wide - x) * s.channels * block;
                 const int64_t end = changes.start[line * s.wide + right];
                 for (int64_t i = changes.start[line * s.wide + left]; i < end; i += 4)
-                    sums.add(some, changes.at.data(), codes, i);
+                    sums.add(some, changes.at.data(), by, i);
             }
-            alignas(64) int32_t found[ROWS][block];
-            sums.write(found[0]);
-            for (int r = also_before; r < ROWS; r++) {
-                float *const to = output.rows[r - also_before] + place;
-                const float *const from = output.before ? output.before + place : nullptr;
-                for (int64_t i = 0; i < outputs; i++) {
-                    const float more = float(found[r][i] - (also_before ? found[0][i] : 0));
-                    to[i] = from ? from[i] + more : more;
-                }
-            }
+            sums.write(output, place, outputs, more);
         }
 }
 
 template <int BITS, int ROWS = MOST>
-void add_up_rows(const Shape &s, const int8_t *weights, const Changes &changes, const Output &output, int64_t o) {
+void add_up_rows(const Shape &s, const uint8_t *weights, const Changes &changes, const Output &output, int64_t o) {
     if (output.count == ROWS) return add_up<BITS, ROWS>(s, weights, changes, output, o);
     if constexpr (ROWS > 1) add_up_rows<BITS, ROWS - 1>(s, weights, changes, output, o);
 }
@@ -223,7 +252,7 @@ void add_up_rows(const Shape &s, const int8_t *weights, const Changes &changes, 
 // Several groups are listed before their sums are added up, for some output channels of all and then for the next:
 // weights stay in a fast cache.
 template <int BITS>
-void events(const Shape &s, const int8_t *weights, const uint8_t *rows, int32_t zero, const int64_t *order,
+void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const int64_t *order,
             const int64_t *groups, int64_t count, float *sums) {
     const int64_t neurons = s.high * s.wide * s.channels, size = s.out_high * s.out_wide * s.outputs;
     const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
@@ -237,16 +266,15 @@ void events(const Shape &s, const int8_t *weights, const uint8_t *rows, int32_t 
             Group group{last < 0 ? nothing.data() : rows + last * neurons, {}, int(groups[count + first + k])};
             Output &output = outputs[k];
             output.before = last < 0 ? nullptr : sums + last * size;
-            output.also_before = last >= 0 || zero;  // else all its codes are 0
-            output.count = group.count + output.also_before;
+            output.count = group.count;
             for (int r = 0; r < group.count; r++) {
                 group.rows[r] = rows + order[begin + r] * neurons;
                 output.rows[r] = sums + order[begin + r] * size;
             }
-            changes[k].list<BITS>(group, output.also_before, s);
+            changes[k].list<BITS>(group, s);
         }
         for (int64_t o = 0; o < s.outputs; o += 1 << BITS) {
-            const int8_t *const those = weights + o * s.kernel_high * s.kernel_wide * s.channels;
+            const uint8_t *const those = weights + o * s.kernel_high * s.kernel_wide * s.channels;
             for (int64_t k = 0; k < some; k++) add_up_rows<BITS>(s, those, changes[k], outputs[k], o);
         }
     }
@@ -258,8 +286,8 @@ void events(const Shape &s, const int8_t *weights, const uint8_t *rows, int32_t 
 extern "C" int32_t spikezip_together() { return 4; }
 
 // The sums of some groups, of each its first row in the order, how many there are, and the one before; whose sums are
-// there, or come before. Weights are packed for `block` output channels: 16, 32 or 64.
-extern "C" void spikezip_events(const Shape *shape, const int8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
+// there, or come before. Weights, plus 128, are packed for `block` output channels: 16, 32 or 64.
+extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
                                 const int64_t *order, const int64_t *groups, int64_t count, float *sums) {
     const auto some = block == 16 ? events<4> : block == 32 ? events<5> : events<6>;
     some(*shape, weights, rows, zero, order, groups, count, sums);

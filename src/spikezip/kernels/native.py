@@ -136,7 +136,7 @@ def _load(path: Path) -> ctypes.CDLL:
     found.spikezip_numbers.argtypes = [pointer, i32, i64, i64, i64, pointer]
     if hasattr(found, "spikezip_events"):  # only where the processor has AVX2
         found.spikezip_changes.restype = i64
-        found.spikezip_changes.argtypes = [pointer, i64, pointer, i64, i64, i64, i32, pointer, pointer]
+        found.spikezip_changes.argtypes = [pointer, pointer, i64, pointer, i64, i64, i32, pointer, pointer]
         found.spikezip_events.restype = None
         found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, pointer, pointer, i64, pointer]
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, exactly, gather, layout_of, share_out, tracers, workers
+from spikezip.kernels import Rows, exactly, gather, keep_freed, layout_of, share_out, tracers, workers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -18,7 +18,7 @@ from spikezip.run.result import Observer, Outcome, Run, State, outcome_of
 from spikezip.run.step import images_back, images_first
 from spikezip.spike.swap import SpikingNetwork
 
-_VALUES = 3 << 20  # of a layer, on average, in all rows of a chunk: calls are few, and a processor's cache good for it
+_VALUES = 3 << 19  # of a layer, on average, in all rows of a chunk: calls are few, and a processor's cache good for it
 _VALUES_OF_WIDEST = 16 << 20  # of the widest layer alone: what a processor's memory is good for
 _VALUES_OF_GPU = 1 << 29  # what keeps a GPU busy: the processor waits for it once a layer
 _BYTES_PER_VALUE = 64  # of a GPU's free memory, with all that is alive at once
@@ -57,8 +57,8 @@ def sweep(
         early_exit: lets images go before. They leave the batch at the end of their block; what the rest of it had
             computed is not kept.
         block: time steps per block; 48, or with a confidence rule 8, if not given.
-        chunk: images taken together; if not given, few (so many that a layer's rows hold 3 million values on average:
-            96 rows of a ResNet-18, 6 images for 16 steps; and the widest layer's 17 million at most), so that values
+        chunk: images taken together; if not given, few (so many that a layer's rows hold 1.6 million values on average:
+            48 rows of a ResNet-18, 3 images for 16 steps; and the widest layer's 17 million at most), so that values
             stay in a processor's cache and memory small; on a GPU as many as keep it busy (537 million values of the
             widest layer, if it has the memory). On a processor each of torch's threads has a chunk of its own
             (without ``observe``, which is told one by one).
@@ -76,6 +76,7 @@ def sweep(
     at_once = workers() if on_cpu and observe is None else 1
     plan = so_far.plan
     if on_cpu:
+        keep_freed()
         rows = min(_VALUES // plan.average, _VALUES_OF_WIDEST // plan.widest)
     else:
         rows = _values_of_gpu(inputs[0].device) // plan.widest
