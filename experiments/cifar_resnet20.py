@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bundles
 import torch
-from bundles import trained
 
 import spikezip
 from spikezip.cli.sources import open_both
@@ -30,7 +29,7 @@ from spikezip.models import ModelSource
 from spikezip.report.style import series_style
 from spikezip.spike import parse_encoding
 
-RESULTS, NETWORKS = (Path(__file__).parent / folder for folder in ("results", "networks"))
+RESULTS = Path(__file__).parent / "results"
 SEED = 0
 CALIBRATION = 512
 STEPS = 32
@@ -77,7 +76,7 @@ KEPT_100 = {
 }
 SETS = {
     "cifar10": Part("CIFAR-10", "pretrained", TRAINED, KEPT),
-    "cifar100": Part("CIFAR-100", str(NETWORKS / "cifar100-resnet20-ann.safetensors"), {}, KEPT_100),
+    "cifar100": Part("CIFAR-100", str(bundles.NETWORKS / "cifar100-resnet20-ann.safetensors"), {}, KEPT_100),
 }
 
 
@@ -101,7 +100,7 @@ def main() -> None:
     path = options.out or RESULTS / f"{experiment}.json"
     kept = {run["name"]: run for run in json.loads(path.read_text())["runs"]} if path.exists() else {}
     whole = {"experiment": experiment, "data_set": options.data_set}
-    made = networks(source, data) | kept_networks(part.kept) | trained(part.trained if options.trained else {})
+    made = networks(source, data) | bundles.kept(part.kept) | bundles.trained(part.trained if options.trained else {})
     for name, make in made.items():
         if (name in kept and not options.again) or not any(part in name for part in options.only):
             continue
@@ -115,11 +114,6 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(whole | provenance(SEED) | {"runs": list(kept.values())}, indent=1) + "\n")
     draw(part.shown, list(kept.values()), path.with_suffix(".svg"))
-
-
-def kept_networks(names: dict[str, str]) -> dict[str, Any]:
-    """Networks that front.py made and that are in the repository."""
-    return {run: partial(spikezip.load, NETWORKS / f"{name}.spikezip") for run, name in names.items()}
 
 
 def networks(source: ModelSource, data: ImageData) -> dict[str, Any]:

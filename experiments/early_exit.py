@@ -2,12 +2,13 @@
 
     python experiments/early_exit.py --data PATH/TO/CIFAR [--trained]
 
-Training-free at 8 levels (pulse, even release) and (``--trained``) those networks that `spikezip train` made in runs/
-of the recipes in experiments/recipes. A network whose row is in the file already is not run again. Each is run once
-without early exit on the 5,000 validation images (held out of the training set here; the published network was trained
-on them) and on the test images; logits at every step are kept in runs/early-exit. Thresholds are chosen on validation
-images alone. A part of the test images is then run with the rule chosen, engine and all, to see that it leaves at the
-same steps and what that saves. Writes experiments/results/early-exit.json and the figure beside it.
+Training-free at 8 levels (pulse, even release), the networks in experiments/networks, and (``--trained``) those that
+`spikezip train` made in runs/ of the recipes in experiments/recipes. A network whose row is in the file already is not
+run again. Each is run once without early exit on the 5,000 validation images (held out of the training set here; the
+published network was trained on them) and on the test images; logits at every step are kept in runs/early-exit.
+Thresholds are chosen on validation images alone. A part of the test images is then run with the rule chosen, engine and
+all, to see that it leaves at the same steps and what that saves. Writes experiments/results/early-exit.json and the
+figure beside it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bundles
 import torch
-from bundles import trained
 
 import spikezip
 from spikezip.data import ImageData, open_data
@@ -39,6 +40,10 @@ KINDS = (Margin, Probability, Entropy)
 TRAINED = {  # recipes in experiments/recipes
     "PET (one epoch), even:8": "cifar10-resnet20-pet-short",
     "trained for t = 4, even:4": "cifar10-resnet20-t4-ms",
+}
+KEPT = {  # in experiments/networks
+    "trained for t = 2, pulse from code 1": "cifar10-resnet20-for-T-2-MS-from-code-1-halfway",
+    "trained for t = 4, pulse from code 1": "cifar10-resnet20-for-T-4-MS-from-code-1-0",
 }
 LOST = (0.0, 0.005, 0.01)  # accuracy that may be lost on validation images
 
@@ -81,7 +86,7 @@ def made(source: ModelSource, data: ImageData, with_trained: bool) -> dict[str, 
         )
 
     networks = {f"training-free, {encoding}": converted(encoding) for encoding in ("pulse", "even:8")}
-    return networks | (trained(TRAINED) if with_trained else {})
+    return networks | bundles.kept(KEPT) | bundles.trained(TRAINED if with_trained else {})
 
 
 def kept(name: str, snn: spikezip.SNN, data: ImageData, split: str, limit: int | None, again: bool) -> Run:

@@ -1,6 +1,6 @@
 // What the two kernels share that add up 8-bit weights times codes spike by spike, one of which is compiled (see events.py):
 // which rows follow one another, and how they are best taken together, MOST at a time. A neuron that changes among so many
-// costs COST[so many], an output of theirs FIXED for each place of its window.
+// costs COST[so many] for each output that it adds to; an output costs FIXED, and OF_ROW for each row.
 #pragma once
 #include <immintrin.h>
 
@@ -20,13 +20,6 @@ struct Shape {
 inline __m128i load8(const void *at) { return _mm_loadl_epi64(static_cast<const __m128i *>(at)); }
 inline __m128i load16(const void *at) { return _mm_loadu_si128(static_cast<const __m128i *>(at)); }
 inline __m256i load32(const void *at) { return _mm256_loadu_si256(static_cast<const __m256i *>(at)); }
-
-// Some rows of codes that follow one another, and the one before.
-struct Group {
-    const uint8_t *before;
-    const uint8_t *rows[MOST];
-    int count;
-};
 
 struct Places {  // of the bits of a byte that are set
     uint8_t of[256][8] = {};

@@ -18,7 +18,14 @@ namespace {
 constexpr int64_t LISTED = 1 << 16;  // neurons in which changes are looked for before they are used,
 constexpr int AT_ONCE = 16;          // and groups of rows
 
-// Where the sums of a group go.
+// Some rows of codes that follow one another, and the one before.
+struct Group {
+    const uint8_t *before;
+    const uint8_t *rows[MOST];
+    int count;
+};
+
+// Where their sums go.
 struct Output {
     float *rows[MOST];
     const float *before;  // nullptr where there was nothing
