@@ -622,7 +622,9 @@ def early_exit(result: dict[str, Any]) -> str:
     head = ["network", "rule", "may lose", "threshold", "mean step", "accuracy (%)", "spikes (10³)", "fixed T"]
     rows, timed = [], []
     for net in result["networks"]:
-        for row in [{"rule": "settled", **net["settled"]}, *net["chosen"]]:
+        last = net["fixed"][-1]["t"]
+        end = "settled" if net["settled"]["mean_step"] < last else f"none: t = {last}"
+        for row in [{"rule": end, **net["settled"]}, *net["chosen"]]:
             least = next((str(p["t"]) for p in net["fixed"] if p["accuracy"] >= row["accuracy"]), "–")
             lost = row.get("lost_on_validation")
             cells = ["–", "–"] if lost is None else [f"{100 * lost:.1f}", f"{row['threshold']:.5f}"]

@@ -35,16 +35,17 @@ RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs/early-exit")
 SEED = 0
 CALIBRATION = 512
-STEPS = 20  # by which every image has settled
+STEPS = 20  # by which every image has settled, for those that are run to their end
 KINDS = (Margin, Probability, Entropy)
 TRAINED = {  # recipes in experiments/recipes
     "PET (one epoch), even:8": "cifar10-resnet20-pet-short",
     "trained for t = 4, even:4": "cifar10-resnet20-t4-ms",
 }
 KEPT = {  # in experiments/networks
-    "trained for t = 2, pulse from code 1": "cifar10-resnet20-for-T-2-MS-from-code-1-halfway",
-    "trained for t = 4, pulse from code 1": "cifar10-resnet20-for-T-4-MS-from-code-1-0",
+    "for t = 2, pulse from code 1, until then": "cifar10-resnet20-for-T-2-MS-from-code-1-halfway",
+    "for t = 4, pulse from code 1, until then": "cifar10-resnet20-for-T-4-MS-from-code-1-0",
 }
+UNTIL = dict(zip(KEPT, (2, 4), strict=True))  # steps that these are run for
 LOST = (0.0, 0.005, 0.01)  # accuracy that may be lost on validation images
 
 
@@ -95,7 +96,7 @@ def kept(name: str, snn: spikezip.SNN, data: ImageData, split: str, limit: int |
     path = CACHE / f"{slug}-{split}-{limit or 'all'}.pt"
     if again or not path.exists():
         images, _ = data.tensors(split, limit if split == "test" else None)
-        run = exit_run(snn, images, STEPS)
+        run = exit_run(snn, images, UNTIL.get(name, STEPS))
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save((run.logits, run.settled_at, run.total_spikes, run.t_off), path)
     logits, settled_at, spikes, t_off = torch.load(path)
@@ -143,18 +144,18 @@ def one(name: str, snn: spikezip.SNN, runs: dict[str, Run], data: ImageData, tim
         "settled": {"mean_step": settled.mean_step, "accuracy": settled.accuracy, "spikes": settled.spikes},
         "chosen": rows,
         "test_curves": curves,
-        "engine": engine(snn, test, data, Margin(rows[0]["threshold"]), timed),
+        "engine": engine(snn, test, data, Margin(rows[0]["threshold"]), timed, UNTIL.get(name, STEPS)),
     }
 
 
-def engine(snn: spikezip.SNN, full: Run, data: ImageData, rule: Margin, images: int) -> dict[str, Any]:
+def engine(snn: spikezip.SNN, full: Run, data: ImageData, rule: Margin, images: int, steps: int) -> dict[str, Any]:
     """Some test images run with the rule: the same exits, and the time of both ways."""
     x, labels = data.tensors("test", images)
     begun = time.perf_counter()
-    snn.run(x, STEPS)
+    snn.run(x, steps)
     settled = time.perf_counter() - begun
     begun = time.perf_counter()
-    run = snn.run(x, STEPS, early_exit=rule)
+    run = snn.run(x, steps, early_exit=rule)
     early = time.perf_counter() - begun
     expected = exit_steps(full, rule)[: len(labels)]
     assert run.exited_at is not None
@@ -172,10 +173,13 @@ def draw(networks: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against mean steps: fixed T, and each confidence; the thresholds chosen are marked."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * len(networks) + 0.6, 3.6), layout="constrained")
-    columns = figure.subplots(1, len(networks), squeeze=False)[0]
+    lines = -(-len(networks) // 3)
+    figure = Figure(figsize=(10.8, 3.6 * lines), layout="constrained")
+    places = figure.subplots(lines, 3, squeeze=False)
     colours = {"margin": "#d55e00", "probability": "#0072b2", "entropy": "#009e73"}
-    for axes, net in zip(columns, networks, strict=True):
+    for axes in places.flat[len(networks) :]:
+        axes.set_visible(False)
+    for axes, net in zip(places.flat, networks, strict=False):
         fixed = net["fixed"]
         axes.plot(
             [p["t"] for p in fixed],
@@ -192,12 +196,13 @@ def draw(networks: list[dict[str, Any]], path: Path) -> None:
         best = 100 * max(p["accuracy"] for p in fixed)
         axes.set_ylim(best - 12, best + 1)  # where the rules differ; all lines begin far below
         end = net["settled"]
-        axes.plot(end["mean_step"], 100 * end["accuracy"], "k*", ms=9, label="settled")
+        axes.plot(end["mean_step"], 100 * end["accuracy"], "k*", ms=9, label="settled, or last step")
         axes.set(xlabel="mean exit step", title=net["name"])
         axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
-    columns[0].set_ylabel("accuracy (%), CIFAR-10 test")
-    columns[0].legend(frameon=False, fontsize=8, loc="lower right")
+    for first in places[:, 0]:
+        first.set_ylabel("accuracy (%), CIFAR-10 test")
+    places[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path)
     figure.savefig(path.with_suffix(".png"), dpi=150)
 

@@ -24,7 +24,7 @@ from spikezip.run import block as blocks
 from spikezip.run.plan import _changes_no_code, plan_of
 from spikezip.run.reference import reference
 from spikezip.run.result import Run
-from spikezip.run.sweep import sweep
+from spikezip.run.sweep import _evenly, sweep
 from spikezip.spike import Constant, Even, Pulse, SpikingNetwork, spike
 
 ENCODINGS = [Pulse(), Even(5), Constant()]
@@ -809,3 +809,11 @@ def test_what_depends_on_no_neuron_is_computed_once(monkeypatch, encoding, times
     # In the block in which the input has arrived; parts that are several tensors again whenever an image has left.
     assert computed and (set(computed.values()) == {times} or fronts)
     assert_same(sweep(snn, images, 40, block=4, chunk=2, stop=False), reference(snn, images, 40, stop=False))
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "at_once", "chunk"),
+    [(8, 3, 1, 3), (8, 3, 2, 2), (8, 6, 2, 4), (7, 100, 2, 4), (33, 3, 16, 3), (1, 3, 2, 1), (0, 3, 2, 1)],
+)
+def test_all_that_run_at_once_have_as_many_images(images, most, at_once, chunk):
+    assert _evenly(images, most, at_once) == chunk

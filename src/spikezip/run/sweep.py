@@ -81,7 +81,7 @@ def sweep(
     else:
         rows = _values_of_gpu(inputs[0].device) // plan.widest
     of_image = min(block, steps, _ROWS_PER_LEVEL * plan.most_levels)
-    chunk = chunk or _evenly(images, max(1, min(rows // of_image, -(-images // at_once))))
+    chunk = chunk or _evenly(images, max(1, rows // of_image), at_once)
     chunks = [torch.arange(first, min(first + chunk, images)) for first in range(0, images, chunk)]
     share_out(lambda some: so_far.add(some, stop, observe, block), chunks, at_once)
     return so_far.run(stop)
@@ -228,9 +228,10 @@ class _Results:
         )
 
 
-def _evenly(images: int, most: int) -> int:
-    """How many images a chunk has, if none has more than ``most`` and all have as many."""
-    return -(-images // -(-images // most)) if images else 1
+def _evenly(images: int, most: int, at_once: int) -> int:
+    """How many images a chunk has, if none has more than ``most``, and all of so many that run at once have as many."""
+    rounds = -(-images // (most * at_once))
+    return -(-images // (rounds * at_once)) if images else 1
 
 
 def _of(known: dict[fx.Node, Any], images: Tensor) -> dict[fx.Node, Any]:
