@@ -33,6 +33,7 @@ WINDOWS = [
     (16, 16, (6, 6), (3, 3), [1, 1], [1, 1]),  # as many outputs as the kernel takes at a time: 16,
     (24, 17, (5, 6), (3, 3), [2, 2], [1, 1]),  # 32, not all of them used,
     (512, 32, (3, 5), (1, 3), [1, 1], [0, 1]),  # and all
+    (8, 4, (3, 3), (2, 1), [1, 1], [3, 3]),  # windows that lie beside the image
     (40, 9, (4, 6), (3, 3), [1, 1], [1, 1]),  # changes are looked for in 32 channels, then in the 8 that are left
 ]
 

@@ -235,7 +235,7 @@ __attribute__((noinline, optimize("ira-region=all"))) void add_up(const Shape &s
     int64_t place = o;
     for (int64_t y = -s.top; y < s.out_high * s.down - s.top; y += s.down)
         for (int64_t x = -s.left; x < s.out_wide * s.right - s.left; x += s.right, place += s.outputs) {
-            const int64_t left = std::max(x, int64_t(0)), right = std::max(left, std::min(x + s.kernel_wide, s.wide));
+            const int64_t left = std::clamp<int64_t>(x, 0, s.wide), right = std::clamp(x + s.kernel_wide, left, s.wide);
             const int64_t first = std::max(y, int64_t(0)), last = std::min(y + s.kernel_high, s.high);
             alignas(32) int32_t more[8];  // than they should be
             changes.rise(first, last, left, right, s.wide, more);
