@@ -37,7 +37,6 @@ WINDOWS = [
     (40, 9, (4, 6), (3, 3), [1, 1], [1, 1]),  # changes are looked for in 32 channels, then in the 8 that are left
 ]
 
-
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  #: of a window of 3 x 3 that leaves the size as it is
 
 #: As on processors that lack what this one may have; what it lacks is told alike.
@@ -79,6 +78,13 @@ def groups_of(given: Rows, weight: Tensor) -> events.Groups:
     found = events._changes(native.library(), events._shape(given.rows, weight, GEOMETRY), given.rows, given)
     assert found is not None
     return found
+
+
+def work_of(differ: int, rows: int, outputs: int) -> int:
+    """What some rows cost in which so many neurons differ, by the kernel's own measure; 3 x 3 windows."""
+    if native.library().spikezip_together() == 2:
+        return differ
+    return differ * [30, 35, 40, 48, 56, 66][rows - 1] + int(outputs / 9 * (3000 + 650 * rows))
 
 
 def never(rows: Tensor) -> Tensor:
@@ -163,16 +169,13 @@ def test_rows_are_taken_together_as_they_follow_one_another(zero):
     assert groups.order.tolist() == groups.places().tolist() == order
     assert groups.first.tolist() == [0, *groups.rows.cumsum(0).tolist()[:-1]]
     assert set(groups.rows.tolist()) <= set(range(1, most + 1))
-    for first, before in zip(groups.first.tolist(), groups.before.tolist(), strict=True):
+    of_each = (v.tolist() for v in (groups.first, groups.rows, groups.before, groups.work))
+    for first, count, before, work in zip(*of_each, strict=True):
         assert before in ({-1} if first % 16 == 0 else {-1, order[first - 1]})
+        last = given.rows[before] if before >= 0 else torch.full_like(given.rows[0], zero)
+        differ = (given.rows[order[first : first + count]] != last).any(0)
+        assert work == work_of(int(differ.sum()), count, 25)
     assert {before >= 0 for before in groups.before[groups.first % 16 > 0].tolist()} == {True, False}
-
-
-def work_of(differ: int, rows: int, outputs: int) -> int:
-    """What some rows cost in which so many neurons differ, by the kernel's own measure; 3 x 3 windows."""
-    if native.library().spikezip_together() == 2:
-        return differ
-    return differ * [30, 35, 40, 48, 56, 66][rows - 1] + int(outputs / 9 * (3000 + 650 * rows))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
