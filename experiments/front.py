@@ -35,10 +35,10 @@ from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, share
 from safetensors.torch import load_file
 from torch import nn
 
-from spikezip.cli.sources import open_both, remember
+from spikezip.cli.sources import open_both, open_teacher, remember
 from spikezip.graph.network import remark
 from spikezip.measure.provenance import provenance
-from spikezip.models import ModelSource, resolve
+from spikezip.models import ModelSource
 from spikezip.models.source import MODELS
 from spikezip.train import Training, soup, train
 from spikezip.train.checkpoint import write_tensors
@@ -112,7 +112,8 @@ def main() -> None:
     parser.add_argument("--refit", action="store_true", help="begin with weights refitted to the ANN")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the forward pass in training")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
-    parser.add_argument("--teacher", choices=sorted(MODELS), help="a published network to learn from, not the ANN")
+    parser.add_argument("--teacher", choices=sorted(MODELS), help="a network to learn from, not the ANN")
+    parser.add_argument("--teacher-weights", type=Path, metavar="FILE", help="its weights, if not the published ones")
     parser.add_argument("--validation-images", type=int, help="after each epoch, only the first so many")
     parser.add_argument("--all-images", action="store_true", help="train on those held out for validation too")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
@@ -141,6 +142,8 @@ def main() -> None:
         parser.error("--refit fits the ANN's weights, and --start brings others: give one of both.")
     if options.start_of and not options.start:
         parser.error("--start-of says whose weights to take: give the folder as --start.")
+    if options.teacher_weights and not options.teacher:
+        parser.error("--teacher-weights are those of a --teacher: give both.")
     if options.keep and options.start and options.keep.resolve() == options.start.resolve():
         parser.error("--keep would replace the weights that --start goes on from: give another folder.")
     subject = f"{options.data_set}-{options.network}"
@@ -154,6 +157,8 @@ def main() -> None:
     }
     if options.teacher or options.precision != "no":  # files from before there were these stay as they are
         settings |= {"teacher": options.teacher, "precision": options.precision}
+    if options.teacher_weights:
+        settings["teacher_weights"] = str(options.teacher_weights)
     if options.start:
         settings["start"] = str(options.start)
     if options.start_of:
@@ -180,7 +185,8 @@ def main() -> None:
         settings["ann"] = ann_weights
     anns = {"ann": source.module}
     if options.teacher:
-        anns["teacher"] = resolve(f"spikezip:{options.teacher}", weights="pretrained", root=options.data).module
+        weights = str(options.teacher_weights) if options.teacher_weights else "pretrained"
+        anns["teacher"] = open_teacher(f"spikezip:{options.teacher}", weights, data, options.data)
     facts: dict[str, float] = {}
     for role, network in anns.items() if not options.train_only else ():
         facts[role] = share_right(network, *data.tensors("test", options.test_images))

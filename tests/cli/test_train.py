@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from spikezip.cli.sources import open_teacher
+from spikezip.data import open_data
+from spikezip.errors import InputError
 from spikezip.models import resolve
 
 RECIPE = """
@@ -151,6 +156,36 @@ def test_a_teacher_whose_classifier_is_random_is_refused(spikezip, tmp_path):
         assert done.exit_code == (2 if loss else 0), done.stderr
         said = "whose classifier is new, and random" in " ".join(done.stderr.split())
         assert said == bool(loss)
+
+
+def test_another_network_teaches(spikezip, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = resolve("spikezip:digits").module
+    torch.nn.init.zeros_(teacher.linear.weight)
+    teacher.linear.bias.data = 9 * torch.eye(10)[3]  # it says three, whatever it sees
+    save_file(teacher.state_dict(), tmp_path / "three.safetensors")
+    lines = "name: a\nstage: ann\nmodel: spikezip:digits\ndata: digits\nepochs: 2\ntrain_images: 512\n"
+    lines += "optimizer: {adamw: {rate: 0.01}}\nloss: {distil: {mixed: true}}\nteacher: {model: spikezip:digits"
+    recipe.write_text(lines + ", weights: three.safetensors}\n")
+    done = spikezip("train", recipe, "--out", "taught")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    pupil = resolve("spikezip:digits", weights="taught/network.safetensors").module
+    images, _ = open_data("digits").tensors("test", 64)
+    assert (pupil(images).argmax(1) == 3).all(), (
+        "labels are not learned of mixtures: all that it knows is the teacher's"
+    )
+    recipe.write_text(lines + "}\n")
+    refused = spikezip("train", recipe, "--out", "random")
+    assert refused.exit_code == 2
+    assert "The teacher spikezip:digits would be random" in " ".join(refused.stderr.split())
+
+
+def test_a_teacher_that_wants_other_pixels_is_refused():
+    images = open_data("digits", mean=[0.5], std=[0.5])
+    assert isinstance(open_teacher("spikezip:digits", None, images, None), torch.nn.Module)
+    coloured = replace(images, image_shape=(3, 32, 32), mean=(0.25,) * 3, std=(0.5,) * 3)
+    with pytest.raises(InputError, match=r"wants pixels with mean 0\.485.* sees them with mean 0\.25"):
+        open_teacher("timm:resnet18", None, coloured, None)
 
 
 def test_a_recipe_s_folder_may_be_in_the_home(spikezip, recipe, tmp_path, monkeypatch):

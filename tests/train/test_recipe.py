@@ -164,6 +164,13 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"epochs": 0}, r"epochs: input should be greater than or equal to 1 \(given: 0\)"),
         ({"epochs": 10**400}, r"epochs: input should be less than or equal to 1000000000"),
         ({"stage": "speq", "speq": {"finer": [10**30]}}, r"finer\[0\]: input should be less than or equal to 16777216"),
+        ({"teacher": {"model": "spikezip:digits"}}, r"nothing is learned from it; add loss: \{distil: \{\}\}"),
+        (
+            {"teacher": {"model": "spikezip:digits"}, "loss": {"distil": {"features": 1}}},
+            r"features are those of the model itself; remove them, or teacher:",
+        ),
+        ({"teacher": {"weights": "a.safetensors"}, "loss": {"distil": {}}}, r"teacher\.model: is missing"),
+        ({"teacher": {"model": "a", "weight": "b"}}, r"teacher\.weight: there is no such key; did you mean weights"),
         ({"loss": {"temperature": 50}}, r"hard has no use for loss\.temperature; remove it or use main or teacher"),
         ({"epochs": "many"}, r"epochs: input should be a valid integer"),
         ({"stage": "pett"}, r"stage: input should be 'ann', 'qat', 'pet', 'trajectory' or 'speq' \(given: 'pett'\)"),

@@ -79,6 +79,35 @@ def open_both(
     return source, images
 
 
+def open_teacher(model: str, weights: str | None, images: ImageData, root: Path | None) -> nn.Module:
+    """A network to learn from, for images as they were opened for another.
+
+    Raises:
+        SpikezipError: it cannot be found, or was trained on images that were normalised otherwise.
+    """
+    channels, of_library = images.image_shape[0], model.partition(":")[0] in _LIBRARIES
+    source = resolve(
+        model,
+        num_classes=images.num_classes if of_library else None,
+        in_channels=channels if of_library else None,
+        weights=weights,
+        example_shape=images.image_shape,
+        root=root,
+    )
+    _check_inputs(source)
+    if _says(source, channels) and (source.mean, source.std) != (images.mean, images.std):
+        raise InputError(
+            f"The teacher {model} wants pixels with mean {_listed(source.mean)} and std {_listed(source.std)}, and the "
+            f"network sees them with mean {_listed(images.mean)} and std {_listed(images.std)}. Both see the same "
+            "ones: give the teacher's 'mean:' and 'std:' in the recipe, if the network was trained so, or is yet to be."
+        )
+    return source.module
+
+
+def _listed(values: Sequence[float] | None) -> str:
+    return ", ".join(f"{v:.4g}" for v in values or ())
+
+
 def starts_random(model: str, weights: object) -> bool:
     """Whether a model is a library's, without weights; a user's own may bring them."""
     return weights is None and model.partition(":")[0] in ("spikezip", "timm", "torchvision")
@@ -107,7 +136,7 @@ def told_normalisation(source: ModelSource, images: ImageData, *, given: tuple[b
 def _told(images: ImageData, reasons: Sequence[str | None], choose: str) -> str:
     """One sentence: the mean and the standard deviation, where each comes from (None: the data's usual), what to do."""
     one = len({*zip(images.mean, images.std, strict=True)}) == 1
-    values = [", ".join(f"{v:.4g}" for v in (each[:1] if one else each)) for each in (images.mean, images.std)]
+    values = [_listed(each[:1] if one else each) for each in (images.mean, images.std)]
     because = [reason or f"as is usual for {images.name}" for reason in reasons]
     mean, std = (f"{name} {value}" for name, value in zip(("mean", "std"), values, strict=True))
     if because[0] != because[1]:

@@ -62,7 +62,7 @@ def command(
     """
     import torch
 
-    from spikezip.cli.sources import open_both, starts_random, told_normalisation
+    from spikezip.cli.sources import open_both, open_teacher, starts_random, told_normalisation
     from spikezip.train import train
     from spikezip.train.recipe import Stage, read_recipe
 
@@ -70,10 +70,13 @@ def command(
     target = out or (Path(plan.out).expanduser() if plan.out is not None else None)
     if target is None:
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")
-    if plan.needs_teacher and starts_random(plan.model, plan.weights):
+    if plan.teacher is not None and starts_random(plan.teacher.model, plan.teacher.weights):
+        raise RecipeError(f"The teacher {plan.teacher.model} would be random. Give its trained 'weights:' there.")
+    learns_from_itself = plan.needs_teacher and plan.teacher is None
+    if learns_from_itself and starts_random(plan.model, plan.weights):
         raise RecipeError(
             f"The loss learns from {plan.model} as it is at the start, which is random. Give its trained 'weights:', "
-            "or remove loss.distil and sub_labels: teacher."
+            "or another network as 'teacher:', or remove loss.distil and sub_labels: teacher."
         )
     torch.manual_seed(plan.seed)
     source, images = open_both(
@@ -87,7 +90,7 @@ def command(
         std=plan.std,
         new_classifier=plan.stage is Stage.ANN,
     )
-    if plan.needs_teacher and source.new_classifier:
+    if learns_from_itself and source.new_classifier:
         raise RecipeError(
             f"The loss learns from {plan.model} as it is at the start, whose classifier is new, and random: its "
             f"'weights:' are for another number of classes than {images.name} has. Train it on {images.name} without "
@@ -98,7 +101,9 @@ def command(
     if plan.stage is not Stage.ANN:
         ann, qann = _quantized(plan, source, images)
     # Logits are those of the network as given; features are compared with the ANN that was quantized.
-    teacher = ann if plan.learns_features else source.module if plan.needs_teacher else None
+    teacher = ann if plan.learns_features else source.module if learns_from_itself else None
+    if plan.teacher is not None:
+        teacher = open_teacher(plan.teacher.model, plan.teacher.weights, images, data_root)
     if _is_main():
         choose = "give 'mean:' and 'std:' in the recipe"
         given = (plan.mean is not None, plan.std is not None)

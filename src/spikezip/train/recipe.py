@@ -111,6 +111,13 @@ class DistilPart(_Part):
     mixed: bool = False
 
 
+class TeacherPart(_Part):
+    """Another network to learn from: ``{model: spikezip:resnet56, weights: FILE}``."""
+
+    model: str
+    weights: str | None = None
+
+
 class SPEQPart(_Part):
     """The teacher of random precision (see :class:`SPEQ`)."""
 
@@ -231,7 +238,9 @@ class Recipe(_Part):
         compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`. The teacher of ``distil`` and ``sub_labels: teacher`` is
-            the model with its ``weights``.
+            the model with its ``weights``, where ``teacher`` names no other.
+        teacher: another network whose logits are learned, ``{model: spikezip:resnet56, weights: FILE}``, for the same
+            classes; it sees the images that the model sees, normalised as for the model.
         out: folder to write to (the command line's ``--out`` goes before).
         tensorboard: write scalars to ``out``.
     """
@@ -259,6 +268,7 @@ class Recipe(_Part):
     speq: SPEQPart = SPEQPart()
     start: str | None = None
     loss: LossPart = LossPart()
+    teacher: TeacherPart | None = None
     optimizer: OptimizerPart = OptimizerPart(sgd=SGDPart())
     epochs: Count = 1
     batch: Count = 128
@@ -329,6 +339,10 @@ class Recipe(_Part):
                 raise ValueError("stage ann has no use for loss.distil.features: an ANN has no neurons; remove it")
             if self.execution != "folded":
                 raise ValueError("loss.distil.features compares paths that share a batch; use execution: folded")
+        if self.teacher is not None and not self.needs_teacher:
+            raise ValueError("teacher: is given, and nothing is learned from it; add loss: {distil: {}} or remove it")
+        if self.teacher is not None and self.learns_features:
+            raise ValueError("loss.distil.features are those of the model itself; remove them, or teacher:")
         check_splits(self.train_split, self.validation_split)
         self._sub_paths()
         if self.refit and self.start is not None:
@@ -342,7 +356,7 @@ class Recipe(_Part):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether :meth:`plan` must be given the ANN as teacher."""
+        """Whether :meth:`plan` must be given a teacher: the ANN, or what :attr:`teacher` names."""
         return self.loss.distil is not None or (self.stage is Stage.PET and self.loss.sub_labels == "teacher")
 
     @property
@@ -375,7 +389,7 @@ class Recipe(_Part):
         """The plan that ``finetune`` takes.
 
         Args:
-            teacher: the ANN, if :attr:`needs_teacher`.
+            teacher: the ANN, or another network, if :attr:`needs_teacher`.
 
         Raises:
             RecipeError: values that do not go together.
@@ -465,6 +479,7 @@ _PARTS: dict[tuple[str, ...], type[_Part]] = {
     ("paths",): PathPart,
     ("loss",): LossPart,
     ("loss", "distil"): DistilPart,
+    ("teacher",): TeacherPart,
     ("speq",): SPEQPart,
     ("penalty",): PenaltyPart,
     ("optimizer",): OptimizerPart,
