@@ -13,5 +13,5 @@ def add_up_spike_by_spike(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         events,
         "_costs",
-        lambda found, *_: events.Costs(float(found.work.sum() / found.rows.sum()), 0, 0, 0, 1),
+        lambda pending, *_: events.Costs(float(pending.groups.work.sum() / pending.groups.rows.sum()), 0, 0, 0, 1),
     )

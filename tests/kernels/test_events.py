@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikezip.kernels import events, native
-from spikezip.kernels.rows import Rows
+from spikezip.kernels import Rows, Sum, events, native, scan
+from spikezip.kernels.rows import Coming
+from spikezip.levels import Levels
 
 
 def costs(**others: float) -> dict[Any, Any]:
@@ -75,7 +76,7 @@ def codes(steps: int, images: int, shape: tuple[int, ...], top: int, zero: int, 
 
 def groups_of(given: Rows, weight: Tensor) -> events.Groups:
     """How rows are taken together."""
-    found = events._changes(native.library(), events._shape(given.rows, weight, GEOMETRY), given.rows, given)
+    found = events._changes(native.library(), events._shape(given.rows, weight, GEOMETRY), given)
     assert found is not None
     return found
 
@@ -134,6 +135,91 @@ def test_sums_of_many_changes_do_not_overflow(outputs):
     given = Rows(rows, torch.tensor([[0], [1]]), torch.float32, 0, top=64)
     found = events.sums(given, weight, GEOMETRY, costs(), never)
     assert torch.equal(found.double(), F.conv2d(rows.double(), weight.double(), None, 1, 1))
+
+
+def check_scan(drive: Rows | Sum, now: Rows | Sum, images: int, levels: Levels, slew: int) -> None:
+    """That neurons do the same, in every block, whether their drive is computed on the way or lies there."""
+    start = None
+    for _ in range(2):
+        found, wanted = (scan(d, start, torch.tensor(1.0), levels, slew) for d in (drive, now))
+        assert torch.equal(found.codes.rows, wanted.codes.rows)
+        assert found.codes.rows.is_contiguous() == wanted.codes.rows.is_contiguous()
+        assert torch.equal(found.codes.map, wanted.codes.map)
+        for name in ("last", "spikes", "negative", "behind"):
+            assert torch.equal(getattr(found.moves, name), getattr(wanted.moves, name)), name
+        start = found.moves.last
+    assert int(found.moves.spikes.sum()) > 0, "in the second block too"
+
+
+def coming(pending: Any, given: Rows, weight: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Coming, Rows]:
+    """Sums that are still to be computed, each scaled into the range of a few levels; and the same, computed."""
+    assert isinstance(pending, events.Pending)
+    if not pending.may_scan:
+        pytest.skip("no dot products of bytes here")
+    channels = 1 if weight.dim() == 4 else len(pending.size) - 1
+    scale = torch.exp2(draw(-12, -9, weight.shape[0])).to(dtype)
+    bias = draw(-8, 8, weight.shape[0], seed=3).to(dtype) / 4
+    found = Coming(pending.room("meta"), given.map, dtype, 0, scale, bias, channels, pending=pending)
+    return found, found.now()
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolutions_with_the_scan_of_the_neurons_behind(window, dtype):
+    inputs, outputs, size, kernel, stride, padding = window
+    weight = draw(-127, 127, outputs, inputs, *kernel).to(torch.int8)
+    given = codes(5, 3, (inputs, *size), 7, 3, 0.4)
+    pending = events.begin(given, weight, (stride, padding, [1, 1], 1), costs(), never)
+    check_scan(*coming(pending, given, weight, dtype), 3, Levels(-2, 5), 1)
+
+
+@pytest.mark.parametrize("places", [(), (5,), (2, 3)])
+def test_linear_layers_with_the_scan_of_the_neurons_behind(places):
+    weight = draw(-127, 127, 70, 24).to(torch.int8)
+    given = codes(4, 3, (*places, 24), 7, 2, 0.3)
+    check_scan(*coming(events.begin(given, weight, None, costs(), never), given, weight), 3, Levels(0, 7), 2)
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3), (2, 1), (3, 2)])
+def test_sums_that_are_scanned_part_by_part(stride, kernel):
+    """More than is held at once; some rows given, a second term that changes at other steps, and sums of its own."""
+    size = 48 * stride
+    weight = draw(-127, 127, 24, 16, kernel, kernel).to(torch.int8)
+    given = codes(12, 2, (16, size, 40), 7, 0, 0.02)
+    geometry = ([stride, 1], [kernel // 2, kernel // 2], [1, 1], 1)
+
+    def dense(rows: Tensor) -> Tensor:
+        return F.conv2d(rows.float(), weight.float(), None, *geometry)
+
+    shape = events._shape(given.rows, weight, geometry)
+    groups = events._changes(native.library(), shape, given)
+    work = groups.work / groups.rows
+    middle = float(work.min() + work.max()) / 2
+    pending = events.begin(given, weight, geometry, costs(dense=middle, change=1.0), dense)
+    found, now = coming(pending, given, weight)
+    assert torch.equal(now.rows, dense(given.rows))
+    if hasattr(native.library(), "spikezip_events_and_scan"):
+        assert pending.given is not None
+    assert pending.size[0] * pending.size[1] * pending.size[2] * pending.size[3] > 4 << 16, "many parts"
+    check_scan(found, now, 2, Levels(0, 7), 1)
+    other = codes(12, 2, tuple(pending.size[1:]), 7, 0, 0.3)
+    still = torch.arange(2).expand(13, 2)
+    second = Rows(other.rows[:2].contiguous(memory_format=torch.channels_last), still, torch.float32, 1, 0.25, top=7)
+    check_scan(Sum((second, found), torch.float32), Sum((second, now), torch.float32), 2, Levels(0, 7), 1)
+    check_scan(Sum((found, found), torch.float32), Sum((now, now), torch.float32), 2, Levels(0, 7), 1)
+
+
+def test_numbers_of_sums_that_are_still_to_be_computed():
+    weight = draw(-127, 127, 16, 16, 3, 3).to(torch.int8)
+    given = codes(4, 2, (16, 5, 5), 7, 0, 0.2)
+    found, now = coming(events.begin(given, weight, GEOMETRY, costs(), never), given, weight)
+    assert torch.equal(found.value, now.value)
+    assert torch.equal(found.numbers().value, now.value)
+    other = Rows(torch.randn(2, 16, 5, 5), torch.arange(2).expand(5, 2), torch.float32)
+    assert torch.equal(Sum((found, other), torch.float32).value, Sum((now, other), torch.float32).value)
+    wide = Levels(0, 300)  # more than bytes tell apart: torch scans
+    what = [scan(drive, None, torch.tensor(1.0), wide, 1).codes.value for drive in (found, now)]
+    assert torch.equal(*what)
 
 
 def test_rows_in_which_much_changed_are_computed_densely():

@@ -46,6 +46,7 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
     assert torch.equal(drive.nan_to_num(0.3), given_drive.nan_to_num(0.3))
     assert torch.equal(start, given_start)
 
+    assert what.codes.rows.shape[0] == shape[0] + int((what.moves.spikes[1:] > 0).sum()), "no row for nothing"
     neuron, now = STBIF(levels, theta, slew), start
     for k in range(steps):
         u = drive[0 if still else k]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,10 @@ class Groups:
         """These groups of the same rows."""
         which = torch.as_tensor(which)
         return Groups(self.order, *(v[which] for v in (self.first, self.rows, self.before, self.work)))
+
+    def listed(self) -> Tensor:
+        """As the kernels read them."""
+        return torch.stack([self.first, self.rows, self.before])
 
     def places(self) -> Tensor:
         """The rows of all groups."""
@@ -125,6 +129,96 @@ def dense_synapses() -> AbstractContextManager[None]:
     return switched_on(_off)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """Sums that the event-driven kernel is still to compute: at once, or with the scan of the neurons behind.
+
+    Attributes:
+        library: the kernels.
+        shape: what they have to know of the layer.
+        weight: packed for them.
+        block: output channels that they take at a time.
+        codes: whose sums.
+        groups: the rows to compute so.
+        size: of the sums, ``[R, out, ...]``.
+        layout: of them.
+        given: the other rows: which, and their sums.
+        costs: learns what was spent.
+        spent: seconds, up to now.
+        expected: seconds, in all.
+    """
+
+    library: Any
+    shape: Any
+    weight: Tensor
+    block: int
+    codes: Rows
+    groups: Groups
+    size: tuple[int, ...]
+    layout: torch.memory_format
+    given: tuple[Tensor, Tensor] | None = None
+    costs: Costs | None = None
+    spent: float = 0.0
+    expected: float = 0.0
+
+    def sums(self) -> Tensor:
+        """All sums."""
+        began = time.thread_time()
+        out = self.room()
+        if self.given is not None:
+            out.index_copy_(0, *self.given)
+        self.add(self.groups, out)
+        self._took(time.thread_time() - began)
+        return out
+
+    @property
+    def may_scan(self) -> bool:
+        """Whether there is a kernel that scans neurons too."""
+        return hasattr(self.library, "spikezip_events_and_scan")
+
+    def room(self, device: str = "cpu") -> Tensor:
+        """A tensor for the sums, as the kernels write them."""
+        return torch.empty(self.size, dtype=torch.float32, memory_format=self.layout, device=device)
+
+    def add(self, some: Groups, out: Tensor) -> None:
+        """Compute some groups."""
+        groups = some.listed()
+        self.library.spikezip_events(*self._operands(groups), out.data_ptr())
+
+    def scan(self, layer: int, term: int) -> int:
+        """Compute all that is left, and scan the neurons behind, which read it as one of their terms.
+
+        Args:
+            layer: address of the layer, as the kernels read it.
+            term: of the term.
+
+        Returns:
+            How many rows of codes there are.
+        """
+        began = time.thread_time()
+        given = torch.zeros(self.size[0], dtype=torch.int64)
+        if self.given is not None:
+            which, values = self.given
+            values = values.contiguous(memory_format=self.layout)
+            given[which] = values.data_ptr() + values[0].numel() * values.element_size() * torch.arange(len(which))
+        share, groups = ctypes.c_double(), self.groups.listed()
+        made = self.library.spikezip_events_and_scan(
+            *self._operands(groups), given.data_ptr(), layer, term, ctypes.addressof(share)
+        )
+        self._took((time.thread_time() - began) * (1 - share.value))
+        return made
+
+    def _took(self, seconds: float) -> None:
+        if self.costs is not None:
+            self.costs.took(self.spent + seconds, self.expected)
+
+    def _operands(self, groups: Tensor) -> tuple[Any, ...]:
+        return (
+            ctypes.addressof(self.shape), self.weight.data_ptr(), self.block, self.codes.rows.data_ptr(),
+            self.codes.zero, self.groups.order.data_ptr(), groups.data_ptr(), groups.shape[1],
+        )  # fmt: skip
+
+
 def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor:
     """The sums of each row, ``[R, out, ...]`` float32.
 
@@ -135,6 +229,12 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         packed: keeps packed weights, and what was found by timing.
         dense: computes rows in which too much changed.
     """
+    found = begin(codes, weight, geometry, packed, dense)
+    return found.sums() if isinstance(found, Pending) else found
+
+
+def begin(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor | Pending:
+    """The same, as far as they are not left to the event-driven kernel."""
     library = native.library(build=False)
     if _off.get() or library is None or not hasattr(library, "spikezip_events"):
         return dense(codes.rows)
@@ -150,38 +250,30 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         return _densely(costs, codes.rows, dense)
     layout = torch.channels_last if geometry else torch.contiguous_format
     began = time.thread_time()
-    rows = codes.rows.contiguous(memory_format=layout)
-    found = _changes(library, shape, rows, codes)
+    codes = codes.with_rows(codes.rows.contiguous(memory_format=layout))
+    found = _changes(library, shape, codes)
     looked = time.thread_time() - began
     if found is None:
-        return dense(rows)
+        return dense(codes.rows)
     if "events" not in packed:
         packed["events"] = pack(weight, library.spikezip_together())
-    size = (rows.shape[0], weight.shape[0], *shape[3:5]) if geometry else (*rows.shape[:-1], weight.shape[0])
-    out = torch.empty(size, dtype=torch.float32, memory_format=layout)
-
-    def add(some: Groups) -> None:
-        groups = torch.stack([some.first, some.rows, some.before])
-        library.spikezip_events(
-            ctypes.addressof(shape), packed["events"].data_ptr(), block_of(weight),
-            rows.data_ptr(), codes.zero, some.order.data_ptr(), groups.data_ptr(), len(some.first), out.data_ptr(),
-        )  # fmt: skip
-
+    held = codes.rows.shape
+    size = (held[0], weight.shape[0], *shape[3:5]) if geometry else (*held[:-1], weight.shape[0])
+    pending = Pending(library, shape, packed["events"], block_of(weight), codes, found, size, layout)
     if costs is None:
-        packed[key] = _costs(found, rows, out, add, dense, looked)
-        return _densely(packed[key], rows, dense)
+        packed[key] = _costs(pending, dense, looked)
+        return _densely(packed[key], codes.rows, dense)
     choice = costs.sparse(found.rows.tolist(), found.work.tolist())
     if choice is None:
-        return _densely(costs, rows, dense)
+        return _densely(costs, codes.rows, dense)
     cheaper, expected = choice
+    given = None
     if not all(cheaper):
         by_change, others = ([i for i, which in enumerate(cheaper) if which is way] for way in (True, False))
         which = found.some(others).places()
-        out.index_copy_(0, which, dense(gather(rows, which)))
+        given = which, dense(gather(codes.rows, which))
         found = found.some(by_change)
-    add(found)
-    costs.took(time.thread_time() - began, expected)
-    return out
+    return replace(pending, groups=found, given=given, costs=costs, spent=time.thread_time() - began, expected=expected)
 
 
 def _densely(costs: Costs, rows: Tensor, dense: Dense) -> Tensor:
@@ -191,16 +283,15 @@ def _densely(costs: Costs, rows: Tensor, dense: Dense) -> Tensor:
     return out
 
 
-def _costs(
-    found: Groups, rows: Tensor, out: Tensor, add: Callable[[Groups], None], dense: Dense, looked: float
-) -> Costs:
+def _costs(pending: Pending, dense: Dense, looked: float) -> Costs:
     """Both ways timed on a few groups of rows: those in which most changes, and those in which least does."""
+    found, rows, out = pending.groups, pending.codes.rows, pending.room()
     by_work = (found.work / found.rows).argsort(descending=True)
     most, least = (found.some(some) for some in (by_work[:_TRIED], by_work[-_TRIED:]))
     which = most.places()
     some = gather(rows, which)
     sums = dense(some)
-    slow, fast = (min(_seconds(lambda part=part: add(part)) for _ in range(2)) for part in (most, least))
+    slow, fast = (min(_seconds(lambda part=part: pending.add(part, out)) for _ in range(2)) for part in (most, least))
     work, rest = int(most.work.sum()), int(least.work.sum())
     count, groups, others = len(which), len(most.rows), len(least.rows)
     more, longer = work - rest * groups / others, slow - fast * groups / others
@@ -255,14 +346,14 @@ def _shape(rows: Tensor, weight: Tensor, geometry: Any) -> Any:
     return (ctypes.c_int64 * len(sizes))(*sizes)
 
 
-def _changes(library: Any, shape: Any, rows: Tensor, codes: Rows) -> Groups | None:
+def _changes(library: Any, shape: Any, codes: Rows) -> Groups | None:
     """The rows in the order of time, in groups. None if images share rows, some are nobody's, or rows do not lie along
     the first dimension."""
     map = codes.map.contiguous()
     found = torch.empty((5, map.numel()), dtype=torch.int64)
-    held = rows.shape[0]
+    held = codes.rows.shape[0]
     count = library.spikezip_changes(
-        ctypes.addressof(shape), rows.data_ptr(), held, map.data_ptr(), *map.shape, codes.zero,
+        ctypes.addressof(shape), codes.rows.data_ptr(), held, map.data_ptr(), *map.shape, codes.zero,
         found.data_ptr(), found[1:].data_ptr(),
     )  # fmt: skip
     return Groups(found[0, :held], *found[1:, :count]) if count >= 0 else None

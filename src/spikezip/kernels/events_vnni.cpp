@@ -11,12 +11,16 @@
 #include <cstdint>
 constexpr int MOST = 6;  // rows whose sums registers hold
 constexpr int64_t COST[] = {0, 30, 35, 40, 48, 56, 66}, FIXED = 3000, OF_ROW = 650;  // hundredths of a Zen 5's nanoseconds
+#include <memory>
+
 #include "events.h"
+#include "scan.h"
 
 namespace {
 
 constexpr int64_t LISTED = 1 << 16;  // neurons in which changes are looked for before they are used,
 constexpr int AT_ONCE = 16;          // and groups of rows
+constexpr int64_t HELD = 1 << 16;    // sums that are held until they are scanned: half of what a fast cache has
 
 // Some rows of codes that follow one another, and the one before.
 struct Group {
@@ -112,38 +116,66 @@ inline __m256i sums_of(const __m128i (&each)[MOST]) {
     return _mm256_set_m128i(rest, few);
 }
 
-struct Changes {
-    std::vector<uint32_t> at;       // where the weights of each are, for a window that begins with the image's line
-    std::vector<int8_t> by[MOST];   // by how much each changes, row by row
-    std::vector<int32_t> start;     // of each pixel's, a multiple of four
-    std::vector<int32_t> risen;     // how far all before rose, eight rows for each start
+// Memory that is not written to when it is made, and so not taken from others where it is not used.
+template <class T>
+struct Room {
+    std::unique_ptr<T[]> all;
+    size_t size = 0;
 
+    T *data() const { return all.get(); }
+    T &operator[](int64_t i) const { return all[i]; }
+    void make(size_t most) {
+        if (size >= most) return;
+        all.reset(new T[most]);
+        size = most;
+    }
+};
+
+struct Changes {
+    Room<uint32_t> at;      // where the weights of each are, for a window that begins with the image's line
+    Room<int8_t> by[MOST];  // by how much each changes, row by row
+    Room<int32_t> start;    // of each pixel's, a multiple of four
+    Room<int32_t> risen;    // how far all before rose, eight rows for each start
+    int64_t pixels = 0;     // that are listed,
+    int64_t gone = 0;       // and how many changes are not kept any more
+
+    // For lists of `lines` lines at once.
+    void begin(const Group &group, const Shape &s, int64_t lines) {
+        const size_t most = size_t(lines * s.wide * (s.channels + 3) + 64);
+        at.make(most);
+        for (int r = 0; r < group.count; r++) by[r].make(most);
+        start.make(s.high * s.wide + 1);
+        risen.make(8 * (s.high * s.wide + 1));
+        pixels = gone = 0;
+        start[0] = 0;
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(risen.data()), _mm256_setzero_si256());
+    }
+
+    // Lines of the image: those before the first are not needed any more.
     template <int BITS>
-    void list(const Group &group, const Shape &s) {
-        const int64_t pixels = s.high * s.wide;
-        const size_t most = size_t(pixels * (s.channels + 3) + 64);
-        if (at.size() < most) {
-            at.resize(most);
-            for (auto &some : by) some.resize(most);
+    void list(const Group &group, const Shape &s, int64_t first, int64_t last) {
+        int64_t n = start[pixels];
+        const int64_t before = start[std::min(first * s.wide, pixels)];
+        if (before > gone) {
+            std::copy(at.data() + before - gone, at.data() + n - gone, at.data());
+            for (int r = 0; r < group.count; r++)
+                std::copy(by[r].data() + before - gone, by[r].data() + n - gone, by[r].data());
+            gone = before;
         }
-        start.resize(pixels + 1);
-        risen.resize(8 * (pixels + 1));
-        int64_t n = 0;
-        __m256i so_far = _mm256_setzero_si256();
-        for (int64_t pixel = 0; pixel < pixels; pixel++) {
-            start[pixel] = int32_t(n);
-            _mm256_storeu_si256(reinterpret_cast<__m256i *>(risen.data() + 8 * pixel), so_far);
-            const uint32_t place = uint32_t(pixel % s.wide * s.channels);
+        n -= gone;
+        __m256i so_far = load32(risen.data() + 8 * pixels);
+        for (; pixels < last * s.wide; pixels++) {
+            const uint32_t place = uint32_t(pixels % s.wide * s.channels);
             __m128i rise[MOST];
-            n = list_pixel<BITS>(group, pixel * s.channels, s.channels, place, n, rise);
+            n = list_pixel<BITS>(group, pixels * s.channels, s.channels, place, n, rise);
             so_far = _mm256_add_epi32(so_far, sums_of(rise));
             for (; n & 3; n++) {  // neurons that say nothing
                 at[n] = place << BITS;
-                for (auto &some : by) some[n] = 0;
+                for (int r = 0; r < group.count; r++) by[r][n] = 0;
             }
+            start[pixels + 1] = int32_t(gone + n);
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(risen.data() + 8 * (pixels + 1)), so_far);
         }
-        start[pixels] = int32_t(n);
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(risen.data() + 8 * pixels), so_far);
     }
 
     // By how much more all neurons of a window make each row's sums, as weights are stored plus 128.
@@ -223,17 +255,24 @@ struct Changes {
 
 // -- the sums of a group ---------------------------------------------------------------------------------------------
 
+// Lines of outputs.
+struct Lines {
+    int64_t first, last;
+};
+
 // For output channels from `o` on. Not to be inlined, as compilers would keep other loops' variables in its registers;
 // and GCC 12 runs out of them unless it allots them for the function as a whole.
 template <int BITS, int ROWS>
 __attribute__((noinline, optimize("ira-region=all"))) void add_up(const Shape &s, const uint8_t *weights,
-                                                                  const Changes &changes, const Output &output, int64_t o) {
+                                                                  const Changes &changes, const Output &output,
+                                                                  Lines lines, int64_t o) {
     constexpr int64_t block = 1 << BITS;
     const int64_t outputs = std::min(block, s.outputs - o);
     const int8_t *by[ROWS];
-    for (int r = 0; r < ROWS; r++) by[r] = changes.by[r].data();
+    for (int r = 0; r < ROWS; r++) by[r] = changes.by[r].data() - changes.gone;
+    const uint32_t *const at = changes.at.data() - changes.gone;
     int64_t place = o;
-    for (int64_t y = -s.top; y < s.out_high * s.down - s.top; y += s.down)
+    for (int64_t y = lines.first * s.down - s.top; y < lines.last * s.down - s.top; y += s.down)
         for (int64_t x = -s.left; x < s.out_wide * s.right - s.left; x += s.right, place += s.outputs) {
             const int64_t left = std::clamp<int64_t>(x, 0, s.wide), right = std::clamp(x + s.kernel_wide, left, s.wide);
             const int64_t first = std::max(y, int64_t(0)), last = std::min(y + s.kernel_high, s.high);
@@ -244,16 +283,17 @@ __attribute__((noinline, optimize("ira-region=all"))) void add_up(const Shape &s
                 const uint8_t *const some = weights + ((line - y) * s.kernel_wide - x) * s.channels * block;
                 const int64_t end = changes.start[line * s.wide + right];
                 for (int64_t i = changes.start[line * s.wide + left]; i < end; i += 4)
-                    sums.add(some, changes.at.data(), by, i);
+                    sums.add(some, at, by, i);
             }
             sums.write(output, place, outputs, more);
         }
 }
 
 template <int BITS, int ROWS = MOST>
-void add_up_rows(const Shape &s, const uint8_t *weights, const Changes &changes, const Output &output, int64_t o) {
-    if (output.count == ROWS) return add_up<BITS, ROWS>(s, weights, changes, output, o);
-    if constexpr (ROWS > 1) add_up_rows<BITS, ROWS - 1>(s, weights, changes, output, o);
+void add_up_rows(const Shape &s, const uint8_t *weights, const Changes &changes, const Output &output, Lines lines,
+                 int64_t o) {
+    if (output.count == ROWS) return add_up<BITS, ROWS>(s, weights, changes, output, lines, o);
+    if constexpr (ROWS > 1) add_up_rows<BITS, ROWS - 1>(s, weights, changes, output, lines, o);
 }
 
 // Several groups are listed before their sums are added up, for some output channels of all and then for the next:
@@ -278,13 +318,78 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
                 group.rows[r] = rows + order[begin + r] * neurons;
                 output.rows[r] = sums + order[begin + r] * size;
             }
-            changes[k].list<BITS>(group, s);
+            changes[k].begin(group, s, s.high);
+            changes[k].list<BITS>(group, s, 0, s.high);
         }
         for (int64_t o = 0; o < s.outputs; o += 1 << BITS) {
             const uint8_t *const those = weights + o * s.kernel_high * s.kernel_wide * s.channels;
-            for (int64_t k = 0; k < some; k++) add_up_rows<BITS>(s, those, changes[k], outputs[k], o);
+            for (int64_t k = 0; k < some; k++) add_up_rows<BITS>(s, those, changes[k], outputs[k], {0, s.out_high}, o);
         }
     }
+}
+
+// The same with the scan of the neurons behind: some lines of outputs after the other, whose sums are scanned while they
+// are in a fast cache. `given` has the sums of rows that are not in a group, and nullptr for those that are.
+template <int BITS, class A>
+int64_t events_and_scan(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const int64_t *order,
+                        const int64_t *groups, int64_t count, float *const *given, const Layer &layer, Term &term,
+                        uint64_t &scanning) {
+    const int64_t neurons = s.high * s.wide * s.channels, line = s.out_wide * s.outputs;
+    const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
+    static thread_local std::vector<Changes> changes;
+    static thread_local Room<float> held;
+    std::vector<Group> of_image;
+    std::vector<Output> outputs;
+    std::vector<void *> where;
+    Scan<A> scan(layer);
+    int64_t begin = 0, next = 0;  // the image's first row in the order, and first group
+    for (int64_t b = 0; b < layer.images; b++) {
+        int64_t end = begin;
+        for (int64_t t = 0, last = -1; t < layer.steps; t++)
+            if (term.map[t * layer.images + b] != last) last = term.map[t * layer.images + b], end++;
+        const int64_t most = std::max<int64_t>(1, std::min(s.out_high, HELD / (line * (end - begin))));
+        held.make(most * line * (end - begin));
+        of_image.clear();
+        const int64_t first_group = next;
+        for (; next < count && groups[next] < end; next++) {
+            const int64_t first = groups[next], last = groups[2 * count + next];
+            Group group{last < 0 ? nothing.data() : rows + last * neurons, {}, int(groups[count + next])};
+            for (int r = 0; r < group.count; r++) group.rows[r] = rows + order[first + r] * neurons;
+            if (changes.size() <= of_image.size()) changes.emplace_back();
+            changes[of_image.size()].begin(group, s, std::min(s.high, (most - 1) * s.down + std::max(s.kernel_high, s.down)));
+            of_image.push_back(group);
+        }
+        scan.begin(b);
+        for (Lines lines{0, 0}; lines.first < s.out_high; lines.first = lines.last) {
+            lines.last = std::min(s.out_high, lines.first + most);
+            const int64_t seen = std::clamp<int64_t>((lines.last - 1) * s.down - s.top + s.kernel_high, 0, s.high);
+            const int64_t needed = std::clamp<int64_t>(lines.first * s.down - s.top, 0, seen);
+            const int64_t offset = lines.first * line;
+            where.assign(layer.steps * layer.images, nullptr);
+            for (int64_t i = begin; i < end; i++)
+                where[order[i]] = given[order[i]] ? given[order[i]] : held.data() + (i - begin) * most * line - offset;
+            outputs.resize(of_image.size());
+            for (size_t k = 0; k < of_image.size(); k++) {
+                const int64_t first = groups[first_group + k], last = groups[2 * count + first_group + k];
+                changes[k].list<BITS>(of_image[k], s, needed, seen);
+                outputs[k].before = last < 0 ? nullptr : static_cast<float *>(where[last]) + offset;
+                outputs[k].count = of_image[k].count;
+                for (int r = 0; r < of_image[k].count; r++)
+                    outputs[k].rows[r] = static_cast<float *>(where[order[first + r]]) + offset;
+            }
+            for (int64_t o = 0; o < s.outputs; o += 1 << BITS)
+                for (size_t k = 0; k < of_image.size(); k++)
+                    add_up_rows<BITS>(s, weights + o * s.kernel_high * s.kernel_wide * s.channels, changes[k], outputs[k],
+                                      lines, o);
+            const uint64_t began = __rdtsc();
+            term.each = where.data();
+            scan.some(b, offset, lines.last * line);
+            scanning += __rdtsc() - began;
+        }
+        scan.end(b);
+        begin = end;
+    }
+    return scan.rows();
 }
 
 }  // namespace
@@ -298,5 +403,20 @@ extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int3
                                 const int64_t *order, const int64_t *groups, int64_t count, float *sums) {
     const auto some = block == 16 ? events<4> : block == 32 ? events<5> : events<6>;
     some(*shape, weights, rows, zero, order, groups, count, sums);
+}
+
+// The same for the neurons of a layer, one of whose terms these sums are. Returns how many rows it made; `share` is then the
+// scan's part of the time.
+extern "C" int64_t spikezip_events_and_scan(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows,
+                                            int32_t zero, const int64_t *order, const int64_t *groups, int64_t count,
+                                            float *const *given, const Layer *layer, Term *term, double *share) {
+    const auto narrow = block == 16 ? events_and_scan<4, float> : block == 32 ? events_and_scan<5, float> : events_and_scan<6, float>;
+    const auto wide = block == 16 ? events_and_scan<4, double> : block == 32 ? events_and_scan<5, double> : events_and_scan<6, double>;
+    const auto some = layer->wide ? wide : narrow;
+    uint64_t scanning = 0;
+    const uint64_t began = __rdtsc();
+    const int64_t made = some(*shape, weights, rows, zero, order, groups, count, given, *layer, *term, scanning);
+    *share = double(scanning) / double(std::max<uint64_t>(1, __rdtsc() - began));
+    return made;
 }
 #endif

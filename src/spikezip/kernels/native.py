@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.alone import has_no_compiler
-from spikezip.kernels.rows import SMOOTH, Rows, Smooth, channels_lie_last
+from spikezip.kernels.rows import SMOOTH, Coming, Rows, Smooth, channels_lie_last
 from spikezip.levels import Levels
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("scan.cpp", "events_vnni.cpp", "events_avx2.cpp")]
-_HEADER = Path(__file__).with_name("events.h")
+_HEADERS = [Path(__file__).with_name(name) for name in ("scan.h", "events.h")]
 # Without contraction, each operation rounds as torch's does. No -ffast-math for the same reason.
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17"]
 _WORTH_COMPILING = 1 << 21  #: neurons times steps; below, torch is done before a compiler is
@@ -35,6 +35,7 @@ _TYPES = {torch.float32: 0, torch.float64: 1, torch.uint8: 2}
 class _Term(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_void_p),
+        ("each", ctypes.c_void_p),
         ("map", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -49,6 +50,16 @@ class _Term(ctypes.Structure):
         ("times", ctypes.c_double),
         ("span", ctypes.c_int64),
         ("function", ctypes.c_int32),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("terms", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "wide", "steps", "images", "neurons", "period")),
+        ("theta", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("low", "high", "slew")),
+        *((name, ctypes.c_void_p) for name in ("start", "out", "map", "spikes", "negative", "behind", "last")),
     )
 
 
@@ -69,7 +80,7 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
     shape = terms[0].rows.shape[1:]
     for t in terms:
         rows = t.rows
-        if rows.device.type != "cpu" or rows.dtype not in _TYPES or rows.shape[1:] != shape:
+        if rows.device.type not in ("cpu", "meta") or rows.dtype not in _TYPES or rows.shape[1:] != shape:
             return False
         if t.dtype not in (torch.float32, torch.float64) or (t.grid and rows.dtype is not torch.float64):
             return False
@@ -118,25 +129,17 @@ def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     i32, i64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
     found.spikezip_scan.restype = i64
-    found.spikezip_scan.argtypes = [
-        pointer,
-        i32,
-        i32,
-        i64,
-        i64,
-        i64,
-        i64,
-        ctypes.c_double,
-        i32,
-        i32,
-        i32,
-        *[pointer] * 7,
-    ]
+    found.spikezip_scan.argtypes = [pointer]
     found.spikezip_numbers.restype = None
     found.spikezip_numbers.argtypes = [pointer, i32, i64, i64, i64, pointer]
     if hasattr(found, "spikezip_events"):  # only where the processor has AVX2
         found.spikezip_changes.restype = i64
         found.spikezip_changes.argtypes = [pointer, pointer, i64, pointer, i64, i64, i32, pointer, pointer]
+        if hasattr(found, "spikezip_events_and_scan"):  # and dot products of bytes
+            found.spikezip_events_and_scan.restype = i64
+            found.spikezip_events_and_scan.argtypes = [
+                pointer, pointer, i32, pointer, i32, pointer, pointer, i64, pointer, pointer, pointer, pointer,
+            ]  # fmt: skip
         found.spikezip_events.restype = None
         found.spikezip_events.argtypes = [pointer, pointer, i32, pointer, i32, pointer, pointer, i64, pointer]
     return found
@@ -146,7 +149,7 @@ def _load(path: Path) -> ctypes.CDLL:
 def _path() -> Path:
     """Where the compiled kernels are kept: one file per source, compiler and processor."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    sources = [source.read_text() for source in (*_SOURCES, _HEADER)]
+    sources = [source.read_text() for source in (*_SOURCES, *_HEADERS)]
     key = "\n".join([*sources, *_FLAGS, str(_compiler()), platform.machine(), _processor()])
     return Path(cache) / "spikezip" / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
@@ -199,6 +202,8 @@ def scan(
     steps, images = terms[0].map.shape
     fastest = next((t.channels for t in terms if t.is_exact_sum), -1)  # the channels that are to lie fastest in memory
     terms = [t.numbers() if t.is_exact_sum and t.channels != fastest else t for t in terms]
+    coming = next(((i, t.pending) for i, t in enumerate(terms) if isinstance(t, Coming)), None)
+    terms = [t if coming and i == coming[0] else t.now() for i, t in enumerate(terms)]  # one is computed on the way
     along = smooth is not None and smooth.function == "softmax"
     move = not along and _channels_last(terms)
     rows = [_in_memory(t.rows, move) for t in terms]
@@ -223,11 +228,16 @@ def scan(
     behind = torch.empty((steps, images), dtype=torch.bool)
     found = library()
     assert found is not None
-    made = found.spikezip_scan(
+    layer = _Layer(
         ctypes.addressof(packed), len(terms), dtype == torch.float64, steps, images, neurons, period, theta,
         levels.lowest, levels.highest, min(slew, levels.range), _address(begin), out.data_ptr(), map.data_ptr(),
         spikes.data_ptr(), negative.data_ptr(), behind.data_ptr(), last.data_ptr(),
     )  # fmt: skip
+    if coming is None:
+        made = found.spikezip_scan(ctypes.addressof(layer))
+    else:
+        which, pending = coming
+        made = pending.scan(ctypes.addressof(layer), ctypes.addressof(packed[which]))
     out, last = (v.movedim(-1, 1) if move else v for v in (out[:made], last))
     return Found(out, map, spikes, negative, behind, last if levels.storage is torch.int8 else None)
 
@@ -287,7 +297,7 @@ def _term(term: Rows, rows: Tensor, map: Tensor | None, scale: Tensor | None, bi
     """A term as the kernels read it; the tensors have to outlive it."""
     number = 1.0 if term.scale is None or scale is not None else float(term.scale)
     return _Term(
-        rows.data_ptr(), _address(map), _address(scale), _address(bias), 0 if scale is None else scale.numel(),
+        rows.data_ptr(), None, _address(map), _address(scale), _address(bias), 0 if scale is None else scale.numel(),
         0 if bias is None else bias.numel(), _TYPES[rows.dtype], term.zero, number, *_rounding(term),
     )  # fmt: skip
 

@@ -113,9 +113,34 @@ class Rows:
         """The same value with its rows as numbers."""
         return Rows(self.value, self.map, self.dtype)
 
+    def now(self) -> Rows:
+        """The same value with its rows in memory (see :class:`Coming`)."""
+        return self
+
     def with_rows(self, rows: Any, map: Tensor | None = None) -> Rows:
         """Other rows (moved about, or fewer), read the same way."""
         return replace(self, rows=rows, map=self.map if map is None else map)
+
+
+@dataclass(frozen=True)
+class Coming(Rows):
+    """Sums that are still to be computed: by a scan on its way, or when someone asks for numbers.
+
+    Attributes:
+        rows: of their shape and layout, without memory.
+        pending: whoever computes them.
+    """
+
+    pending: Any = None
+
+    def now(self) -> Rows:
+        fields = (self.zero, self.scale, self.bias, self.channels)
+        return Rows(self.pending.sums().reshape(self.rows.shape), self.map, self.dtype, *fields)
+
+    @cached_property
+    def value(self) -> Any:
+        """The rows as numbers."""
+        return self.now().value
 
 
 #: Functions that a scan may estimate, by torch's names; softmax is that along the last dimension.
@@ -160,7 +185,8 @@ class Apart:
     @cached_property
     def _numbers(self) -> Rows:
         map, picks = union([t.map for t in self.terms])
-        values = [t.with_rows(gather(t.rows, pick)).value for t, pick in zip(self.terms, picks, strict=True)]
+        terms = [t.now() for t in self.terms]
+        values = [t.with_rows(gather(t.rows, pick)).value for t, pick in zip(terms, picks, strict=True)]
         return Rows(self._together(values), map, self.dtype)
 
     @property

@@ -74,6 +74,8 @@ def scan(
     scale = None if theta == 1.0 else theta
     small = levels.count <= _BYTES
     fused = _fused(terms, start) if small else None
+    if fused is not native.scan or smooth is not None:
+        terms = [t.now() for t in terms]
     if smooth is not None and fused is native.scan and native.suits_smooth(smooth, terms, theta, levels):
         fused = functools.partial(native.scan, smooth=smooth)
     elif smooth is not None:

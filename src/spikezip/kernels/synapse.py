@@ -20,7 +20,7 @@ from spikezip.graph import network, ops
 from spikezip.kernels import events
 from spikezip.kernels.alone import is_alone
 from spikezip.kernels.precision import TF32_WHOLE, tf32
-from spikezip.kernels.rows import DIGITS, Joined, Rows, Sum
+from spikezip.kernels.rows import DIGITS, Coming, Joined, Rows, Sum
 from spikezip.quantize.grid import Grid, dyadic_exponent, per_channel
 
 _aten, _onednn = torch.ops.aten, torch.ops.onednn
@@ -91,14 +91,21 @@ class Synapse:
             self.packed[zero] = _pack(self.weight, self.geometry, zero)
         return _sums(rows, self.packed[zero], self.weight.shape[0], self.geometry, zero)
 
-    def __call__(self, codes: Rows, *, bias: bool = True) -> Rows:
-        """Sums of weight times code, still to be scaled; with their bias or without."""
-        along = self._is_line(codes)
+    def __call__(self, codes: Rows, *, bias: bool = True, later: bool = False) -> Rows:
+        """Sums of weight times code, still to be scaled; with their bias or without. If ``later``, they may be computed
+        by whoever reads them."""
+        along, pending = self._is_line(codes), None
         if along:
             codes = codes.with_rows(codes.rows.unsqueeze(2))
         if codes.rows.device.type == "cpu":
             dense = functools.partial(self._dense, zero=codes.zero)
-            sums = events.sums(codes, self.weight, self.geometry, self.packed, dense)
+            begun = events.begin(codes, self.weight, self.geometry, self.packed, dense)
+            if isinstance(begun, Tensor):
+                sums = begun
+            elif later and begun.may_scan:
+                pending, sums = begun, begun.room("meta")
+            else:
+                sums = begun.sums()
         else:
             from spikezip.kernels import triton_synapse  # imports Triton
 
@@ -109,7 +116,8 @@ class Synapse:
         if along:
             sums = sums.squeeze(2)
         channels = 1 if self.geometry else sums.dim() - 1
-        return Rows(sums, codes.map, self.dtype, 0, self.scale, self.bias if bias else None, channels)
+        found = (sums, codes.map, self.dtype, 0, self.scale, self.bias if bias else None, channels)
+        return Rows(*found) if pending is None else Coming(*found, pending=pending)
 
     def of_each(self, codes: Sum | Joined, *, bias: bool = True) -> Sum | None:
         """The sums over codes that are added or joined, from those over each; None if any are not exact here."""

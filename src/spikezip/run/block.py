@@ -147,7 +147,8 @@ class Block:
         if isinstance(codes, Sum | Joined):
             sums = synapse.of_each(codes, bias=whole)
         else:
-            sums = synapse(codes, bias=whole) if isinstance(codes, Rows) and synapse.takes(codes) else None
+            takes = isinstance(codes, Rows) and synapse.takes(codes)
+            sums = synapse(codes, bias=whole, later=whole and self._for_scan(node)) if takes else None
         if sums is None:
             return None
         if not whole:
@@ -299,6 +300,12 @@ class Block:
         read = len(users) == 1 and (users[0] in self.plan.neurons or users[0] in self.plan.clamps)
         return read and is_plain(network.spec(node))
 
+    def _for_scan(self, node: fx.Node) -> bool:
+        """Whether neurons alone read a value, or the sum that it is part of."""
+        user = next(iter(node.users))
+        added = len(node.users) == 1 and user.target is _aten.add.Tensor and is_plain(network.spec(node))
+        return self._for_neurons(user if added else node)
+
     # -- operations in general ---------------------------------------------------------------------------------------
 
     def _operation(self, node: fx.Node, codes: Rows | None = None) -> Any:
@@ -405,7 +412,8 @@ class Block:
         start = self.tracers.get(name)
         if start is None and node in self.plan.starting:
             rows = (drive.terms[0] if isinstance(drive, Sum) else drive).rows
-            start = neuron.start(rows.new_empty((self.images, *rows.shape[1:]), dtype=neuron.levels.storage))
+            shape, device = (self.images, *rows.shape[1:]), neuron.threshold.device
+            start = neuron.start(torch.empty(shape, dtype=neuron.levels.storage, device=device))
         what = scan(drive, start, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node], smooth)
         self.moves[name] = what.moves
         if self.keep_codes:
