@@ -296,28 +296,48 @@ void add_up_rows(const Shape &s, const uint8_t *weights, const Changes &changes,
     if constexpr (ROWS > 1) add_up_rows<BITS, ROWS - 1>(s, weights, changes, output, lines, o);
 }
 
+// Which rows are to be computed: the order of all, and groups of some that follow one another in it.
+struct Work {
+    const uint8_t *rows;
+    const int64_t *order, *groups;
+    int64_t count, neurons;
+    std::vector<uint8_t> nothing;
+
+    Work(const Shape &s, const uint8_t *rows, int32_t zero, const int64_t *order, const int64_t *groups, int64_t count)
+        : rows(rows), order(order), groups(groups), count(count), neurons(s.high * s.wide * s.channels),
+          nothing(neurons, uint8_t(zero)) {}
+
+    int64_t first(int64_t k) const { return groups[k]; }
+    int64_t before(int64_t k) const { return groups[2 * count + k]; }
+
+    Group group(int64_t k) const {
+        Group found{before(k) < 0 ? nothing.data() : rows + before(k) * neurons, {}, int(groups[count + k])};
+        for (int r = 0; r < found.count; r++) found.rows[r] = rows + order[first(k) + r] * neurons;
+        return found;
+    }
+
+    // Where a group's sums go, if those of a row are at `of(row)`.
+    template <class Of>
+    Output output(int64_t k, const Of &of) const {
+        Output found{{}, before(k) < 0 ? nullptr : of(before(k)), int(groups[count + k])};
+        for (int r = 0; r < found.count; r++) found.rows[r] = of(order[first(k) + r]);
+        return found;
+    }
+};
+
 // Several groups are listed before their sums are added up, for some output channels of all and then for the next:
 // weights stay in a fast cache.
 template <int BITS>
-void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const int64_t *order,
-            const int64_t *groups, int64_t count, float *sums) {
-    const int64_t neurons = s.high * s.wide * s.channels, size = s.out_high * s.out_wide * s.outputs;
-    const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
-    static thread_local Changes changes[AT_ONCE];  // of a call before: to make room anew would write zeros to it
+void events(const Shape &s, const uint8_t *weights, const Work &work, float *sums) {
+    const int64_t size = s.out_high * s.out_wide * s.outputs;
+    static thread_local Changes changes[AT_ONCE];  // of a call before: new memory would be written with zeros
     Output outputs[AT_ONCE];
-    const int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(AT_ONCE, LISTED / neurons));
-    for (int64_t first = 0; first < count; first += at_once) {
-        const int64_t some = std::min(at_once, count - first);
+    const int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(AT_ONCE, LISTED / work.neurons));
+    for (int64_t first = 0; first < work.count; first += at_once) {
+        const int64_t some = std::min(at_once, work.count - first);
         for (int64_t k = 0; k < some; k++) {
-            const int64_t begin = groups[first + k], last = groups[2 * count + first + k];
-            Group group{last < 0 ? nothing.data() : rows + last * neurons, {}, int(groups[count + first + k])};
-            Output &output = outputs[k];
-            output.before = last < 0 ? nullptr : sums + last * size;
-            output.count = group.count;
-            for (int r = 0; r < group.count; r++) {
-                group.rows[r] = rows + order[begin + r] * neurons;
-                output.rows[r] = sums + order[begin + r] * size;
-            }
+            const Group group = work.group(first + k);
+            outputs[k] = work.output(first + k, [&](int64_t row) { return sums + row * size; });
             changes[k].begin(group, s, s.high);
             changes[k].list<BITS>(group, s, 0, s.high);
         }
@@ -328,66 +348,53 @@ void events(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t
     }
 }
 
-// The same with the scan of the neurons behind: some lines of outputs after the other, whose sums are scanned while they
-// are in a fast cache. `given` has the sums of rows that are not in a group, and nullptr for those that are.
+// The same with the scan of the neurons behind, of which these sums are a term: of each image some lines of outputs after
+// the other, whose sums are scanned while they are in a fast cache. `given` has the sums of rows that are in no group, and
+// nullptr for those that are. How long the scans took, in ticks, is added to `scanning`.
 template <int BITS, class A>
-int64_t events_and_scan(const Shape &s, const uint8_t *weights, const uint8_t *rows, int32_t zero, const int64_t *order,
-                        const int64_t *groups, int64_t count, float *const *given, const Layer &layer, Term &term,
-                        uint64_t &scanning) {
-    const int64_t neurons = s.high * s.wide * s.channels, line = s.out_wide * s.outputs;
-    const std::vector<uint8_t> nothing(neurons, uint8_t(zero));
+int64_t events_and_scan(const Shape &s, const uint8_t *weights, const Work &work, float *const *given, const Layer &layer,
+                        Term &term, uint64_t &scanning) {
+    const int64_t line = s.out_wide * s.outputs;
     static thread_local std::vector<Changes> changes;
     static thread_local Room<float> held;
-    std::vector<Group> of_image;
-    std::vector<Output> outputs;
-    std::vector<void *> where;
+    std::vector<void *> where(layer.steps * layer.images);  // the sums of each row are, as if all lines of them were
+    term.each = where.data();
     Scan<A> scan(layer);
-    int64_t begin = 0, next = 0;  // the image's first row in the order, and first group
+    int64_t first = 0, group = 0;  // row of the image in the order, and group
     for (int64_t b = 0; b < layer.images; b++) {
-        int64_t end = begin;
+        int64_t end = first, end_group = group;
         for (int64_t t = 0, last = -1; t < layer.steps; t++)
             if (term.map[t * layer.images + b] != last) last = term.map[t * layer.images + b], end++;
-        const int64_t most = std::max<int64_t>(1, std::min(s.out_high, HELD / (line * (end - begin))));
-        held.make(most * line * (end - begin));
-        of_image.clear();
-        const int64_t first_group = next;
-        for (; next < count && groups[next] < end; next++) {
-            const int64_t first = groups[next], last = groups[2 * count + next];
-            Group group{last < 0 ? nothing.data() : rows + last * neurons, {}, int(groups[count + next])};
-            for (int r = 0; r < group.count; r++) group.rows[r] = rows + order[first + r] * neurons;
-            if (changes.size() <= of_image.size()) changes.emplace_back();
-            changes[of_image.size()].begin(group, s, std::min(s.high, (most - 1) * s.down + std::max(s.kernel_high, s.down)));
-            of_image.push_back(group);
-        }
+        while (end_group < work.count && work.first(end_group) < end) end_group++;
+        const int64_t at_once = std::max<int64_t>(1, std::min(s.out_high, HELD / (line * (end - first))));
+        const int64_t seen_at_once = std::min(s.high, (at_once - 1) * s.down + std::max(s.kernel_high, s.down));
+        held.make(at_once * line * (end - first));
+        if (int64_t(changes.size()) < end_group - group) changes.resize(end_group - group);
+        for (int64_t k = group; k < end_group; k++) changes[k - group].begin(work.group(k), s, seen_at_once);
         scan.begin(b);
         for (Lines lines{0, 0}; lines.first < s.out_high; lines.first = lines.last) {
-            lines.last = std::min(s.out_high, lines.first + most);
+            lines.last = std::min(s.out_high, lines.first + at_once);
+            const int64_t offset = lines.first * line;
+            for (int64_t i = first; i < end; i++) {
+                float *const those = given[work.order[i]];
+                where[work.order[i]] = those ? those : held.data() + (i - first) * at_once * line - offset;
+            }
             const int64_t seen = std::clamp<int64_t>((lines.last - 1) * s.down - s.top + s.kernel_high, 0, s.high);
             const int64_t needed = std::clamp<int64_t>(lines.first * s.down - s.top, 0, seen);
-            const int64_t offset = lines.first * line;
-            where.assign(layer.steps * layer.images, nullptr);
-            for (int64_t i = begin; i < end; i++)
-                where[order[i]] = given[order[i]] ? given[order[i]] : held.data() + (i - begin) * most * line - offset;
-            outputs.resize(of_image.size());
-            for (size_t k = 0; k < of_image.size(); k++) {
-                const int64_t first = groups[first_group + k], last = groups[2 * count + first_group + k];
-                changes[k].list<BITS>(of_image[k], s, needed, seen);
-                outputs[k].before = last < 0 ? nullptr : static_cast<float *>(where[last]) + offset;
-                outputs[k].count = of_image[k].count;
-                for (int r = 0; r < of_image[k].count; r++)
-                    outputs[k].rows[r] = static_cast<float *>(where[order[first + r]]) + offset;
+            for (int64_t k = group; k < end_group; k++) changes[k - group].list<BITS>(work.group(k), s, needed, seen);
+            const auto of = [&](int64_t row) { return static_cast<float *>(where[row]) + offset; };
+            for (int64_t o = 0; o < s.outputs; o += 1 << BITS) {
+                const uint8_t *const those = weights + o * s.kernel_high * s.kernel_wide * s.channels;
+                for (int64_t k = group; k < end_group; k++)
+                    add_up_rows<BITS>(s, those, changes[k - group], work.output(k, of), lines, o);
             }
-            for (int64_t o = 0; o < s.outputs; o += 1 << BITS)
-                for (size_t k = 0; k < of_image.size(); k++)
-                    add_up_rows<BITS>(s, weights + o * s.kernel_high * s.kernel_wide * s.channels, changes[k], outputs[k],
-                                      lines, o);
             const uint64_t began = __rdtsc();
-            term.each = where.data();
             scan.some(b, offset, lines.last * line);
             scanning += __rdtsc() - began;
         }
         scan.end(b);
-        begin = end;
+        first = end;
+        group = end_group;
     }
     return scan.rows();
 }
@@ -402,20 +409,24 @@ extern "C" int32_t spikezip_together() { return 4; }
 extern "C" void spikezip_events(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows, int32_t zero,
                                 const int64_t *order, const int64_t *groups, int64_t count, float *sums) {
     const auto some = block == 16 ? events<4> : block == 32 ? events<5> : events<6>;
-    some(*shape, weights, rows, zero, order, groups, count, sums);
+    some(*shape, weights, {*shape, rows, zero, order, groups, count}, sums);
 }
 
 // The same for the neurons of a layer, one of whose terms these sums are. Returns how many rows it made; `share` is then the
-// scan's part of the time.
+// scans' part of the time.
 extern "C" int64_t spikezip_events_and_scan(const Shape *shape, const uint8_t *weights, int32_t block, const uint8_t *rows,
                                             int32_t zero, const int64_t *order, const int64_t *groups, int64_t count,
                                             float *const *given, const Layer *layer, Term *term, double *share) {
-    const auto narrow = block == 16 ? events_and_scan<4, float> : block == 32 ? events_and_scan<5, float> : events_and_scan<6, float>;
-    const auto wide = block == 16 ? events_and_scan<4, double> : block == 32 ? events_and_scan<5, double> : events_and_scan<6, double>;
-    const auto some = layer->wide ? wide : narrow;
+    const auto of_floats = block == 16   ? events_and_scan<4, float>
+                           : block == 32 ? events_and_scan<5, float>
+                                         : events_and_scan<6, float>;
+    const auto of_doubles = block == 16   ? events_and_scan<4, double>
+                            : block == 32 ? events_and_scan<5, double>
+                                          : events_and_scan<6, double>;
     uint64_t scanning = 0;
     const uint64_t began = __rdtsc();
-    const int64_t made = some(*shape, weights, rows, zero, order, groups, count, given, *layer, *term, scanning);
+    const auto some = layer->wide ? of_doubles : of_floats;
+    const int64_t made = some(*shape, weights, {*shape, rows, zero, order, groups, count}, given, *layer, *term, scanning);
     *share = double(scanning) / double(std::max<uint64_t>(1, __rdtsc() - began));
     return made;
 }
