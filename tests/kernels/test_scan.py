@@ -62,6 +62,17 @@ def test_scan_is_the_neuron_step_by_step(levels, slew, steps, still, shape, dtyp
     assert (what.moves.last.shape, what.moves.last.dtype, what.codes.value.dtype) == (shape, levels.storage, dtype)
 
 
+@pytest.mark.parametrize("slew", [1, 3])
+def test_tracers_that_begin_past_their_limits_come_back(monkeypatch, slew):
+    monkeypatch.setattr(native, "_WORTH_COMPILING", 0)
+    start = torch.tensor([[40, 0, 100], [0, 0, 0]], dtype=torch.int8)
+    drive = Rows(torch.tensor([[0.0, 7.0, 7.0], [0.0, 7.0, 0.0]]), torch.arange(2).expand(120, -1), torch.float32)
+    found = scan(drive, start, torch.tensor(1.0), Levels(-2, 7), slew)
+    assert found.moves.last.tolist() == [[0, 7, 7], [0, 7, 0]]
+    assert found.moves.spikes.sum(0).tolist() == [40 + 7 + 93, 7]
+    assert found.moves.behind.sum(0).tolist() == [-(-93 // slew) - 1, -(-7 // slew) - 1]
+
+
 def check_estimated(smooth, drive, levels):
     """That the kernel takes a function, and gives what torch's gives; which is returned."""
     assert native.suits([drive], None)

@@ -346,7 +346,13 @@ class Scan {
     }
 
     void begin(int64_t b) {
-        const int64_t slew = std::max<int64_t>(l.slew, 1), longest = (l.high - l.low + slew - 1) / slew;  // way to a goal
+        int64_t farthest = l.high - l.low;  // from a goal: tracers may begin past their limits
+        for (int64_t i = 0; l.start && i < l.neurons; i += l.period) {
+            const int64_t n = std::min(l.period, l.neurons - i);
+            shift(first.data(), l.start + b * l.neurons + i, int32_t(-l.low), n);
+            farthest = std::max<int64_t>(farthest, *std::max_element(first.data(), first.data() + n));
+        }
+        const int64_t slew = std::max<int64_t>(l.slew, 1), longest = (farthest + slew - 1) / slew;
         if (open++ == 0) made = kept;
         for (int64_t t = 0, moving = 0; t < l.steps; t++) {
             const int64_t at = t * l.images + b;
