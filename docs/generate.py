@@ -69,17 +69,20 @@ def provenance(result: dict[str, Any]) -> str:
 
 def resnet20(result: dict[str, Any]) -> str:
     """Accuracy at t of ResNet-20."""
-    head = ["network", "QANN", *(f"t={t}" for t in STEPS), "T_eq max (bound)", "equal"]
+    anns = list(dict.fromkeys(percent(run["ann"]) for run in result["runs"]))
+    own = ["ANN"] if len(anns) > 1 else []
+    head = ["network", *own, "QANN", *(f"t={t}" for t in STEPS), "T_eq max (bound)", "equal"]
     rows, said = [], []
     for run in result["runs"]:
         at = [percent(run["snn"][t - 1]) if t <= len(run["snn"]) else "–" for t in STEPS]
         settled = f"{run['t_eq']['t_eq_max']} ({run['t_eq']['bound']})"
-        rows.append([run["name"], percent(run["qann"]), *at, settled, "yes" if run["equal"] else "**no**"])
+        ann = [percent(run["ann"])] if own else []
+        rows.append([run["name"], *ann, percent(run["qann"]), *at, settled, "yes" if run["equal"] else "**no**"])
         said.append(f"{run['codes_checked']:,} codes of {run['certified_images']:,} images")
     images = ", ".join(dict.fromkeys(f"{run['images']:,}" for run in result["runs"]))
-    ann = ", ".join(dict.fromkeys(percent(run["ann"]) for run in result["runs"]))
     checked = "; ".join(dict.fromkeys(said))
-    told = f"The ANN is right on {ann} % of the {images} test images. *equal*: certified on {checked}.\n\n"
+    right = f"The ANN is right on {anns[0]} % of the {images} test images." if not own else f"Of {images} test images."
+    told = f"{right} *equal*: certified on {checked}.\n\n"
     return told + table(head, rows) + provenance(result)
 
 

@@ -6,7 +6,7 @@ Training-free at 8 levels (pulse, from code 0 and from mean codes; even release)
 experiments/networks, and (``--trained``) those that `spikezip train` has made in runs/ of the recipes in ``SETS``.
 Writes experiments/results/DATA-SET-resnet20.json and the figure beside it. Rows that are in the file are kept, not run
 again (``--again`` runs what can be run). The ANN is the published one for CIFAR-10; for CIFAR-100, the one in
-experiments/networks that experiments/recipes/cifar100-resnet20-ann-further.yaml trained.
+experiments/networks that experiments/recipes/cifar100-resnet20-ann-taught.yaml trained.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ KEPT = {
     ),
 }
 KEPT_100 = {
-    "trajectory for t=2 (23 epochs), MS blocks, 4 levels from code 1, pulse": (
-        "cifar100-resnet20-for-T-2-MS-from-code-1-0"
+    "trajectory for t=2 (mean of trainings), MS blocks, 4 levels from code 1, pulse": (
+        "cifar100-resnet20-for-T-2-MS-from-code-1-halfway-0"
     ),
     "trajectory for t=4 (9 epochs from the one for t=2), MS blocks, 6 levels from code 1, pulse": (
         "cifar100-resnet20-for-T-4-MS-from-code-1-0"
@@ -76,7 +76,7 @@ KEPT_100 = {
 }
 SETS = {
     "cifar10": Part("CIFAR-10", "pretrained", TRAINED, KEPT),
-    "cifar100": Part("CIFAR-100", str(bundles.NETWORKS / "cifar100-resnet20-ann.safetensors"), {}, KEPT_100),
+    "cifar100": Part("CIFAR-100", str(bundles.NETWORKS / "cifar100-resnet20-ann-taught.safetensors"), {}, KEPT_100),
 }
 
 
