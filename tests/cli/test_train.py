@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from spikezip.cli import sources
 from spikezip.cli.sources import open_teacher
 from spikezip.data import open_data
 from spikezip.errors import InputError
@@ -186,6 +187,13 @@ def test_a_teacher_that_wants_other_pixels_is_refused():
     coloured = replace(images, image_shape=(3, 32, 32), mean=(0.25,) * 3, std=(0.5,) * 3)
     with pytest.raises(InputError, match=r"wants pixels with mean 0\.485.* sees them with mean 0\.25"):
         open_teacher("timm:resnet18", None, coloured, None)
+
+
+def test_a_teacher_for_other_classes_is_refused(monkeypatch):
+    found = replace(resolve("spikezip:digits"), new_classifier=True)  # as of a library's weights
+    monkeypatch.setattr(sources, "resolve", lambda *args, **others: found)
+    with pytest.raises(InputError, match="another number of classes than digits has: its classifier would be random"):
+        open_teacher("timm:resnet18", "pretrained", open_data("digits"), None)
 
 
 def test_a_recipe_s_folder_may_be_in_the_home(spikezip, recipe, tmp_path, monkeypatch):

@@ -74,6 +74,12 @@ def codes(steps: int, images: int, shape: tuple[int, ...], top: int, zero: int, 
     return Rows(rows, map, torch.float32, zero, top=top)
 
 
+def computed(given: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: events.Dense) -> Tensor:
+    """Sums, whoever computes them."""
+    begun = events.begin(given, weight, geometry, packed, dense)
+    return begun.sums() if isinstance(begun, events.Pending) else begun
+
+
 def groups_of(given: Rows, weight: Tensor) -> events.Groups:
     """How rows are taken together."""
     found = events._changes(native.library(), events._shape(given.rows, weight, GEOMETRY), given)
@@ -99,7 +105,7 @@ def test_convolutions(window, top, zero):
     weight = draw(-127, 127, outputs, inputs, *kernel).to(torch.int8)
     weight[0], weight[-1] = 127, -127
     given = codes(3, 2, (inputs, *size), top, zero, 0.5)
-    found = events.sums(given, weight, (stride, padding, [1, 1], 1), costs(), never)
+    found = computed(given, weight, (stride, padding, [1, 1], 1), costs(), never)
     wanted = F.conv2d(given.rows.double() - zero, weight.double(), None, stride, padding)
     assert torch.equal(found.double(), wanted)
 
@@ -108,7 +114,7 @@ def test_convolutions(window, top, zero):
 def test_linear_layers(places):
     weight = draw(-127, 127, 70, 24).to(torch.int8)
     given = codes(4, 3, (*places, 24), 7, 2, 0.3)
-    found = events.sums(given, weight, None, costs(), never)
+    found = computed(given, weight, None, costs(), never)
     assert torch.equal(found.double(), F.linear(given.rows.double() - 2, weight.double()))
 
 
@@ -123,7 +129,7 @@ def test_linear_layers_whose_images_lie_along_the_second_dimension(tokens, rows)
     def dense(rows: Tensor) -> Tensor:
         return F.linear(rows.float() - 2, weight.float())
 
-    found = events.sums(Rows(values, map, torch.float32, 2, top=7), weight, None, costs(), dense)
+    found = computed(Rows(values, map, torch.float32, 2, top=7), weight, None, costs(), dense)
     assert torch.equal(found, wanted)
 
 
@@ -133,7 +139,7 @@ def test_sums_of_many_changes_do_not_overflow(outputs):
     weight = torch.full((outputs, 512, 3, 3), -127, dtype=torch.int8)
     rows = torch.stack([torch.zeros(512, 3, 3), torch.full((512, 3, 3), 64.0)]).to(torch.uint8)
     given = Rows(rows, torch.tensor([[0], [1]]), torch.float32, 0, top=64)
-    found = events.sums(given, weight, GEOMETRY, costs(), never)
+    found = computed(given, weight, GEOMETRY, costs(), never)
     assert torch.equal(found.double(), F.conv2d(rows.double(), weight.double(), None, 1, 1))
 
 
@@ -198,8 +204,7 @@ def test_sums_that_are_scanned_part_by_part(stride, kernel):
     pending = events.begin(given, weight, geometry, costs(dense=middle, change=1.0), dense)
     found, now = coming(pending, given, weight)
     assert torch.equal(now.rows, dense(given.rows))
-    if hasattr(native.library(), "spikezip_events_and_scan"):
-        assert pending.given is not None
+    assert pending.given is not None
     assert pending.size[0] * pending.size[1] * pending.size[2] * pending.size[3] > 4 << 16, "many parts"
     check_scan(found, now, 2, Levels(0, 7), 1)
     other = codes(12, 2, tuple(pending.size[1:]), 7, 0, 0.3)
@@ -234,13 +239,13 @@ def test_rows_in_which_much_changed_are_computed_densely():
     groups = groups_of(given, weight)
     work = groups.work / groups.rows  # what an image begins with is more, what follows less
     middle = float(work.min() + work.max()) / 2
-    found = events.sums(given, weight, GEOMETRY, costs(dense=middle, change=1.0), dense)
+    found = computed(given, weight, GEOMETRY, costs(dense=middle, change=1.0), dense)
     much = int(groups.rows[work > middle].sum())
     assert asked == [much]
     assert 0 < much < 16
     wanted = F.conv2d(given.rows.float(), weight.float(), None, 1, 1)
     assert torch.equal(found, wanted)
-    assert torch.equal(events.sums(given, weight, GEOMETRY, costs(dense=0.0), dense), wanted)
+    assert torch.equal(computed(given, weight, GEOMETRY, costs(dense=0.0), dense), wanted)
     assert asked == [much, 32]
 
 
@@ -297,7 +302,7 @@ def test_what_it_does_not_take():
 
     def taken(given: Rows, weight: Tensor, geometry) -> bool:
         left = torch.empty(0)
-        return events.sums(given, weight, geometry, costs(), lambda rows: left) is not left
+        return computed(given, weight, geometry, costs(), lambda rows: left) is not left
 
     assert taken(given, weight, GEOMETRY)
     assert not taken(given, weight, ([1, 1], [1, 1], [2, 2], 1))
@@ -368,7 +373,7 @@ def test_a_layer_is_timed_when_it_is_first_met():
             sums = F.conv2d(rows.float(), weight.float(), None, 1, 1)
         return sums
 
-    assert torch.equal(events.sums(given, weight, GEOMETRY, packed, slow), wanted)
+    assert torch.equal(computed(given, weight, GEOMETRY, packed, slow), wanted)
     found = packed["costs", torch.get_num_threads()]
     assert found.dense > found.fixed + 60 * found.change >= found.fixed >= 0
     assert min(found.apart, found.looked, found.change) > 0
@@ -384,7 +389,7 @@ def test_first_calls_are_dense_and_say_what_that_costs(monkeypatch):
     )
     left, packed = torch.empty(0), {}
     found = [
-        events.sums(
+        computed(
             given,
             weight,
             GEOMETRY,
@@ -394,7 +399,7 @@ def test_first_calls_are_dense_and_say_what_that_costs(monkeypatch):
         for _ in range(3)
     ]
     assert packed["costs", torch.get_num_threads()].dense == 100.0
-    assert events.sums(given, weight, GEOMETRY, packed, lambda rows: left) is not left
+    assert computed(given, weight, GEOMETRY, packed, lambda rows: left) is not left
     assert torch.equal(found[0], found[2])
 
 
@@ -410,7 +415,7 @@ def test_a_layer_that_gains_nothing_is_looked_at_less_and_less(monkeypatch):
     monkeypatch.setattr(events.Costs, "took", lambda *seconds: None)
 
     def sums() -> Tensor:
-        return events.sums(given, weight, GEOMETRY, known, lambda rows: left)
+        return computed(given, weight, GEOMETRY, known, lambda rows: left)
 
     def looked(calls: int) -> list[int]:
         """In which of some calls it looked."""

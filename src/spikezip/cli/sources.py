@@ -83,7 +83,7 @@ def open_teacher(model: str, weights: str | None, images: ImageData, root: Path 
     """A network to learn from, for images as they were opened for another.
 
     Raises:
-        SpikezipError: it cannot be found, or was trained on images that were normalised otherwise.
+        SpikezipError: it cannot be found, or was trained for other classes or on images that were normalised otherwise.
     """
     channels, of_library = images.image_shape[0], model.partition(":")[0] in _LIBRARIES
     source = resolve(
@@ -95,6 +95,11 @@ def open_teacher(model: str, weights: str | None, images: ImageData, root: Path 
         root=root,
     )
     _check_inputs(source)
+    if source.new_classifier:
+        raise InputError(
+            f"The weights of the teacher {model} are for another number of classes than {images.name} has: its "
+            f"classifier would be random. Train it on {images.name}, and give the weights of that."
+        )
     if _says(source, channels) and (source.mean, source.std) != (images.mean, images.std):
         raise InputError(
             f"The teacher {model} wants pixels with mean {_listed(source.mean)} and std {_listed(source.std)}, and the "

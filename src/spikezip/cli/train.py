@@ -97,13 +97,12 @@ def command(
             "loss.distil first, and give the weights of that."
         )
     _check_outputs(source, images)
+    other = plan.teacher and open_teacher(plan.teacher.model, plan.teacher.weights, images, data_root)
     ann = qann = None
     if plan.stage is not Stage.ANN:
         ann, qann = _quantized(plan, source, images)
     # Logits are those of the network as given; features are compared with the ANN that was quantized.
-    teacher = ann if plan.learns_features else source.module if learns_from_itself else None
-    if plan.teacher is not None:
-        teacher = open_teacher(plan.teacher.model, plan.teacher.weights, images, data_root)
+    teacher = ann if plan.learns_features else source.module if learns_from_itself else other
     if _is_main():
         choose = "give 'mean:' and 'std:' in the recipe"
         given = (plan.mean is not None, plan.std is not None)

@@ -219,8 +219,8 @@ class Pending:
         )  # fmt: skip
 
 
-def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor:
-    """The sums of each row, ``[R, out, ...]`` float32.
+def begin(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor | Pending:
+    """The sums of each row, ``[R, out, ...]`` float32; or, where spikes are added up, what is still to compute them.
 
     Args:
         codes: as bytes.
@@ -229,12 +229,6 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], den
         packed: keeps packed weights, and what was found by timing.
         dense: computes rows in which too much changed.
     """
-    found = begin(codes, weight, geometry, packed, dense)
-    return found.sums() if isinstance(found, Pending) else found
-
-
-def begin(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any], dense: Dense) -> Tensor | Pending:
-    """The same, as far as they are not left to the event-driven kernel."""
     library = native.library(build=False)
     if _off.get() or library is None or not hasattr(library, "spikezip_events"):
         return dense(codes.rows)

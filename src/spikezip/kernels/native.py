@@ -80,6 +80,7 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
     shape = terms[0].rows.shape[1:]
     for t in terms:
         rows = t.rows
+        # Rows that are still to come have no memory yet.
         if rows.device.type not in ("cpu", "meta") or rows.dtype not in _TYPES or rows.shape[1:] != shape:
             return False
         if t.dtype not in (torch.float32, torch.float64) or (t.grid and rows.dtype is not torch.float64):

@@ -100,12 +100,10 @@ class Synapse:
         if codes.rows.device.type == "cpu":
             dense = functools.partial(self._dense, zero=codes.zero)
             begun = events.begin(codes, self.weight, self.geometry, self.packed, dense)
-            if isinstance(begun, Tensor):
-                sums = begun
-            elif later and begun.may_scan:
+            if later and isinstance(begun, events.Pending) and begun.may_scan:
                 pending, sums = begun, begun.room("meta")
             else:
-                sums = begun.sums()
+                sums = begun.sums() if isinstance(begun, events.Pending) else begun
         else:
             from spikezip.kernels import triton_synapse  # imports Triton
 

@@ -75,7 +75,7 @@ def fits(codes: Rows, weight: Tensor, geometry: Any) -> bool:
 
 
 def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any]) -> Tensor:
-    """The sums of each row, ``[R, out, ...]`` float32, channels last; see :func:`spikezip.kernels.events.sums`."""
+    """The sums of each row, ``[R, out, ...]`` float32, channels last; see :func:`spikezip.kernels.events.begin`."""
     if "triton" not in packed:  # outputs, window, inputs
         packed["triton"] = (weight.permute(0, 2, 3, 1) if geometry else weight).contiguous()
     rows, outputs = codes.rows, weight.shape[0]
