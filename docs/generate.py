@@ -31,6 +31,11 @@ def write_pages(folder: Path) -> None:
         (folder / f"{name}.md").write_text(text)
 
 
+def read(name: str) -> dict[str, Any]:
+    """A result of ``experiments/results``."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
 def command_line() -> str:
     """Every verb's --help, as it is printed."""
     from typer.testing import CliRunner
@@ -172,16 +177,16 @@ def fronts() -> str:
     return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"
 
 
+#: What experiments/front.py has trained at one cost, 8 levels, released evenly: the end of a file's name, the variant.
+EQUAL_COST = {"QAT": "-N (plain QAT)", "PET": "-P (PET, rescaled 2, 4)", "QAT-RCR": "-R (RCR)", "PET-RCR": "-PR"}
+
+
 def equal_cost() -> str:
-    """The variants that experiments/front.py has trained at one cost: 8 levels, released evenly."""
+    """The variants that have been trained at one cost."""
     accuracies, costs = ("t1", "t2", "t4", "t8", "settled"), ("synops_t4", "synops", "spikes")
     rows, made = [], []
-    variants = {"QAT": "-N (plain QAT)", "PET": "-P (PET, rescaled 2, 4)", "QAT-RCR": "-R (RCR)", "PET-RCR": "-PR"}
-    for ending, variant in variants.items():
-        path = RESULTS / f"front-cifar10-resnet20-{ending}.json"
-        if not path.exists():
-            return f"*{path.name} has not been made yet.*\n"
-        result = json.loads(path.read_text())
+    for ending, variant in EQUAL_COST.items():
+        result = read(f"front-cifar10-resnet20-{ending}")
         (row,) = result["variants"].values()
         accuracy, cost = [spread(row[key]) for key in accuracies], [spread(row[key], 1e-6) for key in costs]
         how = [spread(row["t_eq"], 1), *cost, "yes" if row["equal"] else "**no**"]
@@ -206,6 +211,15 @@ def short_table(result: dict[str, Any]) -> str:
         equal = f"{'yes' if run['equal'] else 'no'}, {run['certified_images']:,} images"
         rows.append([run["name"], *at, percent(run["qann"]), str(run["t_eq"]["t_eq_max"]), equal])
     return table(["ResNet-20, CIFAR-10", *(f"t={t}" for t in steps), "QANN", "T_eq", "SNN = QANN"], rows)
+
+
+def short_equal_cost() -> str:
+    """The README's table of plain QAT, PET and RCR."""
+    rows = []
+    for ending, variant in EQUAL_COST.items():
+        (row,) = read(f"front-cifar10-resnet20-{ending}")["variants"].values()
+        rows.append([variant, *(spread(row[key]) for key in ("t1", "t2", "t4", "settled"))])
+    return table(["at equal cost, three seeds", "t=1", "t=2", "t=4", "settled"], rows)
 
 
 def zoo(result: dict[str, Any]) -> str:
@@ -375,7 +389,7 @@ def energy(result: dict[str, Any]) -> str:
 
 def finetuned(result: dict[str, Any]) -> str:
     """The wirings after the same fine-tuning, beside what they are without any."""
-    bare = {run["name"]: run for run in json.loads((RESULTS / "energy-resnet20.json").read_text())["runs"]}
+    bare = {run["name"]: run for run in read("energy-resnet20")["runs"]}
     head = ["wiring", "QANN (%), training-free", "QANN (%)", *(f"t={t} (%)" for t in (4, 8, 16)), "T_eq max", "equal"]
     head += ["SynOps (10⁶), training-free", "SynOps (10⁶)"]
     priced = [row["model"] for row in result["runs"][0]["energy"] if row["ratio"]]
@@ -643,20 +657,20 @@ def early_exit(result: dict[str, Any]) -> str:
     return table(head, rows) + told + table(ends, timed) + f"\n*Commits: {commits}.*\n" + provenance(result)
 
 
-IN_README: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "accuracy": ("cifar10-resnet20", short_table),
-    "zoo": ("zoo", short_zoo),
-    "speed": ("speed-rivals", short_rivals),
+IN_README: dict[str, Callable[[], str]] = {
+    "accuracy": lambda: short_table(read("cifar10-resnet20")),
+    "equal cost": short_equal_cost,
+    "zoo": lambda: short_zoo(read("zoo")),
+    "speed": lambda: short_rivals(read("speed-rivals")),
 }
 
 
 def readme(text: str) -> str:
     """The README with its tables made anew from the results."""
-    for name, (result, make) in IN_README.items():
-        made = make(json.loads((RESULTS / f"{result}.json").read_text()))
+    for name, make in IN_README.items():
         begin, end = f"<!-- {name}: made by docs/generate.py -->\n", "<!-- end -->\n"
         head, _, rest = text.partition(begin)
-        text = f"{head}{begin}{made}{end}{rest.partition(end)[2]}"
+        text = f"{head}{begin}{make()}{end}{rest.partition(end)[2]}"
     return text
 
 
