@@ -14,7 +14,7 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Constant, Even, Pulse
-from spikezip.train import PET, random_precision, unroll
+from spikezip.train import PET, random_precision
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
 from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
 
@@ -306,8 +306,6 @@ def test_what_pet_refuses():
     live = traced(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Quantizer(UNSIGNED)))
     with pytest.raises(StageError, match=r"'1' is a live BatchNorm.*morph\(\)"):
         ensemble(live, [Capped(1)], InTurn(recompute=True))
-    with pytest.raises(StageError, match=r"'1' is a live BatchNorm"):
-        unroll(live, 2)
     with pytest.raises(StageError, match=r"'1' is a live BatchNorm"):
         random_precision(live, (1, 2))
     assert chain()(torch.zeros(2, 6)).shape == (2, 3)

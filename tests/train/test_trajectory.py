@@ -18,6 +18,7 @@ from spikezip.data import open_data
 from spikezip.errors import RecipeError, StageError
 from spikezip.export.bundle import load_network, load_snn, save_bundle
 from spikezip.models import resolve
+from spikezip.morph import BatchNorm
 from spikezip.quantize import Quantizer
 from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
@@ -163,6 +164,38 @@ def test_a_trained_network_starts_where_it_was_trained_to(tmp_path: Path):
     save_bundle(done, tmp_path / "qann.spikezip")  # type: ignore[arg-type]
     assert spike(load_network(tmp_path / "qann.spikezip")).initial_code == 1
     assert spike(train(done, data, Plan(Trajectory((0, 1)), batch=16)).network).initial_code == 0  # type: ignore[arg-type]
+
+
+def test_a_live_batch_norm_is_one_for_all_steps_and_is_folded_at_the_end():
+    torch.manual_seed(5)
+    x = torch.randn(512, 6)
+    data = TensorBatches(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long(), held_out=128)
+    ann = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.BatchNorm1d(16))
+    ann = nn.Sequential(*ann, nn.ReLU(), nn.Linear(16, 3)).eval()
+    live = quantize(morph(capture(ann, x[:2]), Morph(batch_norm=BatchNorm.LIVE)), Levels(0, 3), x)
+
+    unrolled = unroll(live, 2, initial_code=1).train()
+    means = [norm.running_mean.clone() for norm in unrolled.modules() if isinstance(norm, nn.BatchNorm1d)]
+    heard: dict[nn.Module, Tensor] = {}
+    norms = [norm for norm in unrolled.modules() if isinstance(norm, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.register_forward_hook(lambda module, args, _: heard.update({module: args[0].detach()}))
+    unrolled(x[:64])
+    for norm, before in zip(norms, means, strict=True):
+        assert heard[norm].shape == (3 * 64, 16), "two steps, and the QANN's own values"
+        torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * heard[norm].mean(0))
+
+    done = train(live, data, Plan(Trajectory((0, 1), initial_code=1), epochs=25, batch=64, optimizer=AdamW(rate=0.01)))
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in done.network.modules())
+    held_out, labels = next(data.batches("val", 128))
+    run = reference(spike(done.network), (held_out,), 2, stop=False)  # type: ignore[arg-type]  # train keeps its type
+    right = float((run.outputs[0][1].argmax(-1) == labels).float().mean())  # type: ignore[attr-defined]
+    assert right == pytest.approx(done.history[-1].validation["accuracy/t2"], abs=0.01)
+    assert right > 0.75
+
+    for call in (lambda: unroll(live, 2, Even(2)), lambda: Trajectory((0, 1), learn_bias_shares=True).module(live)):
+        with pytest.raises(StageError, match=r"'1' \(BatchNorm1d\) is a live BatchNorm.*Use Pulse\(\)"):
+            call()
 
 
 def test_the_loss_is_the_weighted_mean():

@@ -38,7 +38,7 @@ class BatchNorm(enum.Enum):
     """What becomes of BatchNorm."""
 
     FOLDED = "folded"  #: into the weights before it, at once: paths and time steps share one affine map
-    LIVE = "live"  #: kept for fine-tuning, with statistics of its own for each sub-path; folded when that is done
+    LIVE = "live"  #: kept for fine-tuning, with own statistics in each sub-path (not at each step); folded at the end
 
 
 @dataclass(frozen=True)

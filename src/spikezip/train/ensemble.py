@@ -217,7 +217,7 @@ def check_shared(qann: fx.GraphModule, *, folded: bool, live: bool = False) -> N
         if isinstance(module, LiveBatchNorm) and not live:
             raise StageError(
                 f"{name!r} is a live BatchNorm, whose statistics would mix what this training computes. Call morph() "
-                "without batch_norm=LIVE, or use PET, each path once (Folded() or InTurn())."
+                "without batch_norm=LIVE, or use PET, each path once (Folded() or InTurn()), or a trajectory."
             )
     for node in qann.graph.nodes:
         spec = node.meta.get("spec")

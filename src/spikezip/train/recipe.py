@@ -323,8 +323,8 @@ class Recipe(_Part):
                 "encoding: constant spreads the input over all steps of a run, which may be more than are trained; use "
                 f"even:{len(self.steps or ())}, which ends with them"
             )
-        if self.morph.batch_norm is BatchNorm.LIVE and self.stage in (Stage.TRAJECTORY, Stage.SPEQ):
-            raise ValueError(f"stage {self.stage.value} cannot keep BatchNorm live; remove morph.batch_norm")
+        if self.morph.batch_norm is BatchNorm.LIVE and self.stage is Stage.SPEQ:
+            raise ValueError("stage speq cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
             raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
         in_loss = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)

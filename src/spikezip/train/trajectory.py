@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikezip.errors import RecipeError, StageError
+from spikezip.graph.network import describe, modules_of
 from spikezip.levels import Levels
+from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, widened
 from spikezip.spike.encoding import Constant, Encoding, Pulse, Shares, parse_encoding
@@ -38,7 +40,8 @@ def unroll(
     in one batch ``[T*B, ...]``; only trackers look from one step to the next (:class:`Tracker`).
 
     Args:
-        qann: a graph with quantizers, without live BatchNorm.
+        qann: a graph with quantizers. A live BatchNorm is one for all steps: it takes its statistics from all of them
+            together, so that they share the affine map it is folded into.
         steps: ``T``, how many steps.
         encoding: how the input, and the biases, are released.
         settled: whether the QANN's own answer follows the steps.
@@ -51,18 +54,27 @@ def unroll(
         Its parameters **are** those of ``qann``, besides ``bias_shares``: training it trains ``qann``.
 
     Raises:
-        StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm, or mixes the batch into other dimensions;
-            ``initial_code`` is none of its codes; or a run of ``steps`` steps of the reference engine would refuse it.
+        StageError: ``qann`` is no graph, has no quantizer, mixes the batch into other dimensions, or has a live
+            BatchNorm, whose shift is there at once, and an input or biases that are not; ``initial_code`` is none of
+            its codes; or a run of ``steps`` steps of the reference engine would refuse it.
     """
-    check_shared(qann, folded=True)
+    check_shared(qann, folded=True, live=True)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
     check_start(initial_code, (m.levels for m in qann.modules() if isinstance(m, Quantizer)))
     shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
+    if min(shares) < 1 or bias_shares is not None:
+        for node, _ in modules_of(qann, LiveBatchNorm):
+            raise StageError(
+                f"{describe(node)} is a live BatchNorm, whose shift is there from the first step on, and here inputs "
+                "or biases come over several. Use Pulse() without learned shares, or morph() without batch_norm=LIVE."
+            )
 
-    def read(quantizer: Any, dim: int) -> nn.Module:
-        initial = starting_code(quantizer.levels, initial_code)
-        return Tracker(quantizer.scale, quantizer.levels, steps, settled, dim, initial)
+    def read(module: Any, dim: int) -> nn.Module:
+        if isinstance(module, LiveBatchNorm):
+            return module
+        initial = starting_code(module.levels, initial_code)
+        return Tracker(module.scale, module.levels, steps, settled, dim, initial)
 
     unrolled = in_one_batch(qann, shares, read, bias_shares)
     return _with_activity(unrolled) if activity else unrolled
