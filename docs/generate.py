@@ -161,6 +161,8 @@ def fronts() -> str:
         if said.get("start_of"):
             product, factor = said["start_of"]
             further += f" *{product}*, their step sizes times {factor}"
+        if said.get("live"):
+            further += ", BatchNorm live"
         if said.get("refit"):
             further += ", from refitted weights"
         if said.get("mixed"):

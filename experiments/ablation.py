@@ -30,6 +30,7 @@ from spikezip.train.recipe import Recipe, check_recipe
 NETWORKS = {"digits": "spikezip:digits", "cifar10": "spikezip:resnet20", "cifar100": "spikezip:resnet20"}
 PER_SPIKE = {"digits": 1e-3, "cifar10": 1e-6, "cifar100": 1e-6}  #: what a spike costs, where spikes do
 RCR = {"morph": {"residual": "rcr"}}
+LIVE = {"batch_norm": "live"}
 
 
 def variants(release: int, per_spike: float = PER_SPIKE["digits"]) -> dict[str, dict[str, Any]]:
@@ -57,10 +58,15 @@ def variants(release: int, per_spike: float = PER_SPIKE["digits"]) -> dict[str, 
         "PET, ensemble loss": pet(2, 4, loss={"beta": 1.0}),
         "PET, soft labels": pet(2, 4, loss={"sub_labels": "main"}),
         "PET, free scales": pet(2, 4, scale="free"),
-        "PET, live BatchNorm": pet(2, 4, morph={"batch_norm": "live"}),
-        "QAT, live BatchNorm": {"stage": "qat", "morph": {"batch_norm": "live"}},
+        "PET, live BatchNorm": pet(2, 4, morph=LIVE),
+        "PET, live BatchNorm, shared statistics": pet(2, 4, morph=LIVE, statistics="shared"),
+        "QAT, live BatchNorm": {"stage": "qat", "morph": LIVE},
+        "QAT, RCR, live BatchNorm": {"stage": "qat", "morph": LIVE | RCR["morph"]},
+        "PET, RCR, live BatchNorm, shared statistics": pet(2, 4, morph=LIVE | RCR["morph"], statistics="shared"),
         "SPEQ": {"stage": "speq"},
         "trajectory, t = 1, 2, 4": trajectory,
+        "trajectory, live BatchNorm": {**trajectory, "morph": LIVE},
+        "trajectory, RCR, live BatchNorm": {**trajectory, "morph": LIVE | RCR["morph"]},
         "trajectory, learned bias shares": {**trajectory, "bias_shares": "learned"},
         "trajectory, penalty on spikes": {**trajectory, "penalty": {"spikes": per_spike}},
         **{f"{name}, from refitted weights": {**lines, "refit": True} for name, lines in refitted.items()},

@@ -7,6 +7,7 @@
     python experiments/front.py --only "for T=2" --soup --data PATH/TO/CIFAR    # and the mean of the seeds' networks
     python experiments/front.py --only "for T=2" --start experiments/networks ...    # on from a network that was kept
     python experiments/front.py --only "for T=2" --start FOLDER --halfway ...    # and the mean of both ends
+    python experiments/front.py --live --only "for T=2, MS" --data PATH/TO/CIFAR    # BatchNorm is folded at the end
 
 Where the data set has published weights for the network they are the ANN; otherwise it is trained once, unless
 ``--ann`` gives its weights. Each product is fine-tuned from it for ``--epochs`` passes over the training images (less
@@ -108,6 +109,9 @@ def main() -> None:
     parser.add_argument("--cooldown", type=int, nargs=2, metavar=("AFTER", "EPOCHS"), help="end a training early")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--ema", type=float, help="decay of a moving average of the weights, which is what is kept")
+    parser.add_argument(
+        "--live", action="store_true", help="train BatchNorm too, one for all steps or paths; fold it then"
+    )
     parser.add_argument("--mixed", action="store_true", help="learn the teacher's answers on mixtures of two images")
     parser.add_argument("--refit", action="store_true", help="begin with weights refitted to the ANN")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the forward pass in training")
@@ -140,6 +144,8 @@ def main() -> None:
         parser.error("--halfway measures the mean of what was trained and its --start: give one, and no --train-only.")
     if options.refit and options.start:
         parser.error("--refit fits the ANN's weights, and --start brings others: give one of both.")
+    if options.live and options.start:
+        parser.error("--start brings weights that BatchNorm has been folded into: leave out --live.")
     if options.start_of and not options.start:
         parser.error("--start-of says whose weights to take: give the folder as --start.")
     if options.teacher_weights and not options.teacher:
@@ -147,7 +153,7 @@ def main() -> None:
     if options.keep and options.start and options.keep.resolve() == options.start.resolve():
         parser.error("--keep would replace the weights that --start goes on from: give another folder.")
     subject = f"{options.data_set}-{options.network}"
-    ways = {"further": options.start, "refit": options.refit, "mixed": options.mixed}
+    ways = {"further": options.start, "live": options.live, "refit": options.refit, "mixed": options.mixed}
     name = "-".join(filter(None, (subject, options.teacher, *(way for way, taken in ways.items() if taken))))
     out = options.out or RESULTS / f"front-{name}.json"
     settings = {
@@ -165,7 +171,7 @@ def main() -> None:
         settings["start_of"] = options.start_of
     if options.all_images:
         settings["train_split"] = "trainval"
-    settings |= {way: True for way in ("refit", "mixed") if ways[way]}
+    settings |= {way: True for way in ("live", "refit", "mixed") if ways[way]}
     how = {key: getattr(options, key) for key in ("accumulate", "compile", "validation_images")}
     published = options.data_set == "cifar10" and MODELS[options.network].pretrained is not None
     ann_weights = str(options.ann) if options.ann else "pretrained" if published else None
@@ -205,6 +211,9 @@ def main() -> None:
         extra |= {"train_split": "trainval", "validation_split": None}
     teacher = anns.get("teacher")
     products = {product: {**lines, **extra} for product, lines in PRODUCTS.items()}
+    for lines in products.values() if options.live else ():
+        lines["morph"] = {**lines.get("morph", {}), "batch_norm": "live"}
+        lines |= {"statistics": "shared"} if lines["stage"] == "pet" else {}
     for lines in products.values() if options.mixed else ():
         lines["loss"] = {**lines["loss"], "distil": {**TEACHER["distil"], "mixed": True}}
 

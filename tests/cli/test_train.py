@@ -130,6 +130,24 @@ def test_a_recipe_s_normalisation_is_used_kept_and_asked_for_again(spikezip, rec
     assert "normalisation differ" in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("model", ["spikezip:digits", "net.py:build"])
+def test_trained_weights_say_how_their_pixels_were_normalised(model, spikezip, tmp_path):
+    Path("net.py").write_text(
+        "from spikezip.models import resolve\n\n\ndef build():\n    return resolve('spikezip:digits').module"
+    )
+    ann = f"name: a\nstage: ann\nmodel: {model}\ndata: digits\ntrain_images: 64\n"
+    Path("ann.yaml").write_text(ann + "mean: [0.25]\nstd: [0.5]\n")
+    assert spikezip("train", "ann.yaml", "--out", "ann").exit_code == 0
+    qat = ann.replace("stage: ann", "stage: qat") + "weights: ann/network.safetensors\n"
+    Path("qat.yaml").write_text(qat)
+    done = spikezip("train", "qat.yaml", "--out", "qat")
+    assert done.exit_code == 0, done.stderr
+    assert f"mean 0.25 and std 0.5, as {model} wants them" in " ".join(done.stderr.split())
+    Path("qat.yaml").write_text(qat + "mean: [0.125]\n")
+    told = " ".join(spikezip("train", "qat.yaml", "--out", "qat", "--overwrite").stderr.split())
+    assert f"mean 0.125, as asked, and std 0.5, as {model} wants them" in told
+
+
 def test_without_a_folder_it_says_how_to_name_one(spikezip, recipe):
     done = spikezip("train", recipe)
     assert done.exit_code == 2

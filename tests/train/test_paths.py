@@ -16,7 +16,7 @@ from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import Constant, Even, Pulse
 from spikezip.train import PET, random_precision
 from spikezip.train.ensemble import Folded, InTurn, PathsQuantizer, ensemble
-from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, PathScale, PathStatistics, Rescaled, paths_for
 
 UNSIGNED, SIGNED = Levels(0, 7), Levels(-4, 4)
 
@@ -281,6 +281,24 @@ def test_live_batch_norm_has_statistics_of_each_paths_own_samples():
         torch.testing.assert_close(settled[0], network.eval()(images), rtol=0, atol=1e-12)
     for folded, in_turn in zip(*found.values(), strict=True):
         torch.testing.assert_close(folded, in_turn, rtol=1e-9, atol=1e-12)
+
+
+def test_shared_statistics_are_those_of_all_paths_together():
+    images = torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    network = normed()
+    paths = ensemble(network, PATHS, statistics=PathStatistics.SHARED).train()
+    assert [n for n in paths.state_dict() if "running_mean" in n] == ["bn1.running_mean", "bn2.running_mean"]
+    heard: list[Tensor] = []
+    paths.get_submodule("bn2").register_forward_hook(lambda module, args, _: heard.append(args[0].detach()))
+    before = statistics(network)["bn2.running_mean"]
+    paths(images)
+    (drive,) = heard
+    assert len(drive) == 4 * 6
+    own = statistics(network)["bn2.running_mean"]
+    torch.testing.assert_close(own, 0.9 * before + 0.1 * drive.mean((0, 2, 3)), rtol=0, atol=1e-12)
+    assert torch.equal(paths.eval()(images)[0], network.eval()(images)), "the main path's, and all others', in the SNN"
+    with pytest.raises(StageError, match=r"those of one batch\. Use execution=Folded\(\)"):
+        ensemble(normed(), PATHS, InTurn(), statistics=PathStatistics.SHARED)
 
 
 @pytest.mark.parametrize("execution", [Folded(), InTurn()])

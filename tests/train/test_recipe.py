@@ -24,6 +24,7 @@ from spikezip.train import (
     InTurn,
     MainLabels,
     PathScale,
+    PathStatistics,
     PETLoss,
     Precision,
     Rescaled,
@@ -122,6 +123,9 @@ def test_all_that_is_said_arrives():
     assert plan.compile
     assert (plan.precision, plan.ema, plan.clip, plan.batch) == (Precision.BF16, 0.99, 2, 6)
     assert (plan.accumulate, plan.epochs, plan.warmup, plan.cooldown) == (3, 4, 1.5, Cooldown(after=2, epochs=1))
+    shared = {**LEAST, "statistics": "shared", "morph": {"batch_norm": "live"}}
+    assert isinstance(pet := check_recipe(shared).plan().objective, PET)
+    assert pet.statistics is PathStatistics.SHARED
     adamw = check_recipe({**LEAST, "stage": "qat", "optimizer": {"adamw": {"rate": 0.1}}}).plan()
     assert adamw.optimizer == AdamW(rate=0.1)
     assert isinstance(check_recipe(LEAST).plan().objective.execution, Folded)  # type: ignore[union-attr]
@@ -191,6 +195,11 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"stage": "qat", "scale": "free"}, r"stage qat has no use for scale"),
         ({"stage": "speq", "morph": {"batch_norm": "live"}}, r"stage speq cannot keep BatchNorm live"),
         ({"execution": "recompute", "morph": {"batch_norm": "live"}}, r"use execution: folded or in-turn"),
+        ({"statistics": "shared"}, r"those of a live BatchNorm; add morph: \{batch_norm: live\}"),
+        (
+            {"statistics": "shared", "execution": "in-turn", "morph": {"batch_norm": "live"}},
+            r"statistics: shared are those of one batch; use execution: folded",
+        ),
         ({"morph": {"batch_norm": "private"}}, r"morph\.batch_norm: input should be 'folded' or 'live'"),
         ({"stage": "qat", "loss": {"alpha": 2}}, r"no use for loss\.alpha"),
         ({"model": None}, r"model: input should be a valid string"),

@@ -19,6 +19,7 @@ from spikezip.errors import RecipeError, StageError
 from spikezip.export.bundle import load_network, load_snn, save_bundle
 from spikezip.models import resolve
 from spikezip.morph import BatchNorm
+from spikezip.morph.fold import fold_batch_norm
 from spikezip.quantize import Quantizer
 from spikezip.run import Engine, execute
 from spikezip.run.reference import reference
@@ -193,8 +194,34 @@ def test_a_live_batch_norm_is_one_for_all_steps_and_is_folded_at_the_end():
     assert right == pytest.approx(done.history[-1].validation["accuracy/t2"], abs=0.01)
     assert right > 0.75
 
-    for call in (lambda: unroll(live, 2, Even(2)), lambda: Trajectory((0, 1), learn_bias_shares=True).module(live)):
-        with pytest.raises(StageError, match=r"'1' \(BatchNorm1d\) is a live BatchNorm.*Use Pulse\(\)"):
+
+@pytest.mark.parametrize("encoding", [Pulse(), Even(2), Even(4)], ids=str)
+def test_with_a_live_batch_norm_it_is_the_snn_that_is_left_when_that_is_folded(encoding: Encoding):
+    torch.manual_seed(0)
+    x = torch.randn(6, 1, 8, 8)
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    live = quantize(morph(capture(ann.eval(), x), Morph(batch_norm=BatchNorm.LIVE)), Levels(0, 3), x)
+    unrolled = unroll(live, 4, encoding).train()
+    for _ in range(3):
+        trained = unrolled(torch.randn(32, 1, 8, 8))  # statistics that are not those of the start
+    assert trained.requires_grad
+    with torch.no_grad():
+        found = unrolled.eval()(x)
+        fold_batch_norm(live)
+        torch.testing.assert_close(found, unroll(live, 4, encoding)(x), rtol=0, atol=1e-5)
+        steps = reference(spike(live, encoding), (x,), 4, stop=False).outputs[0]
+        torch.testing.assert_close(found[:4], steps, rtol=0, atol=1e-5)
+
+
+def test_a_live_batch_norm_refuses_a_bias_without_its_input():
+    x = torch.randn(6, 3)
+    ann = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    live = quantize(morph(capture(ann, x), Morph(batch_norm=BatchNorm.LIVE)), Levels(0, 3), x)
+    for call in (
+        lambda: unroll(live, 2, Shares((0, 256))),
+        lambda: Trajectory((0, 1), learn_bias_shares=True).module(live),
+    ):
+        with pytest.raises(StageError, match=r"'1' \(BatchNorm1d\) is a live BatchNorm.*use Pulse\(\)"):
             call()
 
 

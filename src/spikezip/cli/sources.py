@@ -41,8 +41,8 @@ def open_both(
 
     A library's model is built for the data's classes and channels, and images are scaled to the size it was made for;
     a user's own model gets the data's images in their own size, or scaled to ``image_size``. Images are normalised with
-    ``mean`` and ``std``, else as the library's weights want it, else as is usual for the data. With ``new_classifier``,
-    weights for another number of classes fit (see :func:`~spikezip.models.resolve`).
+    ``mean`` and ``std``, else as the weights want it (a library's, or such as were trained here), else as is usual for
+    the data. With ``new_classifier``, weights for another number of classes fit (see :func:`~spikezip.models.resolve`).
 
     Raises:
         SpikezipError: either cannot be found, or they do not fit.
@@ -52,6 +52,8 @@ def open_both(
     if kind not in _LIBRARIES:
         source = resolve(model, weights=weights, example_shape=own.image_shape, root=root)
         _check_inputs(source)
+        if _says(source, own.image_shape[0]):
+            own = open_data(data, root, mean=mean or source.mean, std=std or source.std, image_size=image_size)
         return source, own
     # A library's pretrained head has the classes that it was trained for.
     fixed = weights == "pretrained" and kind != _OWN and not new_classifier

@@ -13,7 +13,7 @@ from spikezip.data.root import data_root
 from spikezip.errors import CaptureError, DataError, UnknownNameError
 from spikezip.models import cifar_resnet, libraries, small
 from spikezip.models.userfile import build_from_file
-from spikezip.models.weights import load_weights
+from spikezip.models.weights import load_weights, pixels_in
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,9 +79,9 @@ def resolve(
             where the function takes no arguments and returns a module, or a module and an example input.
         num_classes: outputs; by default what the model has (10, or 1000 for ImageNet models).
         in_channels: channels of the images; by default what the model has.
-        weights: a ``.safetensors`` file, loaded strictly, or ``"pretrained"``: the library's own weights (fetched over
-            the network), or for ``spikezip:resnet20/32/44/56`` the CIFAR-10 weights in the data root. By default
-            the weights are random.
+        weights: a ``.safetensors`` file, loaded strictly (what ``train`` writes says how pixels are to be normalised),
+            or ``"pretrained"``: the library's own weights (fetched over the network), or for
+            ``spikezip:resnet20/32/44/56`` the CIFAR-10 weights in the data root. By default the weights are random.
         new_classifier: where the weights are for another number of classes, leave the classifier random, to be trained
             on other data. By default such weights do not fit.
         example_shape: ``(C, H, W)`` of one image; by default what the model was made for.
@@ -122,6 +122,8 @@ def resolve(
         raise UnknownNameError(f"model (give {_SPECS})", spec, {f"spikezip:{spec}"})
     if weights is not None and not pretrained:
         source = replace(source, new_classifier=load_weights(source.module, weights, new_classes=new))
+        if not source.new_classifier and (pixels := pixels_in(weights)):
+            source = replace(source, mean=pixels[0], std=pixels[1])
     source.module.eval()
     if example_shape is not None:
         usual, example = source.example, _example(example_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -45,6 +46,21 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: str, *, n
     # Tied tensors are stored once; _check has seen to it that nothing else is missing.
     module.load_state_dict(dict(state), strict=False)
     return any(state[name] is not tensor for name, tensor in given.items())
+
+
+def pixels_in(path: str | PathLike[str]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of pixels that readable weights were trained with, if their header says so."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        said = (file.metadata() or {}).get("pixels")
+    if said is None:
+        return None
+    try:
+        mean, std = (tuple(map(float, json.loads(said)[each])) for each in ("mean", "std"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{path} says of its pixels {said!r}, which is no mean and std. Write it again.") from error
+    return mean, std
 
 
 def _fitting(tensor: Tensor, own: Tensor | None, new_classes: int) -> Tensor:

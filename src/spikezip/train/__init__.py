@@ -7,7 +7,7 @@ from spikezip.train.first_steps import fit_first_steps
 from spikezip.train.loop import Training, finetune, train
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT, Objective
-from spikezip.train.paths import Capped, Main, Path, PathScale, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, Path, PathScale, PathStatistics, Rescaled, paths_for
 from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision
 from spikezip.train.progress import EpochDone, Event, Lines, Listener, ProgressBar, Saved, StepDone, TensorBoard
 from spikezip.train.speq import SPEQ, RandomQuantizer, random_precision
@@ -40,6 +40,7 @@ __all__ = [
     "PETLoss",
     "Path",
     "PathScale",
+    "PathStatistics",
     "PathsBatchNorm",
     "PathsQuantizer",
     "Penalty",

@@ -16,7 +16,7 @@ from spikezip.graph.network import Spec
 from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq, staircase
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
-from spikezip.train.paths import Main, Path, PathScale, Reading
+from spikezip.train.paths import Main, Path, PathScale, PathStatistics, Reading
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,17 @@ def ensemble(
     paths: Sequence[Path],
     execution: Folded | InTurn = Folded(),
     scale: PathScale = PathScale.SHARED,
+    statistics: PathStatistics = PathStatistics.PRIVATE,
 ) -> fx.GraphModule:
     """The network that computes the main path and every sub-path of ``qann`` with one set of weights.
 
     Args:
-        qann: a graph with quantizers. A live BatchNorm is its own in each path: weight and bias are shared, running
-            statistics are not, and the main path's are those of ``qann``.
+        qann: a graph with quantizers.
         paths: the sub-paths; the main path is put before them.
         execution: in one batch, or in turn. Same results, to rounding.
         scale: whether sub-paths share the main path's scales.
+        statistics: of a live BatchNorm, whose weight and bias all paths share: each path's own, of which those of the
+            main path are those of ``qann``, or one for all paths, which must be in one batch.
 
     Returns:
         A GraphModule from ``[B, ...]`` to ``[P, B, ...]`` (each output, if there are several), ``P = 1 + len(paths)``,
@@ -57,7 +59,7 @@ def ensemble(
 
     Raises:
         StageError: ``qann`` is no graph, has no quantizer, a live BatchNorm whose passes are to be computed twice, or
-            mixes the batch into other dimensions.
+            mixes the batch into other dimensions; or statistics are shared by paths that are computed in turn.
 
     Source: SpikeZIP (ICLR 2025 submission), paths-ensemble training; slimmable networks with switchable BatchNorm, Yu
     et al., ICLR 2019. Departs: ``morph`` folds BatchNorm before unless it is asked not to, so that all paths (as all
@@ -66,11 +68,14 @@ def ensemble(
     every = (Main(), *paths)
     recompute = isinstance(execution, InTurn) and execution.recompute
     check_shared(qann, folded=isinstance(execution, Folded), live=not recompute)
+    shared = statistics is PathStatistics.SHARED
+    if shared and not isinstance(execution, Folded):
+        raise StageError("Statistics of all paths together are those of one batch. Use execution=Folded().")
     if isinstance(execution, Folded):
 
         def read(module: Any, dim: int) -> nn.Module:
             if isinstance(module, LiveBatchNorm):
-                return PathsBatchNorm(module, len(every), dim)
+                return module if shared else PathsBatchNorm(module, len(every), dim)
             quantizers, readings = zip(*(_read_by(module, path, scale) for path in every), strict=True)
             return PathsQuantizer(quantizers, readings, dim)
 

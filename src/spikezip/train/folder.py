@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,14 +111,17 @@ class Folder:
 
         self._agree(on_main)
 
-    def finish(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
+    def finish(self, network: nn.Module, history: list[dict[str, Any]], pixels: dict[str, list[float]]) -> None:
         """Write the trained weights, under the network's own names, and the history, which a checkpoint that training
-        stopped right after is ahead of. Learned bias shares, which are no weights, stand in the header."""
+        stopped right after is ahead of. Learned bias shares, which are no weights, stand in the header, and so does how
+        ``pixels`` were normalised."""
 
         def on_main() -> None:
             files.write_json(history, self.path / "history.json")
-            header = {"bias_shares": shares} if (shares := files.shares_of(network)) else None
-            files.write_tensors(dict(network.state_dict()), self.path / "network.safetensors", header)
+            header = {"bias_shares": shares} if (shares := files.shares_of(network)) else {}
+            if pixels:
+                header["pixels"] = json.dumps(pixels)
+            files.write_tensors(dict(network.state_dict()), self.path / "network.safetensors", header or None)
 
         self._agree(on_main)
 

@@ -139,7 +139,7 @@ def train(
         run.run(folder)
         result = run.result(next(iter(network.parameters())).device)
         if folder is not None:
-            folder.finish(result, [record.as_json() for record in run.history])
+            folder.finish(result, [record.as_json() for record in run.history], run.pixels)
         return Training(result, tuple(run.history))
 
 
@@ -258,8 +258,14 @@ class _Run:
     def _outline(self) -> dict[str, Any]:
         name = getattr(self.data, "name", type(self.data).__name__)
         labels = self.data.labels if isinstance(self.data, TensorBatches) else None
-        pixels = [list(v) for w in ("mean", "std") if isinstance(v := getattr(self.data, w, None), tuple)] or None
+        pixels = list(self.pixels.values()) or None
         return files.outline(self.student, name, self.data.count(self.plan.train_split), labels, pixels)
+
+    @property
+    def pixels(self) -> dict[str, list[float]]:
+        """Mean and standard deviation that the data's pixels were normalised with, where they say so."""
+        found = {each: getattr(self.data, each, None) for each in ("mean", "std")}
+        return {each: list(values) for each, values in found.items() if isinstance(values, tuple)}
 
     def _beside(self) -> dict[str, Tensor]:
         """What the objective has beside the network (statistics, scales), without what never changes."""

@@ -15,7 +15,7 @@ from spikezip.train.checks import check_kind
 from spikezip.train.ensemble import Folded, InTurn, ensemble
 from spikezip.train.features import distance, features_of
 from spikezip.train.loss import CrossEntropy, Numbers, PETLoss, mixes
-from spikezip.train.paths import Main, Path, PathScale, names_of
+from spikezip.train.paths import Main, Path, PathScale, PathStatistics, names_of
 
 
 class Objective(Protocol):
@@ -73,6 +73,7 @@ class PET:
         execution: all paths in one batch, or one after the other.
         teacher: a network whose logits the criterion learns from (it is copied, and never changed).
         scale: whether sub-paths share the main path's scales, or have their own while training lasts.
+        statistics: whether a live BatchNorm normalises each path by its own samples, or by those of all.
 
     Raises:
         RecipeError: ``paths`` are none.
@@ -85,6 +86,7 @@ class PET:
     execution: Folded | InTurn = field(default_factory=Folded)
     teacher: nn.Module | None = None
     scale: PathScale = PathScale.SHARED
+    statistics: PathStatistics = PathStatistics.PRIVATE
 
     def __post_init__(self):
         if not isinstance(self.paths, tuple | list) or not all(isinstance(p, Path) for p in self.paths):
@@ -94,6 +96,7 @@ class PET:
         check_kind("criterion", self.criterion, PETLoss, "PETLoss()")
         check_kind("execution", self.execution, Folded | InTurn, "Folded() or InTurn()")
         check_kind("scale", self.scale, PathScale, "PathScale.SHARED or FREE")
+        check_kind("statistics", self.statistics, PathStatistics, "PathStatistics.PRIVATE or SHARED")
         check_teacher(self.teacher)
 
     def module(self, network: nn.Module) -> nn.Module:
@@ -102,7 +105,8 @@ class PET:
         for path in self.paths:
             if levels and all(path.reading(own) == Main().reading(own) for own in levels):
                 raise StageError(f"The path {path!r} is the main path again, as no level is above it. Remove it.")
-        joint = ensemble(network, self.paths, self.execution, self.scale)  # type: ignore[arg-type]  # it refuses what is no graph
+        how = self.execution, self.scale, self.statistics
+        joint = ensemble(network, self.paths, *how)  # type: ignore[arg-type]  # it refuses what is no graph
         return beside(joint, self.teacher, self.criterion, readings=1 + len(self.paths))
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:

@@ -105,6 +105,13 @@ class PathScale(enum.Enum):
     FREE = "free"  #: its own, which start there, are trained beside the network, and are dropped at the end
 
 
+class PathStatistics(enum.Enum):
+    """Whose statistics normalise a sub-path where BatchNorm is live."""
+
+    PRIVATE = "private"  #: its own, as in switchable BatchNorm; they are dropped at the end
+    SHARED = "shared"  #: those of all paths together, so that all have the affine map that is folded at the end
+
+
 Path: TypeAlias = Main | Capped | Rescaled
 
 

@@ -31,7 +31,7 @@ from spikezip.train.ensemble import Folded, InTurn
 from spikezip.train.first_steps import fit_first_steps
 from spikezip.train.loss import CosineLabels, CrossEntropy, Distil, HardLabels, MainLabels, PETLoss, TeacherLabels
 from spikezip.train.objective import PET, QAT
-from spikezip.train.paths import Capped, Main, PathScale, Rescaled, paths_for
+from spikezip.train.paths import Capped, Main, PathScale, PathStatistics, Rescaled, paths_for
 from spikezip.train.paths import Path as SubPath
 from spikezip.train.plan import SGD, AdamW, Cooldown, Plan, Precision, check_splits
 from spikezip.train.speq import SPEQ
@@ -226,6 +226,7 @@ class Recipe(_Part):
         encoding: ``pulse`` or ``even:N``, with which the SNN will run.
         paths: the sub-paths; by default those that follow from the encoding.
         scale: ``shared``, or ``free`` for scales of each sub-path's own while training lasts.
+        statistics: of each sub-path where ``morph: {batch_norm: live}``: ``private``, or ``shared`` with all others.
         execution: ``folded``, ``in-turn`` or ``recompute`` (see :class:`InTurn`).
         steps: the loss's weight at each time step, ``[0, 1]`` for the answer at t = 2 (trajectory alone).
         bias_shares: ``encoding``, or ``learned``: when biases arrive is trained too (trajectory alone).
@@ -259,6 +260,7 @@ class Recipe(_Part):
     encoding: str = "pulse"
     paths: list[PathPart] | None = None
     scale: PathScale = PathScale.SHARED
+    statistics: PathStatistics = PathStatistics.PRIVATE
     execution: Literal["folded", "in-turn", "recompute"] = "folded"
     steps: list[Weight] | None = None
     bias_shares: Literal["encoding", "learned"] = "encoding"
@@ -299,7 +301,7 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _fits_its_stage(self) -> Recipe:
         of_pet, of_trajectory, of_speq = (
-            {"paths", "scale", "execution"},
+            {"paths", "scale", "statistics", "execution"},
             {"steps", "settled", "bias_shares", "penalty", "initial_code"},
             {"speq"},
         )
@@ -327,6 +329,10 @@ class Recipe(_Part):
             raise ValueError("stage speq cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
             raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
+        if self.statistics is PathStatistics.SHARED and self.morph.batch_norm is not BatchNorm.LIVE:
+            raise ValueError("statistics: shared are those of a live BatchNorm; add morph: {batch_norm: live}")
+        if self.statistics is PathStatistics.SHARED and self.execution != "folded":
+            raise ValueError("statistics: shared are those of one batch; use execution: folded")
         in_loss = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
         if in_loss and self.stage is not Stage.PET:
             raise ValueError(f"stage {self.stage.value} has no use for loss.{in_loss[0]}; remove it or use stage: pet")
@@ -404,7 +410,7 @@ class Recipe(_Part):
             }[loss.sub_labels]
             execution = {"folded": Folded(), "in-turn": InTurn(), "recompute": InTurn(recompute=True)}[self.execution]
             criterion = PETLoss(loss.alpha, loss.beta, sub_labels, loss.smoothing, distil)
-            objective = PET(self._sub_paths(), criterion, execution, teacher, self.scale)
+            objective = PET(self._sub_paths(), criterion, execution, teacher, self.scale, self.statistics)
         elif self.stage is Stage.TRAJECTORY:
             criterion = CrossEntropy(loss.smoothing, distil)
             weights = tuple(self.steps or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +41,7 @@ def unroll(
     in one batch ``[T*B, ...]``; only trackers look from one step to the next (:class:`Tracker`).
 
     Args:
-        qann: a graph with quantizers. A live BatchNorm is one for all steps: it takes its statistics from all of them
-            together, so that they share the affine map it is folded into.
+        qann: a graph with quantizers. A live BatchNorm is one for all steps (:class:`StepsBatchNorm`).
         steps: ``T``, how many steps.
         encoding: how the input, and the biases, are released.
         settled: whether the QANN's own answer follows the steps.
@@ -55,24 +55,25 @@ def unroll(
 
     Raises:
         StageError: ``qann`` is no graph, has no quantizer, mixes the batch into other dimensions, or has a live
-            BatchNorm, whose shift is there at once, and an input or biases that are not; ``initial_code`` is none of
-            its codes; or a run of ``steps`` steps of the reference engine would refuse it.
+            BatchNorm while bias shares are learned or nothing of the input arrives at the first step;
+            ``initial_code`` is none of its codes; or a run of ``steps`` steps of the reference engine would refuse it.
     """
     check_shared(qann, folded=True, live=True)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
     check_start(initial_code, (m.levels for m in qann.modules() if isinstance(m, Quantizer)))
     shares = [encoding.share(t, steps) for t in range(1, steps + 1)] + [1.0] * settled
-    if min(shares) < 1 or bias_shares is not None:
+    if min(shares) <= 0 or bias_shares is not None:
         for node, _ in modules_of(qann, LiveBatchNorm):
             raise StageError(
-                f"{describe(node)} is a live BatchNorm, whose shift is there from the first step on, and here inputs "
-                "or biases come over several. Use Pulse() without learned shares, or morph() without batch_norm=LIVE."
+                f"{describe(node)} is a live BatchNorm, which asks of each step what it would be if all had arrived. "
+                "Something must arrive at the first, and as much of biases as of inputs: use Pulse() or Even(n) "
+                "without learned bias shares, or morph() without batch_norm=LIVE."
             )
 
     def read(module: Any, dim: int) -> nn.Module:
         if isinstance(module, LiveBatchNorm):
-            return module
+            return module if min(shares) == 1 else StepsBatchNorm(module, shares, dim)
         initial = starting_code(module.levels, initial_code)
         return Tracker(module.scale, module.levels, steps, settled, dim, initial)
 
@@ -132,6 +133,38 @@ class BiasShares(nn.Module):
 
 
 _WHOLE = 256
+
+
+class StepsBatchNorm(nn.Module):
+    """A live BatchNorm of a trajectory: one affine map for all steps, of whose shift each has its share.
+
+    ::
+
+        y_t = s_t BN(u_t / s_t) = a u_t + s_t b         a, b  from the statistics of all steps together
+
+    which is what it will be once it is folded. Where the share ``s_t`` is 1 at all steps, the module itself.
+
+    Args:
+        norm: the QANN's own module.
+        shares: of the input and the biases that have arrived, ``P`` of them, above 0.
+        batch_dim: the dimension that holds the ``P * B`` samples, step after step.
+
+    Shape: ``[P*B, ...]`` to the same.
+    """
+
+    shares: Tensor
+
+    def __init__(self, norm: LiveBatchNorm, shares: Sequence[float], batch_dim: int = 0):
+        super().__init__()
+        self.norm = norm
+        self.batch_dim = batch_dim
+        self.register_buffer("shares", torch.tensor(shares), persistent=False)
+
+    def forward(self, drive: Tensor) -> Tensor:
+        each = drive.shape[self.batch_dim] // len(self.shares)
+        column = self.shares.to(drive.dtype).repeat_interleave(each)
+        column = column.view([-1 if i == self.batch_dim else 1 for i in range(drive.dim())])
+        return self.norm(drive / column) * column
 
 
 class Tracker(nn.Module):
