@@ -329,6 +329,8 @@ class Recipe(_Part):
             raise ValueError("stage speq cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
             raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
+        if self.morph.batch_norm is BatchNorm.LIVE and self.start is not None:
+            raise ValueError("start: gives weights that BatchNorm has been folded into; remove morph.batch_norm")
         if self.statistics is PathStatistics.SHARED and self.morph.batch_norm is not BatchNorm.LIVE:
             raise ValueError("statistics: shared are those of a live BatchNorm; add morph: {batch_norm: live}")
         if self.statistics is PathStatistics.SHARED and self.execution != "folded":
