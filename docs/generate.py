@@ -211,8 +211,9 @@ def short_table(result: dict[str, Any]) -> str:
     for run in best.values():
         at = [percent(run["snn"][t - 1]) for t in steps]
         equal = f"{'yes' if run['equal'] else 'no'}, {run['certified_images']:,} images"
-        rows.append([run["name"], *at, percent(run["qann"]), str(run["t_eq"]["t_eq_max"]), equal])
-    return table(["ResNet-20, CIFAR-10", *(f"t={t}" for t in steps), "QANN", "T_eq", "SNN = QANN"], rows)
+        ends = [percent(run["qann"]), str(run["t_eq"]["t_eq_max"]), equal]
+        rows.append([run["name"], percent(run["ann"]), *at, *ends])
+    return table(["ResNet-20, CIFAR-10", "ANN", *(f"t={t}" for t in steps), "QANN", "T_eq", "SNN = QANN"], rows)
 
 
 def short_equal_cost() -> str:

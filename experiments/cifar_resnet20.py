@@ -5,15 +5,16 @@
 Training-free at 8 levels (pulse, from code 0 and from mean codes; even release) and 16 (pulse), the networks kept in
 experiments/networks, and (``--trained``) those that `spikezip train` has made in runs/ of the recipes in ``SETS``.
 Writes experiments/results/DATA-SET-resnet20.json and the figure beside it. Rows that are in the file are kept, not run
-again (``--again`` runs what can be run). The ANN is the published one for CIFAR-10; for CIFAR-100, the one in
-experiments/networks that experiments/recipes/cifar100-resnet20-ann-taught.yaml trained.
+again (``--again`` runs what can be run). The ANN is the published one for CIFAR-10; for CIFAR-100, and for networks of
+CIFAR-10 that were trained with BatchNorm live, those in experiments/networks that their recipes
+(DATA-SET-resnet20-ann-taught.yaml) trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,13 @@ TRAINED = {
 
 @dataclass(frozen=True)
 class Part:
-    """One data set's ANN, and the recipes in experiments/recipes that go on from it."""
+    """One data set's ANN, the recipes in experiments/recipes that go on from it, and the networks that are kept."""
 
     shown: str
     weights: str
     trained: dict[str, str]
     kept: dict[str, str]
+    others: dict[str, str] = field(default_factory=dict)  #: runs whose ANN is another one: its weights
 
 
 KEPT = {
@@ -74,9 +76,23 @@ KEPT_100 = {
         "cifar100-resnet20-for-T-4-MS-from-code-1-0"
     ),
 }
+
+
+def live(data_set: str, epochs: dict[int, int]) -> dict[str, str]:
+    """Networks that were trained for one step each, BatchNorm live: each run and its recipe."""
+    return {
+        f"trajectory for t={t} ({count} epochs, BatchNorm live), MS blocks, {t + 2} levels from code 1, pulse": (
+            f"{data_set}-resnet20-t{t}-live"
+        )
+        for t, count in epochs.items()
+    }
+
+
+LIVE, LIVE_100 = live("cifar10", {2: 8, 4: 10}), live("cifar100", {2: 16, 4: 7})
+TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
-    "cifar10": Part("CIFAR-10", "pretrained", TRAINED, KEPT),
-    "cifar100": Part("CIFAR-100", str(bundles.NETWORKS / "cifar100-resnet20-ann-taught.safetensors"), {}, KEPT_100),
+    "cifar10": Part("CIFAR-10", "pretrained", TRAINED, KEPT | LIVE, dict.fromkeys(LIVE, TAUGHT)),
+    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, KEPT_100 | LIVE_100),
 }
 
 
@@ -93,9 +109,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(SEED)
     part, experiment = SETS[options.data_set], f"{options.data_set}-resnet20"
-    source, data = open_both(
-        "spikezip:resnet20", options.data_set, weights=part.weights, classes=None, image_size=None, root=options.data
-    )
+
+    def opened(weights: str) -> tuple[ModelSource, ImageData]:
+        name, of_data = "spikezip:resnet20", options.data_set
+        return open_both(name, of_data, weights=weights, classes=None, image_size=None, root=options.data)
+
+    source, data = opened(part.weights)
     images, labels = data.tensors("test", options.limit)
     path = options.out or RESULTS / f"{experiment}.json"
     kept = {run["name"]: run for run in json.loads(path.read_text())["runs"]} if path.exists() else {}
@@ -104,7 +123,8 @@ def main() -> None:
     for name, make in made.items():
         if (name in kept and not options.again) or not any(part in name for part in options.only):
             continue
-        run = one(name, make(), images, labels, source, data, options.certified)
+        ann = opened(part.others[name])[0] if name in part.others else source
+        run = one(name, make(), images, labels, ann, data, options.certified)
         kept[name] = run
         best = max(run["snn"])
         print(
