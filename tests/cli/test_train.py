@@ -130,6 +130,27 @@ def test_a_recipe_s_normalisation_is_used_kept_and_asked_for_again(spikezip, rec
     assert "normalisation differ" in " ".join(done.stderr.split())
 
 
+def test_a_live_batch_norm_is_kept_to_go_on_from(spikezip, tmp_path):
+    live = (
+        "name: a\nstage: trajectory\nmodel: spikezip:digits\ndata: digits\ntrain_images: 128\nlevels: 4\n"
+        "steps: [0, 1]\nmorph: {batch_norm: live}\noptimizer: {adamw: {rate: 0.01, weight_decay: 0}}\n"
+    )
+    Path("live.yaml").write_text(live)
+    assert spikezip("train", "live.yaml", "--out", "first").exit_code == 0
+    folded, kept = (load_file(f"first/{name}.safetensors") for name in ("network", "live"))
+    assert any(name.endswith("running_mean") for name in kept)
+    assert not any(name.endswith("running_mean") for name in folded)
+    Path("on.yaml").write_text(live.replace("rate: 0.01", "rate: 1.0e-9") + "start: first/live.safetensors\n")
+    on = spikezip("train", "on.yaml", "--out", "second")
+    assert on.exit_code == 0, on.stderr
+    after = load_file("second/live.safetensors")
+    trained = [name for name in kept if not name.rpartition(".")[2].startswith(("running", "num"))]
+    assert all(torch.allclose(after[name], kept[name], atol=1e-6) for name in trained)
+    Path("folded.yaml").write_text(live.replace("morph: {batch_norm: live}\n", "").replace("name: a", "name: b"))
+    assert spikezip("train", "folded.yaml", "--out", "second", "--overwrite").exit_code == 0
+    assert not Path("second/live.safetensors").exists(), "it was another training's"
+
+
 @pytest.mark.parametrize("model", ["spikezip:digits", "net.py:build"])
 def test_trained_weights_say_how_their_pixels_were_normalised(model, spikezip, tmp_path):
     Path("net.py").write_text(

@@ -195,7 +195,8 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"stage": "qat", "scale": "free"}, r"stage qat has no use for scale"),
         ({"stage": "speq", "morph": {"batch_norm": "live"}}, r"stage speq cannot keep BatchNorm live"),
         ({"execution": "recompute", "morph": {"batch_norm": "live"}}, r"use execution: folded or in-turn"),
-        ({"start": "kept.safetensors", "morph": {"batch_norm": "live"}}, r"has been folded into; remove morph"),
+        ({"start": "a/network.safetensors", "morph": {"batch_norm": "live"}}, r"is folded in .*; give the live\.safe"),
+        ({"start": "a/live.safetensors"}, r"BatchNorm is live in these weights; give the network\.safetensors beside"),
         ({"statistics": "shared"}, r"those of a live BatchNorm; add morph: \{batch_norm: live\}"),
         (
             {"statistics": "shared", "execution": "in-turn", "morph": {"batch_norm": "live"}},

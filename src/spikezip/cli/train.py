@@ -42,8 +42,9 @@ def command(
     """Train an ANN, a quantized network (qat, pet, speq) or an SNN's first steps (trajectory) as RECIPE says.
 
     Writes network.safetensors, history.json and a checkpoint; all stages but ann write snn.spikezip too, ready for run
-    and verify. A run that was killed goes on with --resume to the same result. To end a long one early, add
-    'cooldown: {after: 12, epochs: 2}' to its recipe and resume: after epoch 12 the rate falls to 0 within two.
+    and verify, and live.safetensors where BatchNorm was live. A run that was killed goes on with --resume to the same
+    result. To end a long one early, add 'cooldown: {after: 12, epochs: 2}' to its recipe and resume: after epoch 12 the
+    rate falls to 0 within two.
 
     [bold]Examples[/]
       spikezip train recipe.yaml --out runs/mine

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from spikezip.errors import OutputError, SpikezipError
 from spikezip.train import checkpoint as files
@@ -22,13 +22,14 @@ T = TypeVar("T")
 
 
 class Folder:
-    """``checkpoint.safetensors``, ``history.json`` and ``network.safetensors`` of one training.
+    """``checkpoint.safetensors``, ``history.json``, ``network.safetensors`` and, where BatchNorm was live,
+    ``live.safetensors`` of one training.
 
     The bundle ``snn.spikezip`` that ``spikezip train`` makes of them, and TensorBoard's events beside them, go when
     they are replaced: at the first checkpoint, so that a training that is refused or fails before costs nothing.
     """
 
-    _files = ("checkpoint.safetensors", "network.safetensors", "history.json")
+    _files = ("checkpoint.safetensors", "network.safetensors", "live.safetensors", "history.json")
 
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path = path
@@ -90,7 +91,7 @@ class Folder:
             except OSError as reason:
                 raise self._unwritable(reason) from reason
             # A run that was killed as it replaced an earlier one may have left some of that.
-            self._replaced = [self.path / "network.safetensors", self.path / "snn.spikezip"]
+            self._replaced = [self.path / f for f in ("network.safetensors", "live.safetensors", "snn.spikezip")]
             if found:
                 return files.read(self.checkpoint)
             self._replaced += self.path.glob("tensorboard/events.out.tfevents.*")
@@ -111,10 +112,16 @@ class Folder:
 
         self._agree(on_main)
 
-    def finish(self, network: nn.Module, history: list[dict[str, Any]], pixels: dict[str, list[float]]) -> None:
-        """Write the trained weights, under the network's own names, and the history, which a checkpoint that training
-        stopped right after is ahead of. Learned bias shares, which are no weights, stand in the header, and so does how
-        ``pixels`` were normalised."""
+    def finish(
+        self,
+        network: nn.Module,
+        live: dict[str, Tensor] | None,
+        history: list[dict[str, Any]],
+        pixels: dict[str, list[float]],
+    ) -> None:
+        """Write the trained weights, under the network's own names, as they were before BatchNorm was folded too if it
+        was ``live``, and the history, which a checkpoint that training stopped right after is ahead of. Learned bias
+        shares, which are no weights, stand in the header, and so does how ``pixels`` were normalised."""
 
         def on_main() -> None:
             files.write_json(history, self.path / "history.json")
@@ -122,6 +129,8 @@ class Folder:
             if pixels:
                 header["pixels"] = json.dumps(pixels)
             files.write_tensors(dict(network.state_dict()), self.path / "network.safetensors", header or None)
+            if live is not None:
+                files.write_tensors(live, self.path / "live.safetensors", header or None)
 
         self._agree(on_main)
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from spikezip.errors import DataError, InputError, RecipeError, StageError
 from spikezip.graph import network as graph_network
 from spikezip.graph.network import Network
-from spikezip.morph.fold import fold_batch_norm
+from spikezip.morph.fold import LiveBatchNorm, fold_batch_norm
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.encoding import encoding_text
 from spikezip.train import checkpoint as files
@@ -137,9 +137,9 @@ def train(
         if start is not None:
             run.restore(start)
         run.run(folder)
-        result = run.result(next(iter(network.parameters())).device)
+        result, live = run.result(next(iter(network.parameters())).device)
         if folder is not None:
-            folder.finish(result, [record.as_json() for record in run.history], run.pixels)
+            folder.finish(result, live, [record.as_json() for record in run.history], run.pixels)
         return Training(result, tuple(run.history))
 
 
@@ -302,13 +302,17 @@ class _Run:
         self.sums.restore(start.facts["sums"])
         self.history = [EpochDone(**record) for record in start.facts["history"]]
 
-    def result(self, device: torch.device) -> nn.Module:
+    def result(self, device: torch.device) -> tuple[nn.Module, dict[str, Tensor] | None]:
+        """The trained network, and where its BatchNorm was live, its tensors as they were before that was folded."""
+        live = None
         if self.average is not None:
             self.average.put()
         result = _laid_out(self.student.to("cpu"), torch.contiguous_format).eval()
         result.zero_grad()
         if isinstance(result, fx.GraphModule) and _is_captured(result):
             if graph_network.info(result).stage is graph_network.Stage.QANN:
+                if any(isinstance(module, LiveBatchNorm) for module in result.modules()):
+                    live = {name: tensor.clone() for name, tensor in result.state_dict().items()}
                 fold_batch_norm(result)
             shares = [encoding_text(m.encoding()) for m in self.plain.modules() if isinstance(m, BiasShares)]
             kind = type(self.plan.objective).__name__.lower()
@@ -317,7 +321,7 @@ class _Run:
                 graph_network.remark(result, initial_code=self.plan.objective.initial_code)
             if shares or graph_network.note(result, "bias_shares"):
                 graph_network.remark(result, bias_shares=shares[0] if shares else None)
-        return result.to(device)
+        return result.to(device), live
 
     # -- training ------------------------------------------------------------------------------------------------------
 

@@ -234,8 +234,8 @@ class Recipe(_Part):
         settled: the weight of the QANN's own answer beside them.
         penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
-        start: trained weights of this very QANN (``network.safetensors`` of a run) to go on from, with its learned bias
-            shares if it has some.
+        start: trained weights of this very QANN (``network.safetensors`` of a run; where BatchNorm is live,
+            ``live.safetensors``) to go on from, with its learned bias shares if it has some.
         compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`. The teacher of ``distil`` and ``sub_labels: teacher`` is
@@ -329,8 +329,10 @@ class Recipe(_Part):
             raise ValueError("stage speq cannot keep BatchNorm live; remove morph.batch_norm")
         if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
             raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
-        if self.morph.batch_norm is BatchNorm.LIVE and self.start is not None:
-            raise ValueError("start: gives weights that BatchNorm has been folded into; remove morph.batch_norm")
+        live = self.morph.batch_norm is BatchNorm.LIVE
+        if self.start is not None and Path(self.start).name == ("network" if live else "live") + ".safetensors":
+            folded, other = ("folded", "live.safetensors") if live else ("live", "network.safetensors")
+            raise ValueError(f"start: BatchNorm is {folded} in these weights; give the {other} beside them")
         if self.statistics is PathStatistics.SHARED and self.morph.batch_norm is not BatchNorm.LIVE:
             raise ValueError("statistics: shared are those of a live BatchNorm; add morph: {batch_norm: live}")
         if self.statistics is PathStatistics.SHARED and self.execution != "folded":
