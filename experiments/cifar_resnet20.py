@@ -68,14 +68,6 @@ KEPT = {
         "cifar10-resnet20-for-T-4-MS-from-code-1-0"
     ),
 }
-KEPT_100 = {
-    "trajectory for t=2 (mean of trainings), MS blocks, 4 levels from code 1, pulse": (
-        "cifar100-resnet20-for-T-2-MS-from-code-1-halfway-0"
-    ),
-    "trajectory for t=4 (9 epochs from the one for t=2), MS blocks, 6 levels from code 1, pulse": (
-        "cifar100-resnet20-for-T-4-MS-from-code-1-0"
-    ),
-}
 
 
 def live(data_set: str, epochs: dict[int, int]) -> dict[str, str]:
@@ -88,11 +80,11 @@ def live(data_set: str, epochs: dict[int, int]) -> dict[str, str]:
     }
 
 
-LIVE, LIVE_100 = live("cifar10", {2: 8, 4: 10}), live("cifar100", {2: 16, 4: 7})
+LIVE = live("cifar10", {4: 10})
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
-    "cifar10": Part("CIFAR-10", "pretrained", TRAINED, KEPT | LIVE, dict.fromkeys(LIVE, TAUGHT)),
-    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, KEPT_100 | LIVE_100),
+    "cifar10": Part("CIFAR-10", "pretrained", TRAINED | LIVE, KEPT, dict.fromkeys(LIVE, TAUGHT)),
+    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, live("cifar100", {2: 16, 4: 7})),
 }
 
 
