@@ -1,5 +1,6 @@
 """Finding models: names, users' files, weights, and every way in which they are wrong."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -328,3 +329,18 @@ def test_torchvision_and_timm_import_in_a_fresh_process_without_a_warning():
     )
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (out.stdout.strip(), out.stderr) == ("fine", "")
+
+
+def test_weights_say_how_their_pixels_were_normalised(tmp_path):
+    state = resolve("spikezip:digits").module.state_dict()
+    assert resolve("spikezip:digits").mean is None
+    said = {"pixels": json.dumps({"mean": [0.25], "std": [0.5]})}
+    save_file(state, tmp_path / "a.safetensors", said)
+    found = resolve("spikezip:digits", weights=tmp_path / "a.safetensors")
+    assert (found.mean, found.std) == ((0.25,), (0.5,))
+    other = resolve("spikezip:digits", weights=tmp_path / "a.safetensors", num_classes=7, new_classifier=True)
+    assert other.mean is None, "other data have statistics of their own"
+    for wrong in ("no JSON", "[0.25]", '{"mean": [0.25]}', '{"mean": 1, "std": [1]}'):
+        save_file(state, tmp_path / "b.safetensors", {"pixels": wrong})
+        with pytest.raises(BundleError, match=r"b\.safetensors says of its pixels .*no mean and std"):
+            resolve("spikezip:digits", weights=tmp_path / "b.safetensors")
