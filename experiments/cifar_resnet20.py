@@ -84,7 +84,7 @@ LIVE = live("cifar10", {4: 10})
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
     "cifar10": Part("CIFAR-10", "pretrained", TRAINED | LIVE, KEPT, dict.fromkeys(LIVE, TAUGHT)),
-    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, live("cifar100", {2: 16, 4: 7})),
+    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, live("cifar100", {2: 28, 4: 7})),
 }
 
 
