@@ -220,11 +220,12 @@ def draw(data_set: str, runs: list[dict[str, Any]], path: Path) -> None:
             look = series_style(number) | {"marker": None}
             label = f"{run['name']} (QANN {100 * run['qann']:.2f})"
             axes.plot(steps, [100 * a for a in run["snn"]], **look, label=label)
-        anns = {100 * run["ann"] for run in some}
+        anns = sorted({100 * run["ann"] for run in some})
         least = 10 * int(10 * min(min(run["snn"]) for run in some))  # the axes differ: all of each line is shown
         for ann in anns:
             axes.axhline(ann, color="#666666", linewidth=1, linestyle=":")
-            axes.annotate(f"ANN {ann:.2f}", (1, ann), ha="left", va="bottom")
+        told = ", ".join(f"{ann:.2f}" for ann in anns)
+        axes.annotate(f"ANN {told}", (1, anns[-1]), ha="left", va="bottom")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set(title=title, xlabel="time step t", ylabel="accuracy (%)", ylim=(least, 1.05 * max(anns)))

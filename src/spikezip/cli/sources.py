@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spikezip.spike import SpikingNetwork
 
 _ASKED = "as asked"
+_NOTED = "as the bundle says"
 _OWN = "spikezip"
 _LIBRARIES = (_OWN, "torchvision", "timm")
 
@@ -152,7 +153,9 @@ def _told(images: ImageData, reasons: Sequence[str | None], choose: str) -> str:
         done = f"taken as they are{'' if _floats(images) else ', in 0..1'}, {because[0]}"
     else:
         done = f"normalised with {mean} and {std}, {because[0]}"
-    return f"Pixels are {done}" + ("." if all(reasons) else f"; if the model was trained otherwise, {choose}.")
+    # A user's own floats may have been normalised before, whatever the weights say of pixels.
+    sure = all(reasons) and (not _floats(images) or all(reason in (_ASKED, _NOTED) for reason in reasons))
+    return f"Pixels are {done}" + ("." if sure else f"; if the model was trained otherwise, {choose}.")
 
 
 def _floats(images: ImageData) -> bool:
@@ -230,7 +233,7 @@ def open_for(
     chosen = [n if given is None else given for given, n in zip((mean, std), noted, strict=True)]
     images = open_data(data, root, mean=chosen[0], std=chosen[1], image_size=(height, width))
     reasons = [
-        _ASKED if given is not None else "as the bundle says" if n is not None else None
+        _ASKED if given is not None else _NOTED if n is not None else None
         for given, n in zip((mean, std), noted, strict=True)
     ]
     noted_alone = reasons == ["as the bundle says"] * 2
