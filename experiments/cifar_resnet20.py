@@ -26,11 +26,12 @@ from spikezip.cli.sources import open_both
 from spikezip.data import ImageData
 from spikezip.measure import count
 from spikezip.measure.provenance import provenance
-from spikezip.models import ModelSource
+from spikezip.models import ModelSource, resolve
 from spikezip.report.style import series_style
 from spikezip.spike import parse_encoding
 
 RESULTS = Path(__file__).parent / "results"
+NETWORK = "spikezip:resnet20"
 SEED = 0
 CALIBRATION = 512
 STEPS = 32
@@ -101,12 +102,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(SEED)
     part, experiment = SETS[options.data_set], f"{options.data_set}-resnet20"
-
-    def opened(weights: str) -> tuple[ModelSource, ImageData]:
-        name, of_data = "spikezip:resnet20", options.data_set
-        return open_both(name, of_data, weights=weights, classes=None, image_size=None, root=options.data)
-
-    source, data = opened(part.weights)
+    source, data = open_both(
+        NETWORK, options.data_set, weights=part.weights, classes=None, image_size=None, root=options.data
+    )
     images, labels = data.tensors("test", options.limit)
     path = options.out or RESULTS / f"{experiment}.json"
     kept = {run["name"]: run for run in json.loads(path.read_text())["runs"]} if path.exists() else {}
@@ -115,7 +113,8 @@ def main() -> None:
     for name, make in made.items():
         if (name in kept and not options.again) or not any(part in name for part in options.only):
             continue
-        ann = opened(part.others[name])[0] if name in part.others else source
+        other = part.others.get(name)
+        ann = resolve(NETWORK, num_classes=data.num_classes, weights=other) if other else source
         run = one(name, make(), images, labels, ann, data, options.certified)
         kept[name] = run
         best = max(run["snn"])

@@ -195,11 +195,26 @@ def test_a_live_batch_norm_is_one_for_all_steps_and_is_folded_at_the_end():
     assert right > 0.75
 
 
+class PreActivated(nn.Module):
+    """A BatchNorm that cannot be folded, as others read what it reads, and one that can."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.bn1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.bn2, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(F.relu(self.bn2(self.second(F.relu(self.bn1(x)))) + x).flatten(1))
+
+
+@pytest.mark.parametrize("pre_activated", [False, True], ids=["behind layers", "one on its own"])
 @pytest.mark.parametrize("encoding", [Pulse(), Even(2), Even(4)], ids=str)
-def test_with_a_live_batch_norm_it_is_the_snn_that_is_left_when_that_is_folded(encoding: Encoding):
+def test_with_a_live_batch_norm_it_is_the_snn_that_is_left_when_that_is_folded(encoding: Encoding, pre_activated: bool):
     torch.manual_seed(0)
     x = torch.randn(6, 1, 8, 8)
-    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    ann = PreActivated() if pre_activated else plain
     live = quantize(morph(capture(ann.eval(), x), Morph(batch_norm=BatchNorm.LIVE)), Levels(0, 3), x)
     unrolled = unroll(live, 4, encoding).train()
     for _ in range(3):

@@ -117,16 +117,23 @@ def _place_of(gm: fx.GraphModule, norm: fx.Node) -> str:
     return name if name and type(holder) is nn.Module and held <= own else rewrite.free_name(gm, name)
 
 
+def weight_before(norm: fx.Node) -> fx.Node | None:
+    """The weight of the layer that a BatchNorm can be folded into; None where it will be a product and a sum."""
+    source = norm.args[0]
+    if not isinstance(source, fx.Node) or source.op != "call_function" or len(source.users) > 1:
+        return None
+    weight = ops.weight_of(source)
+    return weight if weight is not None and _channels_match(source) else None
+
+
 def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
     factor, shift = _affine(norm)
     source = norm.args[0]
     assert isinstance(source, fx.Node)
     result = _result(gm, norm)
-    weight_node = ops.weight_of(source) if source.op == "call_function" else None
-    foldable = weight_node is not None and len(source.users) == 1 and _channels_match(source)
+    weight_node = weight_before(norm)
     with gm.graph.inserting_before(norm):
-        if foldable:
-            assert weight_node is not None
+        if weight_node is not None:
             new = _fold_into(gm, source, weight_node, factor, shift, _own(norm))
         else:
             new = _stand_alone(gm, norm, source, factor, shift)

@@ -325,17 +325,17 @@ class Recipe(_Part):
                 "encoding: constant spreads the input over all steps of a run, which may be more than are trained; use "
                 f"even:{len(self.steps or ())}, which ends with them"
             )
-        if self.morph.batch_norm is BatchNorm.LIVE and self.stage is Stage.SPEQ:
+        live, shared = self.morph.batch_norm is BatchNorm.LIVE, self.statistics is PathStatistics.SHARED
+        if live and self.stage is Stage.SPEQ:
             raise ValueError("stage speq cannot keep BatchNorm live; remove morph.batch_norm")
-        if self.morph.batch_norm is BatchNorm.LIVE and self.execution == "recompute":
+        if live and self.execution == "recompute":
             raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
-        live = self.morph.batch_norm is BatchNorm.LIVE
         if self.start is not None and Path(self.start).name == ("network" if live else "live") + ".safetensors":
             folded, other = ("folded", "live.safetensors") if live else ("live", "network.safetensors")
             raise ValueError(f"start: BatchNorm is {folded} in these weights; give the {other} beside them")
-        if self.statistics is PathStatistics.SHARED and self.morph.batch_norm is not BatchNorm.LIVE:
+        if shared and not live:
             raise ValueError("statistics: shared are those of a live BatchNorm; add morph: {batch_norm: live}")
-        if self.statistics is PathStatistics.SHARED and self.execution != "folded":
+        if shared and self.execution != "folded":
             raise ValueError("statistics: shared are those of one batch; use execution: folded")
         in_loss = sorted({"alpha", "beta", "sub_labels", "temperature"} & self.loss.model_fields_set)
         if in_loss and self.stage is not Stage.PET:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from spikezip.errors import RecipeError, StageError
 from spikezip.graph.network import describe, modules_of
 from spikezip.levels import Levels
-from spikezip.morph.fold import LiveBatchNorm
+from spikezip.morph.fold import LiveBatchNorm, weight_before
 from spikezip.quantize.fused import fused
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, widened
 from spikezip.spike.encoding import Constant, Encoding, Pulse, Shares, parse_encoding
@@ -41,7 +41,7 @@ def unroll(
     in one batch ``[T*B, ...]``; only trackers look from one step to the next (:class:`Tracker`).
 
     Args:
-        qann: a graph with quantizers. A live BatchNorm is one for all steps (:class:`StepsBatchNorm`).
+        qann: a graph with quantizers. A live BatchNorm is one for all steps (see :class:`StepsBatchNorm`).
         steps: ``T``, how many steps.
         encoding: how the input, and the biases, are released.
         settled: whether the QANN's own answer follows the steps.
@@ -71,9 +71,13 @@ def unroll(
                 "without learned bias shares, or morph() without batch_norm=LIVE."
             )
 
+    norms = modules_of(qann, LiveBatchNorm)
+    # What cannot be folded into a layer will be a product and a sum, whose addend arrives whole, unlike a bias.
+    released = {module for node, module in norms if min(shares) < 1 and weight_before(node) is not None}
+
     def read(module: Any, dim: int) -> nn.Module:
         if isinstance(module, LiveBatchNorm):
-            return module if min(shares) == 1 else StepsBatchNorm(module, shares, dim)
+            return StepsBatchNorm(module, shares, dim) if module in released else module
         initial = starting_code(module.levels, initial_code)
         return Tracker(module.scale, module.levels, steps, settled, dim, initial)
 
@@ -142,7 +146,7 @@ class StepsBatchNorm(nn.Module):
 
         y_t = s_t BN(u_t / s_t) = a u_t + s_t b         a, b  from the statistics of all steps together
 
-    which is what it will be once it is folded. Where the share ``s_t`` is 1 at all steps, the module itself.
+    which is what it will be once it is folded into the layer before it, as part of whose bias ``b`` is released.
 
     Args:
         norm: the QANN's own module.
