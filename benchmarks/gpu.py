@@ -5,8 +5,9 @@
 ResNet-18 (CIFAR form, 8 levels, half of the units active) for 16 steps and timm's ViT-S at 224 pixels to equilibrium,
 seed-fixed weights. Each timed run stands between two forward passes, of the ANN in float32 and with TF32, and of the
 QANN, by whose mean it is divided. A few images are run with the reference engine on the CPU too: codes and outputs must
-be the same bits. ``--rivals`` times the other ways of `spikezip bench` too, on ResNet-18, two rounds each. Writes
-experiments/results/speed-gpu.json, after each way; rows of another GPU stay.
+be the same bits. ``--rivals`` times the other ways of `spikezip bench` too, on ResNet-18, two rounds each. Replayed
+CUDA graphs are timed beside the sweep on ResNet-18 with one and eight images. Writes after each way
+experiments/results/speed-gpu.json; rows of another GPU stay.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from spikezip.bench.contenders import CONTENDERS, packages
 from spikezip.kernels.precision import full_precision, tf32
 from spikezip.measure.provenance import provenance
 from spikezip.models import resnet18, resolve
-from spikezip.run import Engine, execute
+from spikezip.run import Engine, execute, replay
 
 CHECKED = 4  #: images compared with the reference engine on the CPU
+FEW = (1, 8)  #: images, for which graphs are meant
 RIVALS = ("reference", "plain loop", "spikingjelly step", "spikingjelly multi-step")
 
 
@@ -50,10 +52,17 @@ def main() -> None:
     if choices.only != "vit-s":
         case = make_case(resnet18(), (3, 32, 32), 8, batch=choices.batch)
         measured("resnet18", case, 16, rivals, choices.rounds, device, choices.out)
+        for batch in FEW:
+            case = make_case(resnet18(), (3, 32, 32), 8, batch=batch)
+            measured("resnet18", case, 16, ["replay"], choices.rounds, device, choices.out)
     if choices.only != "resnet18":
         vit = resolve("timm:vit_small_patch16_224").module
         case = make_case(vit, (3, 224, 224), 8, batch=max(choices.batch // 8, 1), active=None)
         measured("vit-s", case, None, [], choices.rounds, device, choices.out)
+
+
+def _replay(case: Case, steps: int) -> torch.Tensor:
+    return replay(case.snn, (case.images,), steps).logits
 
 
 def keep(row: dict[str, Any], device: torch.device, path: Path) -> None:
@@ -77,10 +86,12 @@ def measured(
     case.snn.graph.to(device)
     images = case.images.to(device)
     case = replace(case, ann=case.ann.to(device), images=images)
-    found = execute(case.snn, few.to(device), steps)
-    equal = torch.equal(found.outputs[0][-1].cpu(), wanted.outputs[0][-1])
-    equal &= all(torch.equal(found.codes[layer].cpu(), wanted.codes[layer]) for layer, _ in case.snn.layers)
-    equal &= torch.equal(found.settled_at, wanted.settled_at)
+    equal = True
+    for engine in (Engine.SWEEP, *([Engine.REPLAY] if "replay" in rivals else [])):
+        found = execute(case.snn, few.to(device), steps, engine=engine)
+        equal &= torch.equal(found.outputs[0][-1].cpu(), wanted.outputs[0][-1])
+        equal &= all(torch.equal(found.codes[layer].cpu(), wanted.codes[layer]) for layer, _ in case.snn.layers)
+        equal &= torch.equal(found.settled_at, wanted.settled_at)
     whole = execute(case.snn, images)
     steps = steps or int(whole.settled_at.max())
     if device.type == "cuda":
@@ -111,7 +122,7 @@ def measured(
         "runs": {},
     }
     for engine in ("sweep", *rivals):
-        run = CONTENDERS[engine].run
+        run = _replay if engine == "replay" else CONTENDERS[engine].run
 
         def call(run: Any = run) -> None:
             with torch.no_grad():
@@ -119,7 +130,7 @@ def measured(
 
         times: dict[str, list[float]] = {key: [] for key in forwards}
         call()
-        for _ in range(rounds if engine == "sweep" else 2):
+        for _ in range(rounds if engine in ("sweep", "replay") else 2):
             for key, before in forwards.items():
                 first, took, last = seconds(before, device), seconds(call, device), seconds(before, device)
                 times[key].append(2 * took / (first + last))

@@ -5,6 +5,7 @@ Run by test_triton.py in a process of its own: the interpreter must be chosen be
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from dataclasses import replace
@@ -23,9 +24,14 @@ SCANNING = importlib.import_module("spikezip.kernels.scan")  # the package has a
 def on_device(drive: Rows | Sum) -> Rows | Sum:
     """The same stream on the device that runs the kernel; maps stay."""
     if isinstance(drive, Sum):
-        return replace(drive, first=on_device(drive.first), second=on_device(drive.second))
+        return replace(drive, terms=tuple(map(on_device, drive.terms)))
     there = {k: v.to(DEVICE) for k in ("rows", "scale", "bias") if isinstance(v := getattr(drive, k), Tensor)}
     return replace(drive, **there)
+
+
+def by_triton(terms: list[Rows], start: Tensor | None, every: bool):
+    """In place of the choice of a kernel."""
+    return functools.partial(triton_scan.scan, every=every)
 
 
 def draw_map(steps: int, images: int, generator: torch.Generator) -> Tensor:
@@ -101,7 +107,8 @@ CASES = [
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_triton_scan_is_the_torch_scan(monkeypatch, case, layout):
+@pytest.mark.parametrize("every", [False, True], ids=["changed", "every"])
+def test_triton_scan_is_the_torch_scan(monkeypatch, case, layout, every):
     levels, slew, shape, dtype, theta, first, second, started = CASES[case]
     draw = Draw(case, shape, dtype, layout)
     drive: Rows | Sum = getattr(draw, first)()
@@ -113,10 +120,10 @@ def test_triton_scan_is_the_torch_scan(monkeypatch, case, layout):
         start = torch.randint(levels.lowest, levels.highest + 1, size, generator=draw.generator).to(dtype)
     monkeypatch.setattr(native, "suits", lambda terms, start: False)
     threshold = torch.tensor(theta)
-    wanted = scan(drive, start, threshold, levels, slew)
-    monkeypatch.setattr(SCANNING, "_fused", lambda terms, start: triton_scan.scan)
+    wanted = scan(drive, start, threshold, levels, slew, every=every)
+    monkeypatch.setattr(SCANNING, "_fused", by_triton)
     start = start if start is None else start.to(DEVICE)
-    found = scan(on_device(drive), start, threshold.to(DEVICE), levels, slew)
+    found = scan(on_device(drive), start, threshold.to(DEVICE), levels, slew, every=every)
     assert int(wanted.moves.spikes.sum()) > 0
     for field in ("last", "spikes", "negative", "behind"):
         assert torch.equal(getattr(found.moves, field).cpu(), getattr(wanted.moves, field)), field
@@ -129,19 +136,21 @@ def test_a_whole_network_through_the_kernel(monkeypatch):
     """Every layer of a residual network with max-pooling, in chunks that settle at different steps."""
     import spikezip
     from spikezip.models import resolve
-    from spikezip.run.reference import reference
-    from spikezip.run.sweep import sweep
+    from spikezip.run import reference, replay, sweep
 
     source = resolve("spikezip:digits")
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     snn = spikezip.convert(source.module, source.example, images, levels=4)
     wanted = reference(snn, (images,), 12)
-    monkeypatch.setattr(SCANNING, "_fused", lambda terms, start: triton_scan.scan)
+    monkeypatch.setattr(SCANNING, "_fused", by_triton)
     snn.graph.to(DEVICE)
-    found = sweep(snn, (images.to(DEVICE),), 12, block=5, chunk=2)
-    assert torch.equal(found.logits.cpu(), wanted.logits)
-    assert torch.equal(found.total_spikes, wanted.total_spikes)
-    assert torch.equal(found.settled_at, wanted.settled_at)
+    for found in (
+        sweep(snn, (images.to(DEVICE),), 12, block=5, chunk=2),
+        replay(snn, (images.to(DEVICE),), 12, block=5),
+    ):
+        assert torch.equal(found.logits.cpu(), wanted.logits)
+        assert torch.equal(found.total_spikes, wanted.total_spikes)
+        assert torch.equal(found.settled_at, wanted.settled_at)
 
 
 def test_only_what_lies_on_a_gpu_suits():

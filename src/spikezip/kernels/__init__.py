@@ -20,6 +20,7 @@ from spikezip.kernels.rows import (
 from spikezip.kernels.scan import Moves, Scan, scan
 from spikezip.kernels.synapse import Synapse, conv2d, pack
 from spikezip.kernels.threads import share_out, threads, workers
+from spikezip.kernels.transfers import copied_once, to_device
 
 __all__ = [
     "SMOOTH",
@@ -32,6 +33,7 @@ __all__ = [
     "Sum",
     "Synapse",
     "conv2d",
+    "copied_once",
     "default_device",
     "dense_synapses",
     "exactly",
@@ -45,6 +47,7 @@ __all__ = [
     "scan",
     "share_out",
     "threads",
+    "to_device",
     "torch_alone",
     "tracers",
     "union",

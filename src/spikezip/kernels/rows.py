@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spikezip.graph import ops
+from spikezip.kernels.transfers import to_device
 from spikezip.quantize.grid import FLOAT32_BITS, FLOAT64_BITS, to_fixed_point
 
 DIGITS = {torch.float32: FLOAT32_BITS, torch.float64: FLOAT64_BITS}  #: binary digits of whole numbers that a type holds
@@ -271,6 +272,9 @@ def union(maps: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
     first = maps[0]
     if all(m is first or torch.equal(m, first) for m in maps[1:]):
         return first, [None] * len(maps)
+    every = every_row(*first.shape)
+    if any(m is every for m in maps):
+        return every, [None if m is every else m.flatten() for m in maps]
     changed = torch.ones(first.shape, dtype=torch.bool, device=first.device)
     changed[1:] = False
     for m in maps:
@@ -278,6 +282,12 @@ def union(maps: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
     of_images = changed.T.flatten()
     map = (of_images.cumsum(0) - 1).reshape(first.shape[1], -1).T.contiguous()
     return map, [m.T.flatten()[of_images] for m in maps]
+
+
+@functools.lru_cache(maxsize=64)
+def every_row(steps: int, images: int) -> Tensor:
+    """The map of values that have a row for each image at each step, whether it changed or not; one step's together."""
+    return torch.arange(steps * images).reshape(steps, images)
 
 
 def gather(rows: Tensor, pick: Tensor | None) -> Tensor:
@@ -298,11 +308,6 @@ def channels_lie_last(values: Tensor) -> bool:
 def layout_of(values: Tensor) -> torch.memory_format:
     """The layout of images, or of anything else, by torch's name."""
     return torch.channels_last if values.dim() == 4 and channels_lie_last(values) else torch.contiguous_format
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values on a device. A small copy to a GPU does not wait for what it still computes."""
-    return values.to(device, non_blocking=device.type == "cuda" and values.device.type == "cpu")
 
 
 def tracers(codes: Rows, pick: Tensor, dtype: torch.dtype) -> Tensor:

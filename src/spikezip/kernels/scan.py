@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels import native
-from spikezip.kernels.rows import Rows, Smooth, Sum, channels_lie_last, gather, tracers
+from spikezip.kernels.rows import Rows, Smooth, Sum, channels_lie_last, every_row, gather, tracers
 from spikezip.levels import Levels
 
 _BYTES = 256  #: levels that a byte can tell apart
@@ -54,6 +54,7 @@ def scan(
     slew: int,
     theta: float | None = None,
     smooth: Smooth | None = None,
+    every: bool = False,
 ) -> Scan:
     """Run ``S_t = S_{t-1} + clip(Q(U_t) - S_{t-1}, -slew, slew)`` for a block of steps.
 
@@ -65,6 +66,8 @@ def scan(
         slew: levels per step.
         theta: the threshold as a number, where the caller knows it.
         smooth: what the drive, one stream, still goes through.
+        every: make a row for every image at every step, whether it changed or not, so that how many there are is known
+            before; on a GPU the counts then stay there, and nothing waits for it.
 
     Returns:
         The :class:`Scan`, the same to the bit whichever implementation ran.
@@ -73,22 +76,32 @@ def scan(
     theta = float(threshold) if theta is None else theta
     scale = None if theta == 1.0 else theta
     small = levels.count <= _BYTES
-    fused = _fused(terms, start) if small else None
+    fused = _fused(terms, start, every) if small else None
     if fused is not native.scan or smooth is not None:
         terms = [t.now() for t in terms]
     if smooth is not None and fused is native.scan and native.suits_smooth(smooth, terms, theta, levels):
         fused = functools.partial(native.scan, smooth=smooth)
     elif smooth is not None:
-        return scan(smooth(drive.numbers()), start, threshold, levels, slew, theta)
+        return scan(smooth(drive.numbers()), start, threshold, levels, slew, theta, every=every)
     if fused is not None:
         found = fused(terms, drive.dtype, start, theta, levels, slew)
         codes = Rows(found.rows, found.map, drive.dtype, -levels.lowest, scale, top=levels.range)
         last = tracers(codes, found.map[-1], levels.storage) if found.last is None else found.last
-        return Scan(codes, Moves(last, found.spikes, found.negative, found.behind))
-    return _in_torch(drive, start, threshold, levels, slew)
+        scanned = Scan(codes, Moves(last, found.spikes, found.negative, found.behind))
+    else:
+        scanned = _in_torch(drive, start, threshold, levels, slew)
+    return _spread(scanned) if every else scanned
 
 
-def _fused(terms: list[Rows], start: Tensor | None) -> Callable[..., native.Found] | None:
+def _spread(scanned: Scan) -> Scan:
+    """The same with a row for every image at every step."""
+    codes, map = scanned.codes, every_row(*scanned.codes.map.shape)
+    if codes.map is map:
+        return scanned
+    return Scan(codes.with_rows(gather(codes.rows, codes.map.flatten()), map), scanned.moves)
+
+
+def _fused(terms: list[Rows], start: Tensor | None, every: bool) -> Callable[..., native.Found] | None:
     """One kernel for the whole scan, if there is one for where the rows lie."""
     if native.suits(terms, start):
         return native.scan
@@ -96,7 +109,7 @@ def _fused(terms: list[Rows], start: Tensor | None) -> Callable[..., native.Foun
         from spikezip.kernels import triton_scan  # imports Triton
 
         if triton_scan.suits(terms, start):
-            return triton_scan.scan
+            return functools.partial(triton_scan.scan, every=every)
     return None
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from spikezip.kernels.native import Found
-from spikezip.kernels.rows import Rows, gather, layout_of, to_device
+from spikezip.kernels.rows import Rows, every_row, gather, layout_of
+from spikezip.kernels.transfers import to_device
 from spikezip.levels import Levels
 
 try:
@@ -88,13 +89,13 @@ if triton is not None:
             ahead = tl.minimum(t + 2, last) * images + image
             x_after = tl.load(x_map + ahead)
             x_moves = x_next != x_row
-            x_coming = tl.load(x + x_next * neurons + i, inside & x_moves, other=0)
+            x_coming = tl.load(x + x_next * neurons + i, tl.where(x_moves, inside, False), other=0)
             moves_next = x_moves
             y_after, y_moves, y_coming = x_after, x_moves, x_coming
             if SECOND:
                 y_after = tl.load(y_map + ahead)
                 y_moves = y_next != y_row
-                y_coming = tl.load(y + y_next * neurons + i, inside & y_moves, other=0)
+                y_coming = tl.load(y + y_next * neurons + i, tl.where(y_moves, inside, False), other=0)
                 moves_next = x_moves | y_moves
             if moved:
                 drive = _term(x_value, x_by, x_more, x_grid, x_zero, FLOAT, X_SCALED, X_BIASED, X_ROUNDED)
@@ -142,8 +143,19 @@ def suits(terms: list[Rows], start: Tensor | None) -> bool:
     return all(t.dtype in (torch.float32, torch.float64) for t in terms)
 
 
-def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: float, levels: Levels, slew: int) -> Found:
-    """Scan rows that :func:`suits`; as :func:`spikezip.kernels.native.scan`, with the rows left where they are."""
+def scan(
+    terms: list[Rows],
+    dtype: torch.dtype,
+    start: Tensor | None,
+    theta: float,
+    levels: Levels,
+    slew: int,
+    every: bool = False,
+) -> Found:
+    """Scan rows that :func:`suits`; as :func:`spikezip.kernels.native.scan`, with the rows left where they are.
+
+    With ``every``, all rows stay, and the CPU is not waited for: counts stay on the GPU too.
+    """
     terms = [t if t.grid is None or _rounds(t) else t.numbers() for t in terms]
     device = terms[0].rows.device
     steps, images = terms[0].map.shape
@@ -174,9 +186,11 @@ def scan(terms: list[Rows], dtype: torch.dtype, start: Tensor | None, theta: flo
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
     )  # fmt: skip
-    both, behind = counts.cpu()
+    both, behind = counts if every else counts.cpu()
     negative = both >> 32
     spikes, behind = (both & 0xFFFFFFFF) + negative, behind > 0
+    if every:
+        return Found(out, every_row(steps, images), spikes, negative, behind)
     new = spikes.T > 0
     new[:, 0] = True
     map = (new.flatten().cumsum(0) - 1).reshape(images, steps).T.contiguous()
@@ -194,9 +208,11 @@ def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> d
     """What the kernel needs to know of one stream."""
     rows = term.rows.contiguous(memory_format=layout)
     device = rows.device
-    scale = (
-        None if term.scale is None or term.grid else torch.as_tensor(term.scale, dtype=dtype, device=device).flatten()
-    )
+    scale = None if term.grid else term.scale
+    if isinstance(scale, Tensor):
+        scale = scale.to(device, dtype).flatten()
+    elif scale is not None:
+        scale = torch.full((1,), scale, dtype=dtype, device=device)
     bias = None if term.bias is None else term.bias.to(device, dtype)
     per_channel = next((v for v in (bias, scale) if v is not None and v.numel() > 1), None)
     channels = 1 if per_channel is None else per_channel.numel()
@@ -208,7 +224,7 @@ def _arguments(term: Rows, dtype: torch.dtype, layout: torch.memory_format) -> d
     if term.grid is not None:
         exponent, limit = term.grid
         factor = 1.0 if term.scale is None else term.scale
-        grid = torch.tensor([factor, 2.0**exponent, limit, 2.0**-exponent], dtype=torch.float64, device=device)
+        grid = to_device(torch.tensor([factor, 2.0**exponent, limit, 2.0**-exponent], dtype=torch.float64), device)
     order = [0, 2, 3, 1] if layout is torch.channels_last else list(range(rows.dim()))  # of dimensions in memory
     behind = order[order.index(term.channels % rows.dim()) + 1 :]
     inner = math.prod(rows.shape[d] for d in behind)

@@ -102,7 +102,7 @@ def sums(codes: Rows, weight: Tensor, geometry: Any, packed: dict[Any, Any]) -> 
     blocks = shape_of(inputs, outputs)
     if sizes[0]:
         grid = triton.cdiv(sizes[0], blocks["PLACES"]) * triton.cdiv(outputs, blocks["OUTPUTS"])
-        _run[(grid,)](rows, packed["triton"], out, *sizes, **blocks)
+        _run[(grid,)](rows, packed["triton"], out, *sizes, **blocks, enable_fp_fusion=False)
     return out
 
 

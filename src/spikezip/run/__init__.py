@@ -5,6 +5,7 @@ from spikezip.run.engine import Engine, execute
 from spikezip.run.event import event
 from spikezip.run.exit import EarlyExit, Entropy, Margin, Probability, Settled, parse_exit
 from spikezip.run.reference import reference
+from spikezip.run.replay import replay
 from spikezip.run.result import Observer, Outcome, Run, State
 from spikezip.run.stream import Stream, stream
 from spikezip.run.sweep import sweep
@@ -28,6 +29,7 @@ __all__ = [
     "execute",
     "parse_exit",
     "reference",
+    "replay",
     "stream",
     "sweep",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from spikezip.errors import StageError
 from spikezip.graph import network
 from spikezip.graph.network import Spec
-from spikezip.kernels import Apart, Joined, Moves, Rows, Sum, gather, max_pool2d, scan, union
+from spikezip.kernels import Apart, Joined, Moves, Rows, Sum, gather, max_pool2d, scan, to_device, union
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
 from spikezip.run.plan import Plan, is_plain, is_size, scattered
 from spikezip.run.step import bias_of, images_back, images_first, operation_of, shaped_bias, without_bias
@@ -46,6 +46,7 @@ class Block:
         kept: what depends on no neuron, computed by a block before (of the same images) in which inputs and biases
             had arrived in full; filled by the first such block.
         keep_codes: keep every layer's codes to the end, in ``codes``; by default they go when nobody reads them.
+        every: every value behind neurons has a row for each step and image, so that all shapes are known before.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Block:
         tracers: dict[str, Tensor],
         kept: dict[fx.Node, Any],
         keep_codes: bool = False,
+        every: bool = False,
     ):
         self.graph, self.plan = snn.graph, plan
         self.inputs: Iterator[Tensor] = iter(inputs)
@@ -70,7 +72,7 @@ class Block:
         self.skip = bool(kept) and self.complete
         self.env: dict[fx.Node, Any] = {}
         self.moves: dict[str, Moves] = {}
-        self.keep_codes = keep_codes
+        self.keep_codes, self.every = keep_codes, every
         self.codes: dict[str, Rows] = {}
 
     def run(self) -> list[Tensor]:
@@ -365,7 +367,7 @@ class Block:
                 "what changes at other steps. Run this network with the reference engine."
             )
         rows = value.shape[spec.batch_dim or 0] // spec.shape[spec.batch_dim or 0]
-        return images_back(images_first(value, spec, rows).index_select(0, pick.to(value.device)), spec)
+        return images_back(images_first(value, spec, rows).index_select(0, to_device(pick, value.device)), spec)
 
     def _with_bias(self, node: fx.Node, bare: Rows, bias: Tensor) -> Rows:
         """Add to each row its share of the bias."""
@@ -378,7 +380,7 @@ class Block:
             )
         map, (pick, which) = union([bare.map, self.bias_shares.map])
         value = self._picked(node, bare.value, pick)
-        shares = gather(self.bias_shares.rows, which).to(value)
+        shares = to_device(gather(self.bias_shares.rows, which).to(value.dtype), value.device)
         dim = spec.batch_dim or 0
         merged = value.shape[dim] // shares.shape[0]
         along = shares.repeat_interleave(merged) if spec.outer else shares.repeat(merged)
@@ -414,7 +416,8 @@ class Block:
             rows = (drive.terms[0] if isinstance(drive, Sum) else drive).rows
             shape, device = (self.images, *rows.shape[1:]), neuron.threshold.device
             start = neuron.start(torch.empty(shape, dtype=neuron.levels.storage, device=device))
-        what = scan(drive, start, neuron.threshold, neuron.levels, neuron.slew, self.plan.thresholds[node], smooth)
+        theta, every = self.plan.thresholds[node], self.every
+        what = scan(drive, start, neuron.threshold, neuron.levels, neuron.slew, theta, smooth, every=every)
         self.moves[name] = what.moves
         if self.keep_codes:
             self.codes[name] = what.codes

@@ -14,6 +14,7 @@ from spikezip.kernels import exactly
 from spikezip.run.event import event
 from spikezip.run.exit import EarlyExit, check_exit
 from spikezip.run.reference import reference
+from spikezip.run.replay import replay
 from spikezip.run.result import Observer, Run, State, join
 from spikezip.run.step import outputs_first, pieces
 from spikezip.run.sweep import sweep
@@ -25,11 +26,12 @@ class Engine(enum.Enum):
 
     REFERENCE = "reference"  #: step by step; in floats, the QANN's very operations on the QANN's very batch
     SWEEP = "sweep"  #: a block of steps per call; fast
+    REPLAY = "replay"  #: the sweep as a CUDA graph: for few images on a GPU
     EVENT = "event"  #: increments and membranes, as hardware does; in floats it may drift
 
 
 _BATCH, _BATCH_OF_GPU = 64, 512
-_ENGINES = {Engine.REFERENCE: reference, Engine.SWEEP: sweep, Engine.EVENT: event}
+_ENGINES = {Engine.REFERENCE: reference, Engine.SWEEP: sweep, Engine.REPLAY: replay, Engine.EVENT: event}
 
 
 def execute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Plan:
         widest: how many neurons the largest layer has for one image.
         average: how many a layer has on average.
         most_levels: how many levels a neuron has at most.
+        captured: blocks that were recorded (see :mod:`spikezip.run.replay`), by their form.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -68,6 +69,7 @@ class Plan:
     widest: int
     average: int
     most_levels: int
+    captured: dict[Any, Any] = field(default_factory=dict)
 
 
 class _Known:

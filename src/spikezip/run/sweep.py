@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.kernels import Rows, exactly, gather, keep_freed, layout_of, share_out, tracers, workers
+from spikezip.kernels import Moves, Rows, exactly, gather, keep_freed, layout_of, share_out, tracers, workers
 from spikezip.run.block import Block
 from spikezip.run.exit import EarlyExit, Settled, first_confident
 from spikezip.run.plan import Plan, plan_of
@@ -70,7 +70,7 @@ def sweep(
         StageError: time cannot be folded into the batch: a value depends on an image's place in it, or a neuron layer's
             values do not keep an image's together.
     """
-    so_far = _Results(snn, plan_of(snn), inputs, steps, state, early_exit)
+    so_far = Results(snn, plan_of(snn), inputs, steps, state, early_exit)
     block = block or (_BLOCK if early_exit is None or isinstance(early_exit, Settled) else _EXIT_BLOCK)
     images, on_cpu = inputs[0].shape[0], inputs[0].device.type == "cpu"
     at_once = workers() if on_cpu and observe is None else 1
@@ -87,8 +87,10 @@ def sweep(
     return so_far.run(stop)
 
 
-class _Results:
+class Results:
     """What a run has found so far; chunks of images are added in any order, by any thread."""
+
+    engine = "sweep"
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class _Results:
         self.early_exit = early_exit
         self.snn, self.plan, self.inputs, self.steps = snn, plan, inputs, steps
         self.images = inputs[0].shape[0]
-        self.start = state.tracers if state else {}
+        self.start = dict(state.tracers) if state else {}
         self.t_off = snn.t_off(steps)
         self.tracers: dict[str, Tensor] = {}
         self.settled_at = torch.full((self.images,), -1, dtype=torch.int64)
@@ -118,14 +120,13 @@ class _Results:
         running, known, done = chunk, {}, 0
         while done < self.steps and running.numel():
             times = range(done + 1, min(done + block, self.steps) + 1)
-            part = self._block(running, times, known, keep_codes=bool(observe or self.early_exit))
-            results = part.run()
+            results, moved, coded = self._compute(running, times, known, bool(observe or self.early_exit))
             behind = torch.zeros((len(times), running.numel()), dtype=torch.bool)
             span = slice(done, times[-1])
-            for moves in part.moves.values():
+            for moves in moved.values():
                 behind |= moves.behind
             if observe:
-                for name, codes in part.codes.items():
+                for name, codes in coded.items():
                     every = tracers(codes, codes.map.flatten(), codes.dtype)
                     observe(name, times[0], running, every.unflatten(0, tuple(codes.map.shape)))
             behind[: max(self.t_off - times[0], 0)] = True
@@ -137,7 +138,7 @@ class _Results:
                 sure = first_confident(self.early_exit, results[0])
                 leave = torch.minimum(rest, torch.where(sure > 0, sure, never))
             ended, left = rest < never, leave < never
-            self._count(part, span, running, leave)
+            self._count(moved, coded, span, running, leave)
             self._write(results, span, running, rest, leave)
             first = (
                 ended & (rest <= leave) & (self.settled_at[running] < 0)
@@ -151,24 +152,37 @@ class _Results:
             if not stay.all():
                 running, known = running[stay], _of(known, stay.nonzero().flatten())
 
-    def _count(self, part: Block, span: slice, running: Tensor, leave: Tensor) -> None:
+    def _count(
+        self, moved: dict[str, Moves], coded: dict[str, Rows], span: slice, running: Tensor, leave: Tensor
+    ) -> None:
         """Spikes and tracers, until each image leaves."""
         early = bool((leave < span.stop - span.start).any())
         images = self._where(running)
         there = torch.arange(1, span.stop - span.start + 1).unsqueeze(1) <= leave
-        for name, moves in part.moves.items():
+        for name, moves in moved.items():
             self.spikes[name][span, images] = moves.spikes * there if early else moves.spikes
             self.negative[name][span, images] = moves.negative * there if early else moves.negative
-            self._store(name, images, _at(part.codes[name], leave, moves.last.dtype) if early else moves.last)
+            self._store(name, images, _at(coded[name], leave, moves.last.dtype) if early else moves.last)
 
-    def _block(self, running: Tensor, times: range, kept: dict[fx.Node, Any], *, keep_codes: bool) -> Block:
-        shares = [self.snn.encoding.share(t, self.steps) for t in times]
-        bias_shares = [self.snn.bias_encoding.share(t, self.steps) for t in times]
-        before = self.start if times[0] == 1 else self.tracers
+    def _compute(
+        self, running: Tensor, times: range, known: dict[fx.Node, Any], keep_codes: bool
+    ) -> tuple[list[Tensor], dict[str, Moves], dict[str, Rows]]:
+        """A block of steps: outputs, how each layer moved, and its codes if they are wanted."""
         images = self._where(running)
-        start = {name: _some(values, images) for name, values in before.items()}
+        start = {name: _some(values, images) for name, values in self._before(times).items()}
         inputs = tuple(_some(x, images) for x in self.inputs)
-        return Block(self.snn, self.plan, inputs, shares, bias_shares, start, kept, keep_codes)
+        block = Block(self.snn, self.plan, inputs, *self._shares(times), start, known, keep_codes)
+        return block.run(), block.moves, block.codes
+
+    def _before(self, times: range) -> dict[str, Tensor]:
+        """All tracers before a block."""
+        return self.start if times[0] == 1 else self.tracers
+
+    def _shares(self, times: range) -> tuple[list[float], list[float]]:
+        """Of the input, and of the biases, at each step of a block."""
+        encodings = self.snn.encoding, self.snn.bias_encoding
+        shares, bias_shares = ([encoding.share(t, self.steps) for t in times] for encoding in encodings)
+        return shares, bias_shares
 
     def _store(self, name: str, images: Tensor | slice, last: Tensor) -> None:
         if last.shape[0] == self.images:
@@ -223,7 +237,7 @@ class _Results:
             negative={k: v[:done] for k, v in self.negative.items()},
             codes=self.tracers,
             t_off=self.t_off,
-            engine="sweep",
+            engine=self.engine,
             exited_at=exited_at,
         )
 
