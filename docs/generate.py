@@ -64,10 +64,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def provenance(result: dict[str, Any]) -> str:
-    """One line on where numbers come from: the last command, and every commit that rows were made at."""
+    """One line on where numbers come from: the last command, and every commit of a row (``+``: changed)."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     rows = [row for value in result.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
-    commits = dict.fromkeys(row.get("commit", result["commit"]).rstrip("+") for row in rows or [result])
+    commits = dict.fromkeys(row.get("commit", result["commit"]) for row in rows or [result])
     made = f"rows made at commits {', '.join(commits)}" if len(commits) > 1 else f"commit {next(iter(commits))}"
     return f"\n*`{result['command']}`, seed {result['seed']}, {versions}, {made}.*\n"
 
@@ -127,14 +127,18 @@ def over_seeds(variants: dict[str, Any]) -> str:
 
 
 def fronts() -> str:
-    """Every network that experiments/front.py has trained, beside what others publish for it."""
+    """Every network that experiments/front.py has trained; what others publish for it in the first table of each."""
     parts = []
+    shown = set()
     for path in sorted(RESULTS.glob("front-*.json")):
         result = json.loads(path.read_text())
         said = result["settings"]
         known = {"resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
         network = said["network"].partition(":")[2]
-        rows = [[*row[:9], "–", "–", "–", "–"] for row in published(said["data"], known.get(network, network))]
+        subject = said["data"], known.get(network, network)
+        others = [] if subject in shown else published(*subject)
+        rows = [[*row[:9], "–", "–", "–", "–"] for row in others]
+        shown.add(subject)
         early = {row["variant"]: cooldown for row in result["rows"] if (cooldown := row["lines"].get("cooldown"))}
         for name, row in result["variants"].items():
             cells = [spread(row[f"t{t}"]) for t in STEPS[:4]]
@@ -172,8 +176,8 @@ def fronts() -> str:
         decays = {decay for row in result["rows"] if (decay := row["lines"].get("ema"))}
         averaged = "".join(f", moving average of the weights ({decay:g})" for decay in decays)
         told = (
-            f"**{network} on {said['data']}**: each trained for {said['epochs']} epochs{further}{images}, "
-            f"batch {said['batch']}, AdamW {said['rate']:g}{averaged}{teacher}; {over_seeds(result['variants'])}."
+            f"**{network} on {said['data']}** (`{path.name}`): each trained for {said['epochs']} epochs{further}"
+            f"{images}, batch {said['batch']}, AdamW {said['rate']:g}{averaged}{teacher}; {over_seeds(result['variants'])}."
         )
         parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
     return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"
@@ -391,19 +395,16 @@ def energy(result: dict[str, Any]) -> str:
 
 
 def finetuned(result: dict[str, Any]) -> str:
-    """The wirings after the same fine-tuning, beside what they are without any."""
-    bare = {run["name"]: run for run in read("energy-resnet20")["runs"]}
-    head = ["wiring", "QANN (%), training-free", "QANN (%)", *(f"t={t} (%)" for t in (4, 8, 16)), "T_eq max", "equal"]
-    head += ["SynOps (10⁶), training-free", "SynOps (10⁶)"]
+    """The wirings after the same fine-tuning."""
+    head = ["wiring", "QANN (%)", *(f"t={t} (%)" for t in (4, 8, 16)), "T_eq max", "equal"]
+    head += ["SynOps (10⁶)"]
     priced = [row["model"] for row in result["runs"][0]["energy"] if row["ratio"]]
     rows, ratios = [], []
     for run in result["runs"]:
         accuracy = [run["qann"], *(run["accuracy"][t - 1] for t in (4, 8, 16))]
         equal = f"{'yes' if run['equal'] else 'no'}, {run['certified_images']:,} images"
-        before = bare[run["name"]]
-        cells = [f"{100 * value:.1f}" for value in (before["qann"], *accuracy)]
-        synops = [_million(r["synops"][-1], 1) for r in (before, run)]
-        rows.append([run["name"], *cells, str(run["t_eq"]["max"]), equal, *synops])
+        cells = [f"{100 * value:.1f}" for value in accuracy]
+        rows.append([run["name"], *cells, str(run["t_eq"]["max"]), equal, _million(run["synops"][-1], 1)])
         ratios.append([run["name"], *(f"{row['ratio'][-1]:.2f}" for row in run["energy"] if row["ratio"])])
     first, given = result["runs"][0], result["finetune"]
     told = (

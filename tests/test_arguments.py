@@ -36,6 +36,18 @@ def test_calibration_data_is_data(data):
         spikezip.convert(model(), IMAGES[:1], data)
 
 
+def test_one_image_is_no_example():
+    with pytest.raises(InputError, match=r"images\[:1\] and not images\[0\]"):
+        spikezip.convert(model(), IMAGES[0], IMAGES)
+
+
+def test_a_copy_elsewhere_is_the_same_network(snn):
+    there = snn.to("cpu")
+    assert there.graph is not snn.graph
+    assert torch.equal(there.run(IMAGES).logits, snn.run(IMAGES).logits)
+    assert all(tensor.is_meta for tensor in snn.to("meta").graph.state_dict().values())
+
+
 def test_an_encoding_is_given(snn):
     with pytest.raises(StageError, match="None is no encoding"):
         spikezip.spike(snn.qann, None)  # pyright: ignore[reportArgumentType]

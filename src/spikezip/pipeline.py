@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from spikezip.errors import StageError
+from spikezip.errors import InputError, StageError
 from spikezip.graph import capture, network
 from spikezip.kernels import default_device
 from spikezip.levels import Levels
@@ -91,6 +91,7 @@ def convert(
     from spikezip.train import fit_first_steps
 
     done = on_stage or (lambda name, network: None)
+    _refuse_one_image(example, calibration)
     original = capture(model, example)
     ann = _morph(original, morph)
     done("ANN", original)
@@ -116,6 +117,14 @@ def convert(
         done("integer QANN", qann)
     start = mean_codes(qann, calibration) if initial_code == "mean" else initial_code
     return spike(qann, encoding, bias_encoding=bias_encoding, slew=slew, initial_code=start)
+
+
+def _refuse_one_image(example: Any, calibration: Any) -> None:
+    if isinstance(example, Tensor) and isinstance(calibration, Tensor) and calibration.shape[1:] == example.shape:
+        raise InputError(
+            f"The example has shape {tuple(example.shape)}, the calibration data {tuple(calibration.shape)}: the "
+            "example has no batch dimension. Give a batch, images[:1] and not images[0]."
+        )
 
 
 @torch.no_grad()
@@ -302,6 +311,10 @@ class SNN(SpikingNetwork):
         """
         chosen = default_engine(self) if engine is None else engine
         return stream(self, frames, steps_per_frame, engine=chosen, batch=batch, state=state)
+
+    def to(self, device: torch.device | str) -> SNN:
+        """A copy on a device, such as ``"cuda"``; images must lie there too."""
+        return SNN(network.fork(self.graph).to(device), self.encoding, self.bias_encoding)
 
     def verify(self, images: Tensor | Sequence[Tensor]) -> Certificate:
         """See :func:`spikezip.verify`."""

@@ -145,9 +145,11 @@ def test_ms_leaves_a_shortcut_through_a_max_pool_alone():
 
     model, images = Stemmed(), torch.randn(2, 2, 6, 6)
     ann = capture(model, images)
-    kept = morph(ann, Morph(residual=Residual.MS))
+    with pytest.warns(UserWarning, match="residual=ms changed nothing"):
+        kept = morph(ann, Morph(residual=Residual.MS))
     assert torch.equal(kept(images), ann(images))
     assert "membrane shortcuts (MS)" not in network.note(kept, "morphed", {})
+    assert network.note(kept, "residual") == "vanilla"
 
 
 def test_a_branch_may_be_deeper_than_pythons_stack():

@@ -295,7 +295,16 @@ def test_rcr_puts_neurons_before_the_addition(model, layers):
 def test_rcr_leaves_a_weighed_sum_alone():
     model, images = Block(nn.Identity(), alpha=0.5), torch.randn(2, 2, 6, 6)
     ann = capture(model, images)
-    assert torch.equal(morph(ann, Morph(residual=Residual.RCR))(images), ann(images))
+    with pytest.warns(UserWarning, match="residual=rcr changed nothing"):
+        kept = morph(ann, Morph(residual=Residual.RCR))
+    assert torch.equal(kept(images), ann(images))
+
+
+def test_blocks_that_are_rewired_already_are_no_reason_to_warn():
+    model, images = Block(nn.Identity()), torch.randn(2, 2, 6, 6)
+    once = morph(capture(model, images), Morph(residual=Residual.RCR))
+    again = morph(once, Morph(residual=Residual.RCR))
+    assert network.note(once, "residual") == network.note(again, "residual") == "rcr"
 
 
 def test_a_rewritten_node_keeps_its_authors_name(drawn):

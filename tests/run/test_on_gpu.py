@@ -47,7 +47,7 @@ def runs_the_same(model: nn.Module, images: torch.Tensor, levels: int = 6, engin
     for encoding in (Pulse(), Even(3)):
         snn = spikezip.convert(model.eval(), images[:2], images, levels=levels, encoding=encoding)
         wanted = execute(snn, images, engine=Engine.REFERENCE)
-        snn.graph.to("cuda")
+        snn = snn.to("cuda")
         for engine in engines:
             found = execute(snn, images.cuda(), engine=engine)
             assert found.outputs[0].is_cuda

@@ -153,7 +153,7 @@ def test_analog_operands_are_allowed_where_asked_for(ann):
 @pytest.mark.parametrize("model", [nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.ReLU())])
 def test_a_network_without_neurons_is_refused(model):
     images = torch.randn(4, 3)
-    with pytest.raises(StageError, match=r"no quantizer.*Call quantize\(\) before spike\(\).*at most the outputs have"):
+    with pytest.raises(StageError, match=r"no neuron can be placed.*at the outputs alone.*call quantize\(\) before"):
         spike(quantize(capture(model, images), 4, images))
 
 

@@ -129,7 +129,8 @@ def command(
     given = (shift is not None, scale is not None)
     screen.note(told_normalisation(source, images, given=given, choose="give --mean and --std"))
     tell(stages, snn.qann, images, "test", check)
-    settles = f"settles within {snn.bound} steps of its complete input, usually far sooner"
+    sooner = ", usually far sooner" if len(snn.layers) > 1 else ""
+    settles = f"settles within {snn.bound} steps of its complete input{sooner}"
     layers = counted(len(snn.layers), "layer")
     told = f"[bold]{screen.literal(out)}[/]: {screen.literal(model)}"
     screen.say(f"{told} as a spiking network, {layers} of neurons; {settles}.")

@@ -74,7 +74,7 @@ def save_bundle(
     if target.is_dir():
         raise OutputError(f"'{target}' is a folder. Name a file, such as '{target / 'net.spikezip'}'.")
     if not overwrite and (target.exists() or target.is_symlink()):
-        raise OutputError(f"'{target}' exists already. Give another name, or ask for it to be overwritten (overwrite).")
+        raise OutputError(f"'{target}' exists already. Give another name, or overwrite=True.")
     try:
         document, tensors = _document(net, provenance)
         with replacing(target) as draft:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -286,12 +287,17 @@ def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
             applied[rule.name] = count
     if applied:
         purity.refuse_batch_mixing(new)  # marks where the batch lies in the new nodes
-    before = network.note(ann, "morphed", {})
+    morphed = {**network.note(ann, "morphed", {}), **applied}
+    residual = choice.residual
+    rewiring = [rule for rule in RULES if rule.asked(Morph(residual=residual)) and not rule.asked(Morph())]
+    if rewiring and not any(rule.name in morphed for rule in rewiring):
+        warnings.warn(
+            f"residual={residual.value} changed nothing: there is no block that it rewires, a ReLU of the sum of a "
+            "branch and a shortcut.",
+            stacklevel=2,
+        )
+        residual = Residual.VANILLA
     network.remark(
-        new,
-        morphed={**before, **applied},
-        pooling=choice.pooling.value,
-        activation=choice.activation.value,
-        residual=choice.residual.value,
+        new, morphed=morphed, pooling=choice.pooling.value, activation=choice.activation.value, residual=residual.value
     )
     return new

@@ -225,9 +225,9 @@ def check_qann(qann: fx.GraphModule) -> None:
     check_scales(qann)
     if not any(network.modules_of(qann, Quantizer)):
         raise StageError(
-            "This network has no quantizer, so it would have no neuron. Call quantize() before spike(); if that "
-            "found no place for one, at most the outputs have an activation, which no synapse reads, and there is "
-            "nothing to convert."
+            "This network has no quantizer, so no neuron can be placed. A neuron stands where a layer with weights "
+            "reads an activation, as in Linear, ReLU, Linear; one at the outputs alone needs none. If there are such "
+            "layers, call quantize() before spike()."
         )
     returned = _returned(qann)
     for node in qann.graph.nodes:

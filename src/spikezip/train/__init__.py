@@ -1,7 +1,7 @@
 """Training: the loop, the losses, and paths-ensemble training (PET)."""
 
 from spikezip.train.average import soup
-from spikezip.train.batches import Data, TensorBatches
+from spikezip.train.batches import Data, DatasetBatches, TensorBatches
 from spikezip.train.ensemble import Folded, InTurn, PathsBatchNorm, PathsQuantizer, ensemble
 from spikezip.train.first_steps import fit_first_steps
 from spikezip.train.loop import Training, finetune, train
@@ -26,6 +26,7 @@ __all__ = [
     "CosineLabels",
     "CrossEntropy",
     "Data",
+    "DatasetBatches",
     "Distil",
     "EpochDone",
     "Event",

@@ -1,14 +1,18 @@
-"""What training asks of data, and tensors in memory as the simplest answer."""
+"""What training asks of data, tensors in memory as the simplest answer, and datasets of one's own."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from spikezip.errors import DataError, InputError, UnknownNameError
 from spikezip.measure.exits import check_labels
@@ -119,6 +123,120 @@ class TensorBatches:
         mixed = torch.randperm(len(self.labels), generator=_generator(0, 0))
         part = mixed[self.held_out :] if split == "train" else mixed[: self.held_out]
         return part.sort().values
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetBatches:
+    """Datasets of ``(image, label)``, with transforms of one's own, as data to train on.
+
+    What a transform draws, from torch's, Python's or NumPy's generator, follows from seed, epoch and the image's place
+    in the dataset, so that a training that is resumed goes on with the same images. Whether there are transforms is the
+    dataset's own affair: ``augment`` changes nothing.
+
+    Args:
+        train: with a length; its transforms end in a tensor.
+        val: the split ``val``, if there is one.
+        workers: processes that read images.
+
+    Raises:
+        InputError: a dataset cannot be read by index, or gives something else than a tensor and a class number.
+        DataError: a dataset is empty.
+
+    >>> points = torch.utils.data.TensorDataset(torch.arange(10.0)[:, None], torch.arange(10))
+    >>> data = DatasetBatches(points)
+    >>> [len(labels) for _, labels in data.batches("train", 4)]
+    [4, 4, 2]
+    """
+
+    train: Dataset
+    val: Dataset | None = None
+    workers: int = 0
+
+    def __post_init__(self):
+        given: dict[str, Any] = {"train": self.train} | ({} if self.val is None else {"val": self.val})
+        for name, dataset in given.items():
+            if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+                raise InputError(
+                    f"{name} is a {type(dataset).__name__}, which cannot be read by index. Give a Dataset with a "
+                    "length: of a DataLoader its .dataset."
+                )
+            if not len(dataset):
+                raise DataError(f"{name} has no images.")
+            with _drawing(0):
+                first = dataset[0]
+            image, label = first if isinstance(first, tuple | list) and len(first) == 2 else (first, None)
+            if not isinstance(image, Tensor) or not isinstance(label, int | np.integer | Tensor):
+                what = f"({type(image).__name__}, {type(label).__name__})"
+                raise InputError(
+                    f"{name}[0] is {what}; give a tensor and a class number. transforms.ToTensor() makes tensors of "
+                    "images."
+                )
+
+    def count(self, split: str) -> int:
+        """How many images ``train`` or ``val`` has."""
+        return len(self._dataset(split))
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        augment: bool = False,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in an order drawn from (seed, epoch)."""
+        dataset = self._dataset(split)
+        count = self.count(split)
+        indices = torch.arange(count)
+        if shuffle:
+            indices = torch.randperm(count, generator=_generator(seed, epoch))
+        stop = count // batch_size * batch_size if drop_last else count
+        mine = [
+            indices[i : i + batch_size][rank::world_size].tolist() for i in range(start * batch_size, stop, batch_size)
+        ]
+        drawn = _Drawn(dataset, seed, epoch)
+        own = torch.Generator()  # of its workers' seeds; the usual one is the user's
+        for images, labels in DataLoader(drawn, batch_sampler=mine, num_workers=self.workers, generator=own):
+            yield images.to(device), labels.to(device)
+
+    def _dataset(self, split: str) -> Any:
+        if split not in ("train", "val"):
+            raise UnknownNameError("split of datasets", split, ("train", "val"))
+        return self.train if split == "train" else self.val or ()
+
+
+class _Drawn(Dataset):
+    """A dataset whose transforms draw what follows from an image's place, wherever it is read."""
+
+    def __init__(self, dataset: Dataset, seed: int, epoch: int):
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with _drawing(stream(self.seed, self.epoch, index)):
+            image, label = self.dataset[index]
+        return image, int(label)
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Within: the CPU's generators of random numbers begin at a seed; then they go on from where they were."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def stream(*numbers: int) -> int:

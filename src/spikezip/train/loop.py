@@ -564,9 +564,9 @@ def _check_given(data: Data, plan: Plan) -> None:
         raise RecipeError(f"The plan is a {type(plan).__name__}; give a Plan, for example Plan(QAT(), epochs=10).")
     if not (hasattr(data, "count") and hasattr(data, "batches")):
         raise InputError(
-            f"The data is a {type(data).__name__}, which has no batches of its own to be asked for. Give "
-            "TensorBatches(images, labels), what open_data() of spikezip.data returns, or an object with count() and "
-            "batches() (see spikezip.train.Data)."
+            f"The data is a {type(data).__name__}, which cannot be asked for the batches of an epoch. Give "
+            "TensorBatches(images, labels), DatasetBatches(dataset) (of a DataLoader its .dataset), what open_data() "
+            "of spikezip.data returns, or an object with count() and batches() (see spikezip.train.Data)."
         )
     if torch.is_inference_mode_enabled():
         raise StageError("torch.inference_mode() makes no gradients, which training needs. Train outside of it.")
