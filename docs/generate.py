@@ -177,7 +177,8 @@ def fronts() -> str:
         averaged = "".join(f", moving average of the weights ({decay:g})" for decay in decays)
         told = (
             f"**{network} on {said['data']}** (`{path.name}`): each trained for {said['epochs']} epochs{further}"
-            f"{images}, batch {said['batch']}, AdamW {said['rate']:g}{averaged}{teacher}; {over_seeds(result['variants'])}."
+            f"{images}, batch {said['batch']}, AdamW {said['rate']:g}{averaged}{teacher}; "
+            f"{over_seeds(result['variants'])}."
         )
         parts.append(f"{told}\n\n{table(head, rows)}{provenance(result)}")
     return "\n".join(parts) or "*experiments/front.py has not been run yet.*\n"
