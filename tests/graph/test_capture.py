@@ -401,6 +401,14 @@ REFUSED = {
     "centring over the batch": (Model(lambda m, x: x - x.mean(0)), "'sub' .*mixes the samples.*BatchNorm in eval"),
     "maximum of the batch": (Model(lambda m, x: x / x.max()), "mixes the samples"),
     "minimum of the batch": (Model(lambda m, x: x - x.min()), "mixes the samples"),
+    "pixels of 0..255, if any is above 1": (
+        Model(lambda m, x: torch.where(x.max() > 1, x / 255, x)),
+        "'max_1' .*makes one value of the samples.*x.amax",
+    ),
+    "whether any sample is far out": (
+        Model(lambda m, x: torch.where((x > 90).any(), -x, x)),
+        "'any_1' .*makes one value of the samples",
+    ),
     "sums along the batch": (Model(lambda m, x: x.cumsum(0)), "mixes the samples"),
     "previous sample": (Model(lambda m, x: x + x.roll(1, 0)), "mixes the samples"),
     "an expert that takes few of the batch": (

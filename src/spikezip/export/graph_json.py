@@ -17,7 +17,7 @@ from spikezip.graph.network import Spec
 MOST_NODES = 50_000
 
 _ROW = {"op": str, "name": str, "target": str, "args": list, "kwargs": dict, "origin": str}
-_MARKS = {"neuron": str, "outer": bool, "inner": bool, "placed": bool}
+_MARKS = {"neuron": str, "outer": bool, "inner": bool, "placed": bool, "stretch": int}
 
 
 def write_graph(graph: fx.Graph) -> list[dict[str, Any]]:
@@ -42,6 +42,8 @@ def write_graph(graph: fx.Graph) -> list[dict[str, Any]]:
             row.update(outer=spec.outer, inner=spec.inner)
         if isinstance(spec, Spec) and spec.placed:
             row["placed"] = True
+        if isinstance(spec, Spec) and spec.stretch:
+            row["stretch"] = spec.stretch
         rows.append(row)
     return rows
 
@@ -166,7 +168,7 @@ def _meta(row: dict[str, Any]) -> dict[str, Any]:
     meta: dict[str, Any] = {"origin": origin}
     if neuron:
         meta["neuron"] = neuron
-    where = {key: row[key] for key in ("outer", "inner", "placed") if key in row}
+    where = {key: row[key] for key in ("outer", "inner", "placed", "stretch") if key in row}
     if where:
         # Where the batch lies cannot be told from shapes; shapes.annotate keeps these and finds the rest.
         meta["spec"] = Spec((), torch.float32, None, **where)

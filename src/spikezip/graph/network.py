@@ -109,6 +109,8 @@ class Spec:
         batch_dim: the dimension whose size grows with the batch; None for a value that does not depend on it.
         outer: the batch is the slowest index within that dimension (it may be merged with others, ``B * windows``).
         inner: it is the fastest (``tokens * B``). A dimension that is neither cannot hold time steps as well.
+        stretch: where it is neither (``rows * B * columns``), how many places of an image lie side by side: place ``i``
+            is image ``i // stretch % B``'s. 0 if it is one of both, or no such number tells.
         placed: a sample's part depends on its place in the batch, as ``arange(B)`` does, or on the other samples, as
             sums along the batch do. In a batch of which samples leave, or which holds time steps as well, it says
             something else.
@@ -120,6 +122,7 @@ class Spec:
     outer: bool = True
     inner: bool = False
     placed: bool = False
+    stretch: int = 0
 
     @property
     def numel(self) -> int:

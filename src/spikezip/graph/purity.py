@@ -17,6 +17,8 @@ from spikezip.graph.ops import Kind
 _CROWD = 256  # images among which one is looked at, where two cannot tell
 _CROWD_VALUES = 1 << 29  # of all nodes together; for large networks the crowd is smaller, but not below:
 _LEAST_CROWD = 8
+#: Operations that take shape and type of a value, and nothing of what it holds.
+_BLANK = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 
 
 class RandomInputError(CaptureError):
@@ -101,7 +103,8 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
             inner &= torch.equal(a[place::2], b[place::2])
             moved.append(a != b)
         if not outer:
-            node.meta["spec"] = replace(network.spec(node), outer=False, inner=inner)
+            stretch = 0 if inner else _stretch([[values[node].movedim(dim, 0) for values in pair] for pair in pairs])
+            node.meta["spec"] = replace(network.spec(node), outer=False, inner=inner, stretch=stretch)
             mixed.append(node)
         if not outer and not inner and (network.spec(node).shape[dim] == 1 or bool((moved[0] & moved[1]).any())):
             mingled.add(node)
@@ -118,6 +121,7 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
                 "answer. Normalise over channels or positions instead, or use BatchNorm in evaluation mode."
             )
 
+    _check_reductions(gm, [torch.cat(samples) for samples in zip(shared, first, strict=True)], pairs[0][0])
     alone = _check_size(gm, shared, pairs[0][0])
     _check_places(gm, [torch.cat(samples) for samples in zip(first, shared, strict=True)], pairs[0][0], pairs[1][0])
     for node, value in alone.items():
@@ -128,6 +132,43 @@ def refuse_batch_mixing(gm: fx.GraphModule) -> None:
     for node in mingled:
         node.meta["spec"] = replace(network.spec(node), placed=True)
     _check_crowd(gm, shared, alone, generator)
+
+
+def _stretch(pairs: list[list[Tensor]]) -> int:
+    """How many places of one of two samples lie side by side (see :class:`Spec`), of values that agree in the first
+    sample and of others that agree in the second; 0 if no number tells."""
+    size = len(pairs[0][0]) // 2
+    for stretch in range(2, size):
+        if size % stretch == 0 and all(
+            torch.equal(*(torch.nan_to_num(value).unflatten(0, (-1, 2, stretch))[:, place] for value in pair))
+            for place, pair in enumerate(pairs)
+        ):
+            return stretch
+    return 0
+
+
+def _check_reductions(gm: fx.GraphModule, batch: list[Tensor], found: dict[fx.Node, Tensor]) -> None:
+    """Refuse what all samples share and is made from them, such as their greatest value, where an answer goes by it.
+
+    Whether it is greater than 1, say, may be the same for all samples that were drawn: so each such value is changed,
+    and no output may move. ``found`` are all values of ``batch``.
+    """
+    for node in gm.graph.nodes:
+        value = found.get(node)
+        if value is None or node.op != "call_function" or "spec" not in node.meta:
+            continue
+        if network.spec(node).batch_dim is not None:
+            continue
+        reads = [n for n in node.all_input_nodes if "spec" in n.meta and network.spec(n).batch_dim is not None]
+        if not reads or network.op_name(node) in _BLANK or not (value.is_floating_point() or value.dtype is torch.bool):
+            continue
+        for other in [~value] if value.dtype is torch.bool else [torch.zeros_like(value), -1e3 * (value.abs() + 1)]:
+            changed = _values(gm, batch, lambda n, v, node=node, other=other: other if n is node else v)
+            if not all(_alike(changed[out], found[out]) for out in network.outputs(gm)):
+                raise CaptureError(
+                    f"The node {network.describe(node)} makes one value of the samples of a batch, and answers go by "
+                    "it: one image may change another's. Reckon within each image, x.amax((1, 2, 3)) and not x.max()."
+                )
 
 
 def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:

@@ -40,7 +40,7 @@ def annotate(gm: fx.GraphModule, *, anew: bool = True) -> None:
                 f"In {network.describe(node)} the batch enters two dimensions: samples are mixed, which is refused."
             )
         old = node.meta.get("spec")
-        where = (old.outer, old.inner, old.placed) if isinstance(old, Spec) else ()
+        where = (old.outer, old.inner, old.placed, old.stretch) if isinstance(old, Spec) else ()
         node.meta["spec"] = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None, *where)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
+from spikezip.graph.network import Spec
 from spikezip.kernels import exactly
 from spikezip.run.exit import EarlyExit, first_confident
 from spikezip.run.result import Observer, Run, State, outcome_of
@@ -98,6 +99,7 @@ def stepwise(
     negative: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
     settled_at = torch.full((images,), -1, dtype=torch.int64)
     exits = _Exits(early_exit, images) if early_exit else None
+    together = {str(node.target) for node, _ in network.modules_of(snn.graph, STBIF) if _untold(network.spec(node))}
     for t in range(1, steps + 1):
         moved = advance(t, tracers)
         outputs.append(outputs_first(snn.graph, moved.outputs, images))
@@ -106,7 +108,8 @@ def stepwise(
             move = (moved.after[name] - moved.before[name]).reshape(images, -1)
             spikes[name].append(move.abs().sum(1).to(torch.int64).cpu())
             negative[name].append(move.clamp(max=0).neg().sum(1).to(torch.int64).cpu())
-            behind |= moved.behind[name].reshape(images, -1).any(1).cpu()
+            late = moved.behind[name].reshape(images, -1).any(1).cpu()
+            behind |= late.any() if name in together else late
             if observe:
                 observe(name, t, everyone, moved.after[name].unsqueeze(0))
         tracers = moved.after
@@ -133,6 +136,11 @@ def stepwise(
         memory={} if exits else memory(),
         exited_at=exits.at if exits else None,
     )
+
+
+def _untold(spec: Spec) -> bool:
+    """Whether nobody knows which of a layer's neurons are which image's, so that all images settle together."""
+    return spec.batch_dim is not None and not (spec.outer or spec.inner or spec.stretch)
 
 
 class _Exits:

@@ -61,6 +61,9 @@ def images_first(value: Tensor, spec: Spec, images: int) -> Tensor:
         merged = value.shape[0] // images
         if spec.inner:
             return value.reshape(merged, images, *value.shape[1:]).movedim(1, 0)
+        if spec.stretch:
+            apart = value.reshape(merged // spec.stretch, images, spec.stretch, *value.shape[1:])
+            return apart.movedim(1, 0).flatten(1, 2)
         value = value.reshape(images, merged, *value.shape[1:])
     return value
 
@@ -81,6 +84,9 @@ def images_back(value: Tensor, spec: Spec) -> Tensor:
     """The inverse of :func:`images_first`."""
     dim = spec.batch_dim or 0
     if value.dim() > len(spec.shape):
-        value = value.movedim(0, 1) if spec.inner else value
-        value = value.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
+        merged = value.shape[0] * value.shape[1]
+        if spec.stretch:
+            value = value.unflatten(1, (-1, spec.stretch))
+        value = value.movedim(0, 1) if spec.inner or spec.stretch else value
+        value = value.reshape(merged, *value.shape[3 if spec.stretch else 2 :])
     return value.movedim(0, dim) if dim else value
