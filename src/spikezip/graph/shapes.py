@@ -40,8 +40,12 @@ def annotate(gm: fx.GraphModule, *, anew: bool = True) -> None:
                 f"In {network.describe(node)} the batch enters two dimensions: samples are mixed, which is refused."
             )
         old = node.meta.get("spec")
-        where = (old.outer, old.inner, old.placed, old.stretch) if isinstance(old, Spec) else ()
-        node.meta["spec"] = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None, *where)
+        found = Spec(tuple(one.shape), one.dtype, grows[0] if grows else None)
+        if isinstance(old, Spec):
+            parted = old.stretch > 0 and bool(grows) and one.shape[grows[0]] % old.stretch == 0
+            stretch = old.stretch if parted else 0
+            found = replace(found, outer=old.outer, inner=old.inner, placed=old.placed, stretch=stretch)
+        node.meta["spec"] = found
 
 
 def retype(gm: fx.GraphModule) -> None:
