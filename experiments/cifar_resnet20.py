@@ -81,11 +81,22 @@ def live(data_set: str, epochs: dict[int, int]) -> dict[str, str]:
     }
 
 
-LIVE = live("cifar10", {4: 10})
+LIVE = live("cifar10", {4: 10}) | {
+    "trajectory for t=4 (24 epochs, BatchNorm live), MS blocks, 6 levels from code 1, pulse": (
+        "cifar10-resnet20-t4-live-on"
+    )
+}
+LIVE_MEAN = {
+    "trajectory for t=4 (mean of 10 and 24 epochs, BatchNorm live), MS blocks, 6 levels from code 1, pulse": (
+        "cifar10-resnet20-t4-live-mean"
+    )
+}
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
-    "cifar10": Part("CIFAR-10", "pretrained", TRAINED | LIVE, KEPT, dict.fromkeys(LIVE, TAUGHT)),
-    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, live("cifar100", {2: 28, 4: 7})),
+    "cifar10": Part(
+        "CIFAR-10", "pretrained", TRAINED | LIVE, KEPT | LIVE_MEAN, dict.fromkeys(LIVE | LIVE_MEAN, TAUGHT)
+    ),
+    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, live("cifar100", {2: 28, 4: 21})),
 }
 
 
