@@ -68,7 +68,7 @@ def test_a_rules_refusal_stands_beside_the_place_and_ends_with_1(spikezip, monke
 
 
 def test_without_a_neuron_it_says_what_convert_says(spikezip, model_file):
-    refusal = "This network has no quantizer, so it would have no neuron."
+    refusal = "This network has no quantizer, so no neuron can be placed."
     done = spikezip("inspect", f"{model_file}:no_neuron")
     assert done.exit_code == 1
     assert refusal in done.stdout
