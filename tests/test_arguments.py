@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import spikezip
-from spikezip.errors import CalibrationError, InputError, StageError
+from spikezip.errors import CalibrationError, CaptureError, InputError, StageError
 from spikezip.measure import mean_codes
+from spikezip.quantize.calibrate import best_scale
 
 IMAGES = torch.rand(32, 4, generator=torch.Generator().manual_seed(0))
 
@@ -101,3 +102,57 @@ def test_each_network_on_the_way_is_told():
     floats = {}
     spikezip.convert(model(), IMAGES[:1], IMAGES, weight_bits=None, on_stage=floats.__setitem__)
     assert list(floats) == ["ANN", "QANN"]
+
+
+def test_the_mean_of_many_numbers_that_are_on_no_grid_is_not_cut_off():
+    """Interpolated codes are rounded to fixed point behind a sum whose reach follows from the mean's."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            larger = nn.functional.interpolate(self.conv(x).relu(), scale_factor=2, mode="bilinear")
+            return self.out(larger.mean((2, 3)))
+
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 32, 32) + torch.randn(32, 3, 1, 1)
+    network = Net().eval()
+    snn = spikezip.convert(network, images[:1], images, levels=8)
+    with torch.no_grad():
+        wanted = network(images)
+    away = (snn.qann(images) - wanted).square().mean().sqrt() / wanted.std()
+    assert away < 0.1
+    assert spikezip.verify(snn, images).equal
+
+
+@pytest.mark.parametrize("factor", [1e-23, 1.0, 1e20])
+def test_a_scale_is_found_whatever_the_size_of_values(factor):
+    values = torch.rand(10000, generator=torch.Generator().manual_seed(0))
+    scale = best_scale(values * factor, spikezip.Levels(0, 7)) / factor
+    assert scale == pytest.approx(best_scale(values, spikezip.Levels(0, 7)), rel=1e-5)
+
+
+def test_answers_of_yes_and_no_are_measured_without_accuracy():
+    class Answers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x) > 0
+
+    snn = spikezip.convert(Answers(), IMAGES[:1], IMAGES)
+    assert spikezip.measure(snn, IMAGES).content
+
+
+def test_capturing_leaves_the_generator_alone():
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x)
+
+    before = torch.get_rng_state()
+    with pytest.raises(CaptureError):
+        spikezip.capture(Noisy(), IMAGES[:2])
+    assert torch.equal(torch.get_rng_state(), before)

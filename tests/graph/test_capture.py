@@ -237,7 +237,6 @@ def test_where_the_batch_lies():
         (lambda x: x.reshape(-1, 3)[torch.arange(x.size(0)) * 4 + 2], {"arange", "mul", "add"}),
         (lambda x: x + torch.arange(4)[:, None] + x.new_ones(x.size(0))[:, None, None], set()),
         (lambda x: x * ((x[:, :1, :1] > -9).long().cumsum(0) <= 900), {"cumsum"}),
-        (lambda x: x * ((x > -9).sum() <= 9000), {"sum"}),
         (
             lambda x: (
                 x.unflatten(1, (2, 2)).transpose(0, 1).flatten(0, 2).abs().unflatten(0, (2, -1, 2)).transpose(0, 1)
@@ -421,7 +420,15 @@ REFUSED = {
         ),
         "'cumsum' .*mixes the samples of a batch: among 256",
     ),
-    "a number of samples": (Model(lambda m, x: x * ((x > -9).sum() <= 60)), "'sum_1' .*among 256"),
+    "a number of samples": (Model(lambda m, x: x * ((x > -9).sum() <= 60)), "'sum_1' .*makes one value of the samples"),
+    "a larger number of samples than is tried": (
+        Model(lambda m, x: x * ((x > -9).sum() <= 9000)),
+        "'sum_1' .*makes one value of the samples",
+    ),
+    "whether any number is above 1": (
+        Model(lambda m, x: torch.where((x > 1).sum() > 0, x / 255, x)),
+        "'sum_1' .*makes one value of the samples",
+    ),
     "the size of a large batch": (Model(lambda m, x: x / max(x.shape[0], 20)), "mixes the samples.*among 256"),
     "the size of a larger batch than is tried": (
         Model(lambda m, x: x / max(x.shape[0], 300)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import spikezip
 from spikezip.graph import network
-from spikezip.run import Engine, Settled, execute
+from spikezip.run import Engine, Settled, State, execute
 from spikezip.spike.neuron import STBIF
 
 
@@ -76,3 +76,6 @@ def test_where_nobody_knows_whose_a_neuron_is_all_settle_together(images, engine
         node.meta["spec"] = spec if spec.outer else replace(spec, stretch=0)
     run = execute(snn, images, engine=engine, early_exit=Settled())
     assert torch.equal(run.answer, snn.qann(images))
+    state = execute(snn, images, engine=engine).state
+    again = execute(snn, images.flip(0), engine=engine, state=State(state.tracers, state.memory), batch=4)
+    assert torch.equal(again.answer, snn.qann(images.flip(0))) or engine is Engine.REFERENCE

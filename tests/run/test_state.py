@@ -39,6 +39,31 @@ def test_a_state_of_another_network_is_refused(snn):
         execute(snn, torch.rand(4, 6), 1, state=State({"other": torch.zeros(4, 12)}))
 
 
+@pytest.mark.parametrize("engine", list(Engine))
+def test_the_state_of_a_network_of_other_weights_ends_at_the_right_answer(snn, engine):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    images = torch.rand(32, 6)
+    other = spikezip.convert(model, images[:1], images)
+    run = execute(other, images, engine=engine, state=execute(snn, images, engine=engine).state)
+    assert run.outcome is Outcome.SETTLED
+    assert torch.equal(run.answer, other.qann(images))
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+def test_a_state_that_does_not_belong_is_refused(snn, engine):
+    images = torch.rand(4, 6)
+    run = execute(snn, images, engine=engine)
+    more = State({**run.codes, "other": run.codes["1"]})
+    with pytest.raises(InputError, match="tracers of 'other', which this network has not"):
+        execute(snn, images, engine=engine, state=more)
+    with pytest.raises(InputError, match="no tracers of layer '1'"):
+        execute(snn, images, engine=engine, state=State({name: codes > 0 for name, codes in run.codes.items()}))
+    memory = execute(snn, torch.rand(9, 6), engine=Engine.EVENT).memory
+    with pytest.raises(InputError, match="memory is not of 4 images"):
+        execute(snn, images, engine=engine, state=State(run.codes, memory))
+
+
 def test_what_is_no_state_is_refused(snn):
     images = torch.rand(4, 6)
     run = execute(snn, images, 2)

@@ -48,6 +48,7 @@ def accuracy(model: nn.Module, spec: Spec, images: Tensor, labels: Tensor) -> fl
     right = 0
     for some, wanted in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
         found = images_first(answers(model, some), spec, len(some))
+        found = found.byte() if found.dtype is torch.bool else found
         right += int((found.argmax(-1) == wanted).sum())
     return right / len(labels)
 

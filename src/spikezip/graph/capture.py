@@ -138,6 +138,7 @@ _EXTREMES = {_aten.max.dim: _aten.amax.default, _aten.min.dim: _aten.amin.defaul
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
+@torch.random.fork_rng(devices=[])
 def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphModule:
     """Capture a trained model as a graph that later stages can read and rewrite.
 

@@ -160,15 +160,27 @@ def _check_reductions(gm: fx.GraphModule, batch: list[Tensor], found: dict[fx.No
         if network.spec(node).batch_dim is not None:
             continue
         reads = [n for n in node.all_input_nodes if "spec" in n.meta and network.spec(n).batch_dim is not None]
-        if not reads or network.op_name(node) in _BLANK or not (value.is_floating_point() or value.dtype is torch.bool):
+        if not reads or network.op_name(node) in _BLANK or value.is_complex():
             continue
-        for other in [~value] if value.dtype is torch.bool else [torch.zeros_like(value), -1e3 * (value.abs() + 1)]:
-            changed = _values(gm, batch, lambda n, v, node=node, other=other: other if n is node else v)
+        for other in _others(value):
+            try:
+                changed = _values(gm, batch, lambda n, v, node=node, other=other: other if n is node else v)
+            except RandomInputError:  # a place that there is not, say
+                continue
             if not all(_alike(changed[out], found[out]) for out in network.outputs(gm)):
                 raise CaptureError(
                     f"The node {network.describe(node)} makes one value of the samples of a batch, and answers go by "
                     "it: one image may change another's. Reckon within each image, x.amax((1, 2, 3)) and not x.max()."
                 )
+
+
+def _others(value: Tensor) -> list[Tensor]:
+    """Values unlike this one."""
+    if value.dtype is torch.bool:
+        return [~value]
+    if value.is_floating_point():
+        return [torch.zeros_like(value), -1e3 * (value.abs() + 1)]
+    return [torch.zeros_like(value), torch.full_like(value, min(torch.iinfo(value.dtype).max, 10_000))]
 
 
 def _check_size(gm: fx.GraphModule, sample: list[Tensor], together: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:

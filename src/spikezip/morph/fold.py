@@ -72,7 +72,7 @@ def keep_batch_norm(gm: fx.GraphModule) -> int:
         assert isinstance(source, fx.Node)
         kind = _MODULES[len(network.spec(source).shape)]
         rate = None if node.meta.get("cumulative") else float(momentum)  # type: ignore[arg-type]
-        module = kind(len(mean), float(eps), rate).to(mean.dtype).eval()  # type: ignore[arg-type]
+        module = kind(len(mean), float(eps), rate).to(mean.device, mean.dtype).eval()  # type: ignore[arg-type]
         values = {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": var}
         for name, value in values.items():
             if value is not None:

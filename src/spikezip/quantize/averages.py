@@ -29,11 +29,15 @@ def spell_averages(gm: fx.GraphModule) -> int:
             if found is None:
                 continue
             total, sizes = found
+            if total is not node.args[0]:  # how far it goes follows from how far the average went
+                total.meta["averages"] = node.name, sizes if isinstance(sizes, int) else int(sizes.max())
             factor: Any = 1.0 / sizes if isinstance(sizes, int) else None
             if isinstance(sizes, Tensor):
                 inverse = (1.0 / sizes).to(network.spec(node).dtype)
                 factor = rewrite.new_constant(gm, f"{network.origin(node)}.factor", inverse, like=node)
             new = rewrite.call(gm, _aten.mul.Tensor, (total, factor), like=node) if factor != 1.0 else total
+            if new is not total:
+                new.meta["averages"] = node.name, 1
         new.meta.setdefault("spec", network.spec(node))  # an average of it may be next
         rewrite.replace(node, new)
         count += 1

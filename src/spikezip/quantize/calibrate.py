@@ -253,6 +253,9 @@ def best_scale(values: Tensor, levels: Levels) -> float:
     1.0
     """
     values = values.float()
+    _, exponent = torch.frexp(values.abs().max())
+    unit = 2.0 ** int(exponent)  # exact, and squares of what is left neither overflow nor vanish
+    values = torch.ldexp(values, -exponent)
     target = values.clamp(min=0) if levels.lowest == 0 else values
     top = float(target.max()) / levels.highest if levels.highest else 0.0
     bottom = float(target.min()) / levels.lowest if levels.lowest else 0.0
@@ -270,4 +273,4 @@ def best_scale(values: Tensor, levels: Levels) -> float:
     best = min(range(count), key=errors.__getitem__)
     low, high = coarse[max(best - 1, 0)], coarse[min(best + 1, count - 1)]
     fine = [low + (high - low) * i / 32 for i in range(33)]
-    return min([coarse[best], *fine], key=error)
+    return min([coarse[best], *fine], key=error) * unit

@@ -127,10 +127,17 @@ def _reaches(gm: fx.GraphModule, units: dict[fx.Node, float]) -> dict[fx.Node, f
     """How far values went on the calibration data, each in its unit."""
     known = network.note(gm, "ranges") or {}
     found = {}
+
+    def reach(node: Any) -> float | None:
+        name, times = node.meta.get("averages", (node.name, 1)) if isinstance(node, fx.Node) else ("", 1)
+        return known[name] * times if name in known else None
+
     for node in gm.graph.nodes:
-        source = node if node.name in known or network.op_name(node) != "mul" else node.args[0]  # made for another unit
-        if node in units and isinstance(source, fx.Node) and source.name in known:
-            found[node] = known[source.name] / units[node]
+        far = reach(node)
+        if far is None and network.op_name(node) == "mul":  # made for another unit
+            far = reach(node.args[0])
+        if node in units and far is not None:
+            found[node] = far / units[node]
     return found
 
 

@@ -97,7 +97,7 @@ def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
     nodes = {str(n.target): n for n in snn.graph.graph.nodes if n.op == "call_module"}
     for name, neuron in snn.layers:
         tracer = state.tracers.get(name)
-        if not isinstance(tracer, Tensor):
+        if not isinstance(tracer, Tensor) or tracer.dtype is torch.bool:
             raise InputError(f"The state has no tracers of layer {name!r}: it is another network's. Start without it.")
         wanted = (images, *tracer_shape(network.spec(nodes[name])))
         if tracer.shape != wanted:
@@ -111,6 +111,13 @@ def _check_state(snn: SpikingNetwork, state: State, images: int) -> None:
                 f"The state's tracers of layer {name!r} are not all whole numbers in {lowest}..{highest}. Start from "
                 "the state of a run."
             )
+    if others := state.tracers.keys() - dict(snn.layers).keys():
+        raise InputError(
+            f"The state has tracers of {min(others)!r}, which this network has not: it is another network's. Start "
+            "without it."
+        )
+    if any(len(kept) != images for kept in state.memory.values()):
+        raise InputError(f"The state's memory is not of {images} images. Go on with the images it came from.")
 
 
 def check_steps(snn: SpikingNetwork, steps: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.kernels import exactly
 from spikezip.run.exit import EarlyExit
-from spikezip.run.reference import Moved, stepwise
+from spikezip.run.reference import Moved, is_untold, stepwise
 from spikezip.run.result import Observer, Run, State
 from spikezip.run.rules import Rule, Rules, rules
 from spikezip.run.step import at_share, bias_of, images_back, images_first, shaped_bias, without_bias
@@ -110,6 +111,7 @@ class _Machine:
         self.bare: dict[fx.Node, Tensor] = {}  # sums without their bias, where only the bias is off the grid
         self.membranes: dict[str, Tensor] = {}
         self.delivered = 0.0  # share of the biases
+        self.share = f"{_SHARE} {_fingerprint(snn.graph)}"  # what another network kept is not ours
         self.fresh = True  # nothing has been sent yet
         if state is not None and state.memory:
             self._recall(state.memory)
@@ -132,7 +134,9 @@ class _Machine:
 
     def memory(self) -> dict[str, Tensor]:
         """All that is kept, images first, to go on from; nothing where a value does not keep an image's together."""
-        kept: dict[str, Tensor] = {_SHARE: torch.full((self.images,), self.delivered, dtype=torch.float64)}
+        if any(is_untold(network.spec(node)) for node, _ in network.modules_of(self.snn.graph, STBIF)):
+            return {}
+        kept: dict[str, Tensor] = {self.share: torch.full((self.images,), self.delivered, dtype=torch.float64)}
         for suffix, values in (("", self.total), (_BARE, self.bare)):
             for node, value in values.items():
                 spec = node.meta.get("spec")
@@ -143,13 +147,13 @@ class _Machine:
 
     def _recall(self, memory: Mapping[str, Tensor]) -> None:
         rule = self.rules.of
-        wanted = {_SHARE, *(node.name for node in self.rules.kept)}
+        wanted = {self.share, *(node.name for node in self.rules.kept)}
         wanted |= {node.name + _BARE for node in rule if rule[node] is Rule.RELEASED}
         wanted |= {str(node.target) + _MEMBRANE for node in rule if rule[node] is Rule.MEMBRANE}
         if memory.keys() != wanted:  # of a run by other rules (another release of the biases): all is sent anew
             return
         self.fresh = False
-        self.delivered = float(memory[_SHARE][0])
+        self.delivered = float(memory[self.share][0])
         for node in rule:
             if rule[node] is Rule.MEMBRANE:
                 self.membranes[str(node.target)] = memory[str(node.target) + _MEMBRANE]
@@ -157,6 +161,14 @@ class _Machine:
                 self.bare[node] = images_back(memory[node.name + _BARE], network.spec(node))
             if node in self.rules.kept:
                 self.total[node] = images_back(memory[node.name], network.spec(node))
+
+
+def _fingerprint(graph: fx.GraphModule) -> str:
+    """Of all that a network has stored."""
+    stored = (t.detach() for t in graph.state_dict().values())
+    reals = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in stored)
+    sums = [(float(t.double().sum()), float(t.double().square().sum())) for t in reals]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
 
 @dataclass

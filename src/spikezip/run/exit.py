@@ -121,7 +121,7 @@ def check_exit(rule: object) -> None:
 
 def are_logits(logits: Tensor) -> bool:
     """Whether these are real ``[T, B, C]`` of 2 classes or more: the greatest of one value says nothing."""
-    return logits.dim() == 3 and logits.shape[-1] >= 2 and not logits.is_complex()
+    return logits.dim() == 3 and logits.shape[-1] >= 2 and not logits.is_complex() and logits.dtype is not torch.bool
 
 
 def check_logits(logits: Tensor) -> None:

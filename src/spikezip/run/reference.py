@@ -99,7 +99,7 @@ def stepwise(
     negative: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
     settled_at = torch.full((images,), -1, dtype=torch.int64)
     exits = _Exits(early_exit, images) if early_exit else None
-    together = {str(node.target) for node, _ in network.modules_of(snn.graph, STBIF) if _untold(network.spec(node))}
+    together = {str(node.target) for node, _ in network.modules_of(snn.graph, STBIF) if is_untold(network.spec(node))}
     for t in range(1, steps + 1):
         moved = advance(t, tracers)
         outputs.append(outputs_first(snn.graph, moved.outputs, images))
@@ -138,7 +138,7 @@ def stepwise(
     )
 
 
-def _untold(spec: Spec) -> bool:
+def is_untold(spec: Spec) -> bool:
     """Whether nobody knows which of a layer's neurons are which image's, so that all images settle together."""
     return spec.batch_dim is not None and not (spec.outer or spec.inner or spec.stretch)
 

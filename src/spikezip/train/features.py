@@ -51,7 +51,7 @@ def distance(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
     as nothing is relative to that. A mean over samples is the same however a batch is cut."""
     parts = []
     for f, w in zip(found, wanted, strict=True):
-        away, size = ((x * x).flatten(1).sum(1) for x in (f - w, w))
+        away, size = ((x * x).reshape(len(x), -1).sum(1) for x in (f - w, w))
         parts.append((away / size.masked_fill(size == 0, float("inf"))).mean())
     return torch.stack(parts).mean()
 
