@@ -638,8 +638,13 @@ class Answering(nn.Module):
 
 @pytest.mark.parametrize(
     "function",
-    [lambda h: torch.exp(3 * h + 15.2), lambda h: torch.exp(3 * h + 40), lambda h: torch.sigmoid(5 * h - 18)],
-    ids=["great", "greater", "small"],
+    [
+        lambda h: torch.exp(3 * h + 15.2),
+        lambda h: torch.exp(3 * h + 40),
+        lambda h: torch.sigmoid(5 * h - 18),
+        lambda h: torch.exp(3 * h.expand(-1, 2) + 40).mean(1),
+    ],
+    ids=["great", "greater", "small", "an average"],
 )
 def test_answers_of_any_size_have_room(function):
     """The output's point is where the values on the calibration data want it; others may go much farther."""
@@ -653,16 +658,9 @@ def test_answers_of_any_size_have_room(function):
     assert verify(spike(integer), more).equal
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda h: torch.cat([torch.exp(3 * h + 40), torch.sigmoid(h)], 1),
-        lambda h: torch.exp(h.expand(-1, 2) + 20).mean(1),
-    ],
-    ids=["unlike", "not known"],
-)
-def test_answers_that_no_point_goes_with_are_told(function):
+def test_answers_that_no_point_goes_with_are_told():
     torch.manual_seed(0)
-    model, images = Answering(function), torch.randn(64, 4)
+    model = Answering(lambda h: torch.cat([torch.exp(3 * h + 40), torch.sigmoid(h)], 1))
+    images = torch.randn(64, 4)
     with pytest.warns(UserWarning, match=r"too great, or of too unlike size, for the fixed point in which an output"):
         convert(model, images[:1], images, levels=64, weight_bits=16)
