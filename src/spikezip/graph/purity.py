@@ -17,8 +17,6 @@ from spikezip.graph.ops import Kind
 _CROWD = 256  # images among which one is looked at, where two cannot tell
 _CROWD_VALUES = 1 << 29  # of all nodes together; for large networks the crowd is smaller, but not below:
 _LEAST_CROWD = 8
-#: Operations that take shape and type of a value, and nothing of what it holds.
-_BLANK = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 
 
 class RandomInputError(CaptureError):
@@ -160,7 +158,7 @@ def _check_reductions(gm: fx.GraphModule, batch: list[Tensor], found: dict[fx.No
         if network.spec(node).batch_dim is not None:
             continue
         reads = [n for n in node.all_input_nodes if "spec" in n.meta and network.spec(n).batch_dim is not None]
-        if not reads or network.op_name(node) in _BLANK or value.is_complex():
+        if not reads or ops.kind(node) is Kind.CONSTANT or value.is_complex():
             continue
         for other in _others(value):
             try:

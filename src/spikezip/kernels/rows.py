@@ -284,7 +284,7 @@ def union(maps: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
     return map, [m.T.flatten()[of_images] for m in maps]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def every_row(steps: int, images: int) -> Tensor:
     """The map of values that have a row for each image at each step, whether it changed or not; one step's together."""
     return torch.arange(steps * images).reshape(steps, images)

@@ -15,8 +15,16 @@ from spikezip.graph import network
 from spikezip.graph.network import Spec
 from spikezip.kernels import Apart, Joined, Moves, Rows, Sum, gather, max_pool2d, scan, to_device, union
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
-from spikezip.run.plan import Plan, is_plain, is_size, scattered
-from spikezip.run.step import bias_of, images_back, images_first, operation_of, shaped_bias, without_bias
+from spikezip.run.plan import Plan, is_plain, is_size
+from spikezip.run.step import (
+    bias_of,
+    images_back,
+    images_first,
+    operation_of,
+    scattered,
+    shaped_bias,
+    without_bias,
+)
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,10 +17,19 @@ from spikezip.graph import network, ops
 from spikezip.graph.ops import Kind
 from spikezip.kernels import exactly
 from spikezip.run.exit import EarlyExit
-from spikezip.run.reference import Moved, is_untold, stepwise
+from spikezip.run.reference import Moved, stepwise
 from spikezip.run.result import Observer, Run, State
 from spikezip.run.rules import Rule, Rules, rules
-from spikezip.run.step import at_share, bias_of, images_back, images_first, shaped_bias, without_bias
+from spikezip.run.step import (
+    at_share,
+    bias_of,
+    images_back,
+    images_first,
+    scattered,
+    shaped_bias,
+    untold,
+    without_bias,
+)
 from spikezip.spike.neuron import STBIF, membrane_step
 from spikezip.spike.swap import SpikingNetwork
 
@@ -111,10 +121,14 @@ class _Machine:
         self.bare: dict[fx.Node, Tensor] = {}  # sums without their bias, where only the bias is off the grid
         self.membranes: dict[str, Tensor] = {}
         self.delivered = 0.0  # share of the biases
-        self.share = f"{_SHARE} {_fingerprint(snn.graph)}"  # what another network kept is not ours
         self.fresh = True  # nothing has been sent yet
         if state is not None and state.memory:
             self._recall(state.memory)
+
+    @cached_property
+    def share(self) -> str:
+        """What the share is kept as: what another network kept is not ours."""
+        return f"{_SHARE} {_fingerprint(self.snn.graph)}"
 
     def step(self, t: int, inputs: tuple[Tensor, ...], tracers: Mapping[str, Tensor]) -> Moved:
         """One step: what every neuron did, and the outputs."""
@@ -134,13 +148,13 @@ class _Machine:
 
     def memory(self) -> dict[str, Tensor]:
         """All that is kept, images first, to go on from; nothing where a value does not keep an image's together."""
-        if any(is_untold(network.spec(node)) for node, _ in network.modules_of(self.snn.graph, STBIF)):
+        if any(untold(network.spec(node)) for node, _ in network.modules_of(self.snn.graph, STBIF)):
             return {}
         kept: dict[str, Tensor] = {self.share: torch.full((self.images,), self.delivered, dtype=torch.float64)}
         for suffix, values in (("", self.total), (_BARE, self.bare)):
             for node, value in values.items():
                 spec = node.meta.get("spec")
-                if spec is None or spec.batch_dim is None or not (spec.outer or spec.inner):
+                if spec is None or spec.batch_dim is None or scattered(spec):
                     return {}
                 kept[node.name + suffix] = images_first(value, spec, self.images)
         return {**kept, **{name + _MEMBRANE: v for name, v in self.membranes.items()}}

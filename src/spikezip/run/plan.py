@@ -15,7 +15,7 @@ from spikezip.graph.network import Spec
 from spikezip.graph.ops import Kind
 from spikezip.kernels import SMOOTH, Smooth, Synapse, pack
 from spikezip.quantize.grid import FLOAT32_BITS, FixedPoint
-from spikezip.run.step import bias_of
+from spikezip.run.step import bias_of, scattered
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork, tracer_shape
 
@@ -288,11 +288,6 @@ def _constants(gm: fx.GraphModule) -> dict[fx.Node, Tensor]:
 def is_size(node: fx.Node) -> bool:
     """Whether a node computes a size, which follows from the number of rows alone."""
     return node.op == "call_function" and "spec" not in node.meta and ops.kind(node) is Kind.SIZE
-
-
-def scattered(spec: Spec) -> bool:
-    """Whether the images are neither the slowest nor the fastest index, so that rows cannot be told apart."""
-    return spec.batch_dim is not None and not (spec.outer or spec.inner)
 
 
 def is_plain(spec: Spec) -> bool:

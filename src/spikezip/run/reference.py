@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network
-from spikezip.graph.network import Spec
 from spikezip.kernels import exactly
 from spikezip.run.exit import EarlyExit, first_confident
 from spikezip.run.result import Observer, Run, State, outcome_of
-from spikezip.run.step import at_share, images_back, images_first, outputs_first
+from spikezip.run.step import at_share, images_back, images_first, outputs_first, untold
 from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
@@ -99,7 +98,7 @@ def stepwise(
     negative: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
     settled_at = torch.full((images,), -1, dtype=torch.int64)
     exits = _Exits(early_exit, images) if early_exit else None
-    together = {str(node.target) for node, _ in network.modules_of(snn.graph, STBIF) if is_untold(network.spec(node))}
+    together = {str(node.target) for node, _ in network.modules_of(snn.graph, STBIF) if untold(network.spec(node))}
     for t in range(1, steps + 1):
         moved = advance(t, tracers)
         outputs.append(outputs_first(snn.graph, moved.outputs, images))
@@ -136,11 +135,6 @@ def stepwise(
         memory={} if exits else memory(),
         exited_at=exits.at if exits else None,
     )
-
-
-def is_untold(spec: Spec) -> bool:
-    """Whether nobody knows which of a layer's neurons are which image's, so that all images settle together."""
-    return spec.batch_dim is not None and not (spec.outer or spec.inner or spec.stretch)
 
 
 class _Exits:

@@ -68,6 +68,16 @@ def images_first(value: Tensor, spec: Spec, images: int) -> Tensor:
     return value
 
 
+def scattered(spec: Spec) -> bool:
+    """Whether the images are neither the slowest nor the fastest index, so that rows cannot be told apart."""
+    return spec.batch_dim is not None and not (spec.outer or spec.inner)
+
+
+def untold(spec: Spec) -> bool:
+    """Whether nobody knows which of a layer's neurons are which image's, so that all images settle together."""
+    return scattered(spec) and not spec.stretch
+
+
 def pieces(inputs: tuple[Tensor, ...], batch: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """So many images of every input at a time, each time with the number of the first."""
     for start in range(0, inputs[0].shape[0], batch):

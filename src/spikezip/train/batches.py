@@ -109,12 +109,8 @@ class TensorBatches:
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in an order drawn from (seed, epoch); ``augment`` has nothing to do for plain tensors."""
-        indices = self._indices(split)
-        if shuffle:
-            indices = indices[torch.randperm(len(indices), generator=_generator(seed, epoch))]
-        stop = len(indices) // batch_size * batch_size if drop_last else len(indices)
-        for i in range(start * batch_size, stop, batch_size):
-            mine = indices[i : i + batch_size][rank::world_size]
+        order = _order(self.count(split), seed, epoch) if shuffle else slice(None)
+        for mine in _parts(self._indices(split)[order], batch_size, drop_last, rank, world_size, start):
             yield self.images[mine].to(device), self.labels[mine].to(device)
 
     def _indices(self, split: str) -> Tensor:
@@ -192,16 +188,10 @@ class DatasetBatches:
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in an order drawn from (seed, epoch)."""
-        dataset = self._dataset(split)
         count = self.count(split)
-        indices = torch.arange(count)
-        if shuffle:
-            indices = torch.randperm(count, generator=_generator(seed, epoch))
-        stop = count // batch_size * batch_size if drop_last else count
-        mine = [
-            indices[i : i + batch_size][rank::world_size].tolist() for i in range(start * batch_size, stop, batch_size)
-        ]
-        drawn = _Drawn(dataset, seed, epoch)
+        indices = _order(count, seed, epoch) if shuffle else torch.arange(count)
+        mine = [part.tolist() for part in _parts(indices, batch_size, drop_last, rank, world_size, start)]
+        drawn = _Drawn(self._dataset(split), seed, epoch)
         own = torch.Generator()  # of its workers' seeds; the usual one is the user's
         for images, labels in DataLoader(drawn, batch_sampler=mine, num_workers=self.workers, generator=own):
             yield images.to(device), labels.to(device)
@@ -237,6 +227,20 @@ def _drawing(seed: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """The places of so many images, mixed."""
+    return torch.randperm(count, generator=_generator(seed, epoch))
+
+
+def _parts(
+    indices: Tensor, batch_size: int, drop_last: bool, rank: int, world_size: int, start: int
+) -> Iterator[Tensor]:
+    """What one of several processes takes of each batch."""
+    stop = len(indices) // batch_size * batch_size if drop_last else len(indices)
+    for i in range(start * batch_size, stop, batch_size):
+        yield indices[i : i + batch_size][rank::world_size]
 
 
 def stream(*numbers: int) -> int:
