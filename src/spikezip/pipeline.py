@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from spikezip.errors import InputError, StageError
 from spikezip.graph import capture, network
-from spikezip.kernels import default_device
+from spikezip.graph.modes import building, default_device
 from spikezip.levels import Levels
 from spikezip.measure import Certificate, Record, default_engine, mean_codes, measure, verify
 from spikezip.morph import Morph, morph
@@ -32,6 +32,7 @@ _FARTHEST = 1.0  #: of it, that few levels change without a word
 _ENOUGH, _FEW = 16, 64  #: images, and answers of each, for which every answer is looked at by itself
 
 
+@building()
 def convert(
     model: nn.Module,
     example: Tensor | Sequence[Tensor],

@@ -103,6 +103,16 @@ def test_products_are_spelled_out(function, spelled):
     torch.testing.assert_close(ann(images), model(images), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("divided", [lambda h: 3 * h // 1, lambda h: h // h.abs().mean(1, keepdim=True)])
+def test_whole_quotients_have_a_gradient(divided):
+    """That of floor(): 0. ``aten.floor_divide`` has none."""
+    model, images = Model(lambda m, x: m.lin(x) + divided(m.lin(x)), lin=nn.Linear(4, 4)), torch.randn(3, 4)
+    ann = capture(model, images)
+    assert torch.equal(ann(images), model(images))
+    ann(images).sum().backward()
+    assert torch.equal(ann.get_parameter("lin.weight").grad, images.sum(0).expand(4, 4))
+
+
 def test_classes_of_a_given_number_have_a_fixed_shape():
     model, images = (
         Model(lambda m, x: m.lin(x)[..., None] * F.one_hot(x.argmax(1), 5)[:, None], lin=nn.Linear(5, 3)),

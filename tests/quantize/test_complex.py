@@ -132,3 +132,16 @@ def test_complex_weights_that_multiply_real_codes_are_refused_by_name(how):
 def test_complex_weights_are_refused_by_name():
     with pytest.raises(StageError, match=r"'fft_rfft'.*complex numbers that weights multiply"):
         convert(Mixed().eval(), IMAGES[:2], IMAGES)
+
+
+def test_inputs_may_be_conjugates_not_yet_computed():
+    class Analog(Between):
+        def forward(self, z: Tensor) -> Tensor:
+            return self.last(F.relu(self.first(torch.view_as_real(z).flatten(1))))
+
+    z = torch.randn(16, 3, dtype=torch.complex64)
+    lazy, whole = z.conj(), z.conj().resolve_conj()
+    assert lazy.is_conj()
+    snn, wanted = (convert(Analog(), x[:1], x) for x in (lazy, whole))
+    assert torch.equal(snn.run(lazy).answer, wanted.run(whole).answer)
+    assert verify(snn, lazy).equal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from random_networks import shuffle_statistics
+from spikezip import convert
 from spikezip.graph import capture
 from spikezip.morph import Morph, morph
 from spikezip.quantize import quantize, to_integer
@@ -101,3 +102,52 @@ def test_it_is_no_small_matter(snn: SpikingNetwork, images: Tensor, wanted: tupl
     assert len(wanted[1].unique()) > 1
     assert int(wanted[1].min()) > 1
     assert len(wanted[0].unique(dim=0)) == IMAGES
+
+
+class Stepped(nn.Module):
+    """A layer, a GroupNorm, and what jumps where its values move by their last bit."""
+
+    def __init__(self, jump: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.layer, self.norm, self.jump, self.head = nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6), jump, nn.Linear(6 * 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.jump(self.norm(F.relu(self.layer(x)))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "jump",
+    [
+        torch.sign,
+        torch.floor,
+        lambda y: (y >= 0).float(),
+        lambda y: torch.div(y, 0.5, rounding_mode="floor"),
+        lambda y: y.flatten(2).sort(stable=True, dim=-1)[1].unflatten(2, (8, 8)) / 64,
+        lambda y: y.int() + y.argmax(2, keepdim=True) / 8,
+    ],
+    ids=["sign", "floor", "ge", "div", "sort", "int and argmax"],
+)
+def test_steps_behind_a_function(jump: Callable[[Tensor], Tensor]):
+    """On an even image a channel is at its group's mean but for a last bit, which engines round each their way."""
+    torch.manual_seed(0)
+    levels = torch.randint(0, 3, (32, 3, 1, 1), generator=torch.Generator().manual_seed(1))
+    images = (levels / 2).expand(32, 3, 8, 8).clone()
+    snn = convert(Stepped(jump).eval(), images[:1], images, levels=5)
+    truth = snn.qann(images)
+    for engine in Engine:
+        assert torch.equal(execute(snn, images, engine=engine).answer, truth), engine
+
+
+def test_what_is_infinite_stays_so_behind_a_function():
+    """Rounded to fixed point it would be a number, and equal to no infinity."""
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 8, 8)
+
+    def hidden(y: Tensor) -> Tensor:
+        masked = y.masked_fill(y < 0.2, -torch.inf)
+        return torch.where(masked == -torch.inf, -1.0, masked)
+
+    model = Stepped(hidden).eval()
+    snn = convert(model, images[:1], images, levels=32)
+    with torch.no_grad():
+        assert float((snn.qann(images) - model(images)).abs().mean()) < 0.1

@@ -173,7 +173,8 @@ def test_what_settles_is_equal(images: Tensor):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": ()}, "give weights, 0 or more, and not 0 all of them"),
+        ({"steps": ()}, "give one for each step, as .*, 0 or more, and not 0 all of them"),
+        ({"steps": 2}, "The steps. weights are 2"),
         ({"steps": (0, 0)}, "not 0 all of them"),
         ({"steps": (1, -1)}, "0 or more"),
         ({"steps": (1, 1), "encoding": Even(2)}, r"At step 1 the input has not all arrived with Even\(release=2\)"),
@@ -209,3 +210,18 @@ def test_a_recipe_for_a_trajectory_begins_with_them(original: fx.GraphModule, im
     assert same(begun({**lines, "stage": "qat"}), settled)
     assert same(begun({**trajectory, "steps": [1, 1], "encoding": "even:2"}), settled)
     assert not same(early, settled)
+
+
+def test_steps_that_cannot_share_a_batch_are_refused_as_such():
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pixels = F.relu(self.conv(x)).permute(2, 0, 3, 1).reshape(-1, 4)
+            return self.out(pixels).view(8, x.shape[0], 8, 3).mean((0, 2))
+
+    images = torch.randn(8, 3, 8, 8)
+    with pytest.raises(StageError, match=r"view.*merges the batch .* its first steps cannot .* leave fit_steps out"):
+        convert(Between(), images[:1], images, fit_steps=(0, 1))

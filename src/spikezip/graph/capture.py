@@ -27,6 +27,7 @@ from torch.utils._sympy.functions import Max, Min
 from spikezip.errors import CaptureError, InputError, StageError
 from spikezip.graph import network, purity, rewrite, shapes
 from spikezip.graph.batch_size import FixedBatchError, FreeBatch
+from spikezip.graph.modes import default_device
 from spikezip.graph.network import InputSpec, Stage
 from spikezip.graph.picks import spell_picks
 from spikezip.graph.quiet import evaluating, quiet
@@ -94,12 +95,18 @@ def _copy(x: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 _decompositions = core_aten_decompositions()
-#: Operations that hide products, a fixed shape, or a mere place: spelled out, so that these receive spikes, are counted
-#: and can be saved.
+#: Operations that hide products, a fixed shape, or a mere place, or have no derivative: spelled out, so that these
+#: receive spikes, are counted, and can be saved and trained.
 _SPELLED = {
     **{
         op: _decompositions[op]
-        for op in (_aten.einsum.default, _aten.inner.default, _aten.tensordot.default, _aten.glu.default)
+        for op in (
+            _aten.einsum.default,
+            _aten.inner.default,
+            _aten.tensordot.default,
+            _aten.glu.default,
+            _aten.floor_divide.default,
+        )
     },
     _aten.bilinear.default: _bilinear,
     _aten.copy.default: _copy,
@@ -138,6 +145,7 @@ _EXTREMES = {_aten.max.dim: _aten.amax.default, _aten.min.dim: _aten.amin.defaul
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
+@default_device()
 @torch.random.fork_rng(devices=[])
 def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphModule:
     """Capture a trained model as a graph that later stages can read and rewrite.

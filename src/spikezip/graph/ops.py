@@ -8,6 +8,7 @@ operation in no row is a general function (``ANALOG``).
 from __future__ import annotations
 
 import enum
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -74,6 +75,14 @@ _KINDS: dict[str, Kind] = {
         " eye triu tril lift_fresh",
     ),
 }
+#: Operations whose results jump, or whose places do, where operands move by their last bit.
+_JUMPS = {
+    "sign", "sgn", "heaviside", "signbit", "floor", "ceil", "round", "trunc", "fix", "frac", "floor_divide", "fmod",
+    "remainder", "gt", "ge", "lt", "le", "eq", "ne", "isclose", "logical_and", "logical_or", "logical_xor",
+    "logical_not", "any", "all", "nonzero", "argmax", "argmin", "argsort", "sort", "topk", "kthvalue", "median",
+    "mode", "max", "min", "cummax", "cummin", "max_pool1d_with_indices", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "bucketize", "searchsorted",
+}  # fmt: skip
 _INTEGER_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod}
 
 
@@ -202,6 +211,18 @@ def geometry(node: fx.Node, dims: int) -> tuple[list[int], list[int], list[int],
 def of_each_dim(values: Sequence[int], dims: int = 2) -> list[int]:
     """What a window has in each dimension: one number stands for all."""
     return list(values) if len(values) == dims else [values[0]] * dims
+
+
+def jumps(node: fx.Node) -> bool:
+    """Whether a result may jump where an operand moves by its last bit, as that of ``sign`` or a comparison does (but
+    one with infinity)."""
+    name = _name(node.target)
+    if name in ("to", "_to_copy", "type_as"):
+        dtype = node.meta["spec"].dtype if "spec" in node.meta else torch.float32
+        return not (dtype.is_floating_point or dtype.is_complex)
+    if name == "div":
+        return node.kwargs.get("rounding_mode") is not None
+    return name in _JUMPS and not any(isinstance(a, float) and math.isinf(a) for a in node.args)
 
 
 def only_divides(node: fx.Node) -> bool:

@@ -3,7 +3,7 @@
 from spikezip.kernels.alone import no_compiler, torch_alone
 from spikezip.kernels.events import dense_synapses
 from spikezip.kernels.memory import keep_freed
-from spikezip.kernels.precision import default_device, exactly, full_precision
+from spikezip.kernels.precision import exactly, full_precision
 from spikezip.kernels.rows import (
     SMOOTH,
     Apart,
@@ -34,7 +34,6 @@ __all__ = [
     "Synapse",
     "conv2d",
     "copied_once",
-    "default_device",
     "dense_synapses",
     "exactly",
     "full_precision",

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from spikezip.graph import network
+from spikezip.graph.modes import default_device
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,16 +29,6 @@ _outside = ExitStack()
 
 
 @contextmanager
-def default_device() -> Iterator[None]:
-    """Within: new tensors are the CPU's, whatever ``torch.set_default_device`` says; networks and inputs stay."""
-    if torch.get_default_device().type == "cpu":
-        yield
-    else:
-        with torch.device("cpu"):
-            yield
-
-
-@contextmanager
 def full_precision(*, whole: bool = False) -> Iterator[None]:
     """Within: float32 is multiplied as float32, whatever was allowed (torch allows TF32 in convolutions by default),
     and algorithms are not chosen by trial, which may choose another one in the next run.
@@ -46,7 +37,7 @@ def full_precision(*, whole: bool = False) -> Iterator[None]:
         whole: sums of whole numbers are to be exact, so cuDNN is left out: it chooses Winograd's algorithm or Fourier
             transforms for some shapes, which compute with fractions (met on an H100 with 3x3 convolutions of float32).
 
-    ``torch.autocast`` is off within, and new tensors are the CPU's (:func:`default_device`).
+    ``torch.autocast`` is off within, and new tensors are the CPU's (:func:`~spikezip.graph.modes.default_device`).
     Several threads may be within at once; the last one out puts back what was before.
     """
     here = threading.get_ident(), whole

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spikezip.kernels import default_device
+from spikezip.graph.modes import default_device
 from spikezip.measure.counts import count
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Reader

@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from spikezip.errors import EquivalenceError
 from spikezip.graph import network
+from spikezip.graph.modes import default_device
 from spikezip.graph.weights_hash import weights_sha256
-from spikezip.kernels import default_device, exactly
+from spikezip.kernels import exactly
 from spikezip.measure.conditions import Condition, conditions, default_engine, exactness
 from spikezip.measure.provenance import versions
 from spikezip.measure.saving import save_json

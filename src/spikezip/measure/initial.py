@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from spikezip.graph.modes import building
 from spikezip.measure.equivalence import qann_codes
 from spikezip.quantize.calibrate import LIMIT, gather
 from spikezip.spike.swap import spike
 
 
+@building()
 def mean_codes(qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int = LIMIT) -> dict[str, Tensor]:
     """Each neuron's mean code on some data, rounded: initial codes for :func:`~spikezip.spike.spike`.
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from spikezip.errors import InputError
 from spikezip.graph import network, ops
+from spikezip.graph.modes import default_device
 from spikezip.graph.ops import Kind
 from spikezip.graph.quiet import evaluating
-from spikezip.kernels import default_device
 from spikezip.measure.audit import audit_of
 from spikezip.measure.conditions import exactness, start_text
 from spikezip.measure.counts import count as count_operations

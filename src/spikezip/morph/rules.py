@@ -12,6 +12,7 @@ from torch import fx
 
 from spikezip.errors import StageError
 from spikezip.graph import network, ops, purity, rewrite, shapes
+from spikezip.graph.modes import building
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.morph.choices import Activation, BatchNorm, Morph, Pooling, Residual
@@ -259,6 +260,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+@building()
 def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
     """Rewrite an ANN into one that spikes can compute.
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import CalibrationError, InputError
 from spikezip.graph import network, ops
+from spikezip.graph.modes import building
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
 from spikezip.quantize.quantizer import Quantizer
@@ -21,6 +22,7 @@ LIMIT = 1024  #: images looked at, if no other number is given
 _CHUNK = 64  #: images run at a time
 
 
+@building()
 def calibrate(
     qann: fx.GraphModule, data: Tensor | Iterable[Any], *, limit: int = LIMIT, ann: fx.GraphModule | None = None
 ) -> None:
@@ -163,7 +165,7 @@ def gather(gm: fx.GraphModule, data: Tensor | Iterable[Any], limit: int) -> list
             spec.check(x, "calibration data")
         if len({x.shape[0] for x in inputs}) > 1:
             raise InputError(f"Calibration inputs have different batch sizes: {[x.shape[0] for x in inputs]}.")
-        inputs = tuple(x[: limit - count] for x in inputs)
+        inputs = tuple(x[: limit - count].resolve_conj() for x in inputs)
         count += inputs[0].shape[0]
         chunks.extend(zip(*(x.split(_CHUNK) for x in inputs), strict=True))
         if count >= limit:

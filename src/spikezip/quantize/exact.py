@@ -36,7 +36,7 @@ class _Point(NamedTuple):
 
 
 _INNER = _Point(12, 23, 1, 36)  #: of a function's result; float32 holds it
-_OUTPUT = _Point(24, 48, 12, 126)  #: of a result that the network returns, in real units
+_OUTPUT = _Point(24, 48, 12, 126)  #: of a result that the network returns, in real units, or that says what is chosen
 
 #: Kinds that do arithmetic on their operands.
 _ARITHMETIC = {Kind.SYNAPTIC, Kind.SUM, Kind.AVERAGE, Kind.PRODUCT, Kind.SCALE}
@@ -65,23 +65,26 @@ class Exactness:
 def choose_arithmetic(gm: fx.GraphModule, reaches: Mapping[fx.Node, float]) -> tuple[Exactness, ...]:
     """Round general functions to fixed point, put float64 where float32 might round, in place; say what was chosen.
 
-    Values off the grid are computed in float64 up to where they reach a neuron, a synaptic operation or an output;
-    there they are rounded to fixed point (:class:`FixedPoint`), so that every sum behind is a sum on a grid.
+    Values off the grid are computed in float64 up to where they reach a neuron, a synaptic operation, an output or an
+    operation that jumps (``sign``, a comparison); there they are rounded to fixed point (:class:`FixedPoint`), so that
+    every sum behind is a sum on a grid, and every jump the same in every engine.
     ``reaches`` says how far values go.
     """
     grids = Grids(gm, all_nodes=False)
     report: list[Exactness] = []
     wide: dict[fx.Node, None] = {}  # in the graph's order, which a set has not
-    fixed: dict[fx.Node, fx.Node] = {}
+    fixed: dict[tuple[fx.Node, _Point], fx.Node] = {}
     for node in list(gm.graph.nodes):
         for operand in sorted(_exits(gm, node), key=lambda n: grids.get(n) is not None):  # those on none first
             if grids.get(operand) is None or _is_too_long(operand, node, grids):
-                if operand not in fixed:
-                    fixed[operand] = _fix(gm, operand, reaches.get(operand), output=node.op == "output")
-                    grids.add(fixed[operand])
-                    bits = math.log2(gm.get_submodule(str(fixed[operand].target)).limit)  # type: ignore[arg-type]
+                point = _INNER if node.op == "call_module" or ops.kind(node) is Kind.SYNAPTIC else _OUTPUT
+                if (operand, point) not in fixed:
+                    module = point.for_values(reaches.get(operand))
+                    fixed[operand, point] = _fix(gm, operand, module)
+                    grids.add(fixed[operand, point])
+                    bits = math.log2(module.limit)
                     report.append(Exactness(network.origin(operand), network.op_name(operand), bits, "rounded"))
-                node.replace_input_with(operand, fixed[operand])
+                node.replace_input_with(operand, fixed[operand, point])
         grid = grids.add(node)
         if not _computes(node):
             continue
@@ -125,7 +128,8 @@ def _exits(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """The operands of a node that must be on a grid."""
     if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), Quantizer):
         return list(node.all_input_nodes)
-    if node.op == "output" or (node.op == "call_function" and ops.kind(node) is Kind.SYNAPTIC):
+    reads = node.op == "call_function" and ops.is_signal(node) and (ops.kind(node) is Kind.SYNAPTIC or ops.jumps(node))
+    if node.op == "output" or reads:
         return [n for n in node.all_input_nodes if ops.is_signal(n) and not ops.is_constant(n) and has_width(n)]
     return []
 
@@ -133,7 +137,7 @@ def _exits(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
 def _is_too_long(operand: fx.Node, node: fx.Node, grids: Grids) -> bool:
     """Whether an operand on a grid has so many digits that float64 does not hold the sums of what reads it."""
     grid = grids.get(operand)
-    if node.op != "call_function" or grid is None or grid.bits < FLOAT32_BITS:
+    if node.op != "call_function" or ops.kind(node) is not Kind.SYNAPTIC or grid is None or grid.bits < FLOAT32_BITS:
         return False
     return grids.add(node) is None
 
@@ -145,9 +149,9 @@ def _computes(node: fx.Node) -> bool:
     return any(ops.is_signal(n) and has_width(n) for n in node.all_input_nodes)
 
 
-def _fix(gm: fx.GraphModule, source: fx.Node, reach: float | None, *, output: bool) -> fx.Node:
+def _fix(gm: fx.GraphModule, source: fx.Node, rounding: FixedPoint) -> fx.Node:
     name = rewrite.free_name(gm, f"{source.name}_grid")
-    gm.add_submodule(name, (_OUTPUT if output else _INNER).for_values(reach))
+    gm.add_submodule(name, rounding)
     with gm.graph.inserting_after(source):
         node = gm.graph.call_module(name, (source,))
     node.meta = {"origin": network.origin(source), "spec": source.meta["spec"]}

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import StageError, UnknownNameError
 from spikezip.graph import network, ops, rewrite, shapes
+from spikezip.graph.modes import building
 from spikezip.graph.network import Stage
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
@@ -19,6 +20,7 @@ from spikezip.quantize.quantizer import Quantizer
 from spikezip.quantize.refit import distance
 
 
+@building()
 def quantize(
     ann: fx.GraphModule,
     levels: int | Levels = 8,

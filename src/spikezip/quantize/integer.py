@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import StageError
 from spikezip.graph import network, ops, rewrite, shapes
+from spikezip.graph.modes import building
 from spikezip.graph.network import Stage
 from spikezip.morph.fold import refuse_live
 from spikezip.quantize.averages import spell_averages
@@ -34,6 +35,7 @@ _ANY = 0.7  #: stands for a threshold; no value in units of it is in unit 1
 __all__ = ["Exactness", "to_integer"]
 
 
+@building()
 def to_integer(
     qann: fx.GraphModule,
     weight_bits: int = 8,

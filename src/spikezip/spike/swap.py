@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import StageError
 from spikezip.graph import network, ops
+from spikezip.graph.modes import building
 from spikezip.graph.network import Spec, Stage
 from spikezip.graph.ops import Kind
 from spikezip.levels import Levels
@@ -118,6 +119,7 @@ class SpikingNetwork:
         return isinstance(self.encoding, Constant) or isinstance(self.bias_encoding, Constant)
 
 
+@building()
 def spike(
     qann: fx.GraphModule,
     encoding: Encoding = Pulse(),

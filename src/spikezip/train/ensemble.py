@@ -12,11 +12,14 @@ import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 
 from spikezip.errors import StageError
-from spikezip.graph.network import Spec
+from spikezip.graph.network import Spec, describe
 from spikezip.morph.fold import LiveBatchNorm
 from spikezip.quantize.quantizer import Quantizer, gradient_scale, lsq, staircase
 from spikezip.train.folding import batch_dim_of, copy_of, in_one_batch
 from spikezip.train.paths import Main, Path, PathScale, PathStatistics, Reading
+
+#: Of a network whose paths cannot share a batch.
+_IN_TURN = "paths cannot share a batch there. Use PET with execution=InTurn()."
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def ensemble(
     """
     every = (Main(), *paths)
     recompute = isinstance(execution, InTurn) and execution.recompute
-    check_shared(qann, folded=isinstance(execution, Folded), live=not recompute)
+    check_shared(qann, one_batch=_IN_TURN if isinstance(execution, Folded) else None, live=not recompute)
     shared = statistics is PathStatistics.SHARED
     if shared and not isinstance(execution, Folded):
         raise StageError("Statistics of all paths together are those of one batch. Use execution=Folded().")
@@ -210,8 +213,9 @@ def _member(qann: fx.GraphModule, path: Path, scale: PathScale) -> fx.GraphModul
     return fx.GraphModule(kept, graph)
 
 
-def check_shared(qann: fx.GraphModule, *, folded: bool, live: bool = False) -> None:
-    """Refuse a network whose paths, or steps, cannot share weights, (``folded``) a batch, (not ``live``) BatchNorm."""
+def check_shared(qann: fx.GraphModule, *, one_batch: str | None = None, live: bool = False) -> None:
+    """Refuse a network whose paths, or steps, cannot share weights, (not ``live``) BatchNorm, or, if they are to share
+    a batch, that: ``one_batch`` says what this leads to, and what to do."""
     if not isinstance(qann, fx.GraphModule):
         raise StageError(
             f"This training takes a QANN's graph, but was given a {type(qann).__name__}. Call quantize() before it."
@@ -226,11 +230,8 @@ def check_shared(qann: fx.GraphModule, *, folded: bool, live: bool = False) -> N
             )
     for node in qann.graph.nodes:
         spec = node.meta.get("spec")
-        if folded and isinstance(spec, Spec) and not spec.outer:
-            raise StageError(
-                f"{node.name!r} merges the batch into another dimension, so paths cannot share a batch there. "
-                "Use PET with execution=InTurn()."
-            )
+        if one_batch and isinstance(spec, Spec) and not spec.outer:
+            raise StageError(f"{describe(node)} merges the batch into another dimension, so {one_batch}")
 
 
 def _stack(answers: Sequence[Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from spikezip.errors import StageError
+from spikezip.graph.modes import building
 from spikezip.levels import Levels
 from spikezip.quantize.calibrate import LIMIT, calibrate_readings
 from spikezip.spike.encoding import Constant, Encoding, Pulse
@@ -16,6 +17,7 @@ from spikezip.train.checks import are_weights
 from spikezip.train.trajectory import unroll
 
 
+@building()
 def fit_first_steps(
     qann: fx.GraphModule,
     original: fx.GraphModule,
@@ -52,8 +54,11 @@ def fit_first_steps(
         StageError: no step counts, one does before the input is complete, or the network cannot be unrolled.
         CalibrationError: there is no data, or the network's values are not finite on it.
     """
-    if not are_weights((*steps, settled)) or not any((*steps, settled)):
-        raise StageError(f"steps={steps!r}, settled={settled!r}: give weights, 0 or more, and not 0 all of them.")
+    if not are_weights(steps) or not are_weights((settled,)) or not any((*steps, settled)):
+        raise StageError(
+            f"The steps' weights are {steps!r}, the settled answer's is {settled!r}: give one for each step, as (0, 1) "
+            "for t = 2, 0 or more, and not 0 all of them."
+        )
     early = [t for t, weight in enumerate(steps, 1) if weight and encoding.share(t, len(steps)) < 1]
     if early or isinstance(encoding, Constant):
         raise StageError(

@@ -68,7 +68,7 @@ def random_precision(qann: fx.GraphModule, finer: Sequence[int]) -> fx.GraphModu
     Raises:
         StageError: ``qann`` is no graph, has no quantizer, or a live BatchNorm.
     """
-    check_shared(qann, folded=False)
+    check_shared(qann)
     graph, kept = copy_of(qann)
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(kept[str(node.target)], Quantizer):

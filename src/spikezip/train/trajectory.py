@@ -24,6 +24,12 @@ from spikezip.train.folding import in_one_batch, parted
 from spikezip.train.loss import CrossEntropy, Numbers, accuracy
 from spikezip.train.objective import answers, beside, check_logits, check_teacher, with_features
 
+#: Of a network whose steps cannot share a batch.
+_ITS_END = (
+    "its first steps cannot go through it in one, as to train or fit them asks. Train what it settles on (PET with "
+    "execution=InTurn(), or QAT), or leave fit_steps out."
+)
+
 
 def unroll(
     qann: fx.GraphModule,
@@ -58,7 +64,7 @@ def unroll(
             BatchNorm while bias shares are learned or nothing of the input arrives at the first step;
             ``initial_code`` is none of its codes; or a run of ``steps`` steps of the reference engine would refuse it.
     """
-    check_shared(qann, folded=True, live=True)
+    check_shared(qann, one_batch=_ITS_END, live=True)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise StageError(f"steps={steps!r}: a trajectory has a whole number of steps, 1 or more.")
     check_start(initial_code, (m.levels for m in qann.modules() if isinstance(m, Quantizer)))
