@@ -118,6 +118,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--teacher", choices=sorted(MODELS), help="a network to learn from, not the ANN")
     parser.add_argument("--teacher-weights", type=Path, metavar="FILE", help="its weights, if not the published ones")
+    parser.add_argument(
+        "--distil", type=float, nargs=2, metavar=("WEIGHT", "TEMPERATURE"), help="of the teacher's answers (1.0 2.0)"
+    )
     parser.add_argument("--validation-images", type=int, help="after each epoch, only the first so many")
     parser.add_argument("--all-images", action="store_true", help="train on those held out for validation too")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
@@ -165,6 +168,8 @@ def main() -> None:
         settings |= {"teacher": options.teacher, "precision": options.precision}
     if options.teacher_weights:
         settings["teacher_weights"] = str(options.teacher_weights)
+    if options.distil:
+        settings["distil"] = options.distil
     if options.start:
         settings["start"] = str(options.start)
     if options.start_of:
@@ -214,8 +219,11 @@ def main() -> None:
     for lines in products.values() if options.live else ():
         lines["morph"] = {**lines.get("morph", {}), "batch_norm": "live"}
         lines |= {"statistics": "shared"} if lines["stage"] == "pet" else {}
-    for lines in products.values() if options.mixed else ():
-        lines["loss"] = {**lines["loss"], "distil": {**TEACHER["distil"], "mixed": True}}
+    taught: dict[str, Any] = dict(
+        zip(("weight", "temperature"), options.distil or TEACHER["distil"].values(), strict=True)
+    )
+    for lines in products.values() if options.mixed or options.distil else ():
+        lines["loss"] = {**lines["loss"], "distil": {**taught, **({"mixed": True} if options.mixed else {})}}
 
     def asked(product: str, seed: int) -> tuple[Recipe, Path]:
         """The recipe of a training, and its folder."""

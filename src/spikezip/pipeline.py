@@ -165,7 +165,7 @@ def _warn_if_far(ann: fx.GraphModule, qann: fx.GraphModule, images: tuple[Tensor
             warnings.warn(
                 f"Quantizing changes the answers on the calibration data by {far:.0%} of their spread. Give more "
                 "levels, or fine-tune; compare(ann, qann, images) says where it begins.",
-                stacklevel=3,
+                stacklevel=5,
             )
 
 
@@ -188,7 +188,7 @@ def _warn_if_rounded(before: list[Tensor], after: list[Tensor], whole: fx.GraphM
                     "Answers on the calibration data are too great, or of too unlike size, for the fixed point in "
                     f"which an output is returned (steps of {step:.1g}, up to {most:.1g}). Return their logarithms, or "
                     "those of one size in an output of their own; or use weight_bits=None.",
-                    stacklevel=3,
+                    stacklevel=5,
                 )
                 continue
         far, whose = _farthest(wanted, found)
@@ -197,7 +197,7 @@ def _warn_if_rounded(before: list[Tensor], after: list[Tensor], whole: fx.GraphM
             warnings.warn(
                 f"Weights of {bits} bits change the answers on the calibration data by {far:.0%} of {whose}. "
                 f"{more} the input's channels, or use weight_bits=None.",
-                stacklevel=3,
+                stacklevel=5,
             )
 
 

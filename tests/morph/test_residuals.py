@@ -145,8 +145,9 @@ def test_ms_leaves_a_shortcut_through_a_max_pool_alone():
 
     model, images = Stemmed(), torch.randn(2, 2, 6, 6)
     ann = capture(model, images)
-    with pytest.warns(UserWarning, match="residual=ms changed nothing"):
+    with pytest.warns(UserWarning, match="residual=ms changed nothing") as told:
         kept = morph(ann, Morph(residual=Residual.MS))
+    assert told[0].filename == __file__
     assert torch.equal(kept(images), ann(images))
     assert "membrane shortcuts (MS)" not in network.note(kept, "morphed", {})
     assert network.note(kept, "residual") == "vanilla"

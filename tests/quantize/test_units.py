@@ -563,16 +563,20 @@ def test_answers_that_quantizing_or_rounding_has_lost_are_told():
             layer.bias.zero_()
     with pytest.warns(
         UserWarning, match=r"Quantizing changes the answers .* by \d+% of their spread. Give more levels"
-    ):
+    ) as told:
         convert(model, images[:1], images, levels=8, weight_bits=None, refit=False)  # refitted weights mend it
+    assert told[0].filename == __file__  # it is said where the caller is
 
     model, images = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(64, 2)
     with torch.no_grad():  # the second answer is 0.4 h, and h - h with short weights; the first hides it
         model[0].weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 99.0]]))
         model[0].bias.copy_(torch.tensor([3.0, 3.0, 0.0]))
         model[2].weight.copy_(torch.tensor([[0.0, 0.0, 1.0], [1.0, -0.6, 0.0]]))
-    with pytest.warns(UserWarning, match=r"Weights of 2 bits change the answers .* of the spread of one of them"):
+    with pytest.warns(
+        UserWarning, match=r"Weights of 2 bits change the answers .* of the spread of one of them"
+    ) as told:
         convert(model, images[:1], images, levels=64, weight_bits=2)
+    assert told[0].filename == __file__
 
 
 @pytest.mark.parametrize("stored", [False, True])

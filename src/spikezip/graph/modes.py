@@ -21,7 +21,7 @@ def default_device() -> Iterator[None]:
 @contextmanager
 def building() -> Iterator[None]:
     """Within: what is made of networks is as it would be elsewhere, whatever the default device is, and can be trained,
-    under ``torch.inference_mode()`` too."""
+    under ``torch.inference_mode()`` too. As a decorator it is a frame of its own, which ``stacklevel`` counts."""
     with default_device():
         if not torch.is_inference_mode_enabled():
             yield

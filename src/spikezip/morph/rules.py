@@ -296,7 +296,7 @@ def morph(ann: fx.GraphModule, choice: Morph = Morph()) -> fx.GraphModule:
         warnings.warn(
             f"residual={residual.value} changed nothing: there is no block that it rewires, a ReLU of the sum of a "
             "branch and a shortcut.",
-            stacklevel=2,
+            stacklevel=3,
         )
         residual = Residual.VANILLA
     network.remark(
