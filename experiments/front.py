@@ -219,11 +219,13 @@ def main() -> None:
     for lines in products.values() if options.live else ():
         lines["morph"] = {**lines.get("morph", {}), "batch_norm": "live"}
         lines |= {"statistics": "shared"} if lines["stage"] == "pet" else {}
-    taught: dict[str, Any] = dict(
-        zip(("weight", "temperature"), options.distil or TEACHER["distil"].values(), strict=True)
-    )
-    for lines in products.values() if options.mixed or options.distil else ():
-        lines["loss"] = {**lines["loss"], "distil": {**taught, **({"mixed": True} if options.mixed else {})}}
+    distil: dict[str, Any] = dict(TEACHER["distil"])
+    if options.distil:
+        distil |= zip(("weight", "temperature"), options.distil, strict=True)
+    if options.mixed:
+        distil["mixed"] = True
+    for lines in products.values() if distil != TEACHER["distil"] else ():
+        lines["loss"] = {**lines["loss"], "distil": distil}
 
     def asked(product: str, seed: int) -> tuple[Recipe, Path]:
         """The recipe of a training, and its folder."""

@@ -168,6 +168,8 @@ def test_what_settles_is_equal(images: Tensor):
     snn = convert(model, images[:1], images, levels=4, morph=choice, initial_code=1, fit_steps=(0, 1))
     assert verify(snn, images[:32]).equal
     assert snn.initial_code == 1
+    same = convert(model, images[:1], images, levels=4, morph=choice, initial_code=1, fit_steps=range(2))
+    assert torch.equal(same.qann(images), snn.qann(images)), "any sequence of weights"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def fit_first_steps(
         StageError: no step counts, one does before the input is complete, or the network cannot be unrolled.
         CalibrationError: there is no data, or the network's values are not finite on it.
     """
+    steps = tuple(steps) if isinstance(steps, Iterable) else steps
     if not are_weights(steps) or not are_weights((settled,)) or not any((*steps, settled)):
         raise StageError(
             f"The steps' weights are {steps!r}, the settled answer's is {settled!r}: give one for each step, as (0, 1) "
