@@ -234,7 +234,7 @@ def spike(
     return SNN(value.graph, value.encoding, value.bias_encoding)
 
 
-@default_device()
+@building()
 def load(path: str | Path) -> SNN:
     """Load an SNN that :meth:`SNN.save` wrote; BundleError says what is wrong with any other file."""
     from spikezip.export.bundle import load_snn

@@ -59,6 +59,18 @@ def test_pet_leaves_a_network_that_runs_with_its_encoding(spikezip, recipe):
     assert spikezip("verify", "pet/snn.spikezip", "--data", "digits", "--limit", 40).exit_code == 0
 
 
+def test_a_recipe_s_seed_can_be_another(spikezip, recipe):
+    recipe.write_text(RECIPE.replace("epochs: 2", "epochs: 1").replace("images: 512", "images: 128") + "seed: 3\n")
+    for folder, seed in (("recipe", ()), ("same", ("--seed", 3)), ("other", ("--seed", 4))):
+        assert spikezip("train", recipe, "--out", folder, *seed).exit_code == 0
+    recipe_s, same, other = (load_file(f"{run}/network.safetensors") for run in ("recipe", "same", "other"))
+    assert all(recipe_s[name].equal(same[name]) for name in recipe_s)
+    assert any(not recipe_s[name].equal(other[name]) for name in recipe_s)
+    refused = spikezip("train", recipe, "--out", "other", "--resume")
+    assert refused.exit_code == 2
+    assert "seed differ" in refused.stderr
+
+
 def test_a_recipe_goes_on_from_the_trained_weights_of_another(spikezip, recipe, tmp_path):
     import spikezip as library
 

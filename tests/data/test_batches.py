@@ -207,3 +207,19 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(name, request):
         assert y.is_cuda
         assert torch.equal(a, b.cpu())
         assert torch.equal(x, y.cpu())
+
+
+def test_the_default_device_changes_nothing():
+    def read():
+        data = open_data("digits")
+        return [
+            data.calibration(3),
+            *data.tensors("test", 5),
+            *next(data.batches("train", 4, augment=True)),
+            data.dataset("test")[0][0],
+        ]
+
+    wanted = read()
+    with torch.device("meta"):
+        found = read()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -34,6 +34,12 @@ def command(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", min=0, max=2**63 - 1, show_default=False, help="Seed of everything drawn (else the recipe's)."
+        ),
+    ] = None,
     weight_bits: options.WeightBitsOption = "8",
     image_size: options.ImageSizeOption = None,
     data_root: options.DataRootOption = None,
@@ -49,6 +55,7 @@ def command(
     [bold]Examples[/]
       spikezip train recipe.yaml --out runs/mine
       spikezip train recipe.yaml --out runs/mine --resume
+      spikezip train recipe.yaml --out runs/mine-2 --seed 2
       accelerate launch --num_processes 2 -m spikezip train recipe.yaml --out runs/mine
       ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m spikezip train recipe.yaml --out runs/mine
 
@@ -68,6 +75,8 @@ def command(
     from spikezip.train.recipe import Stage, read_recipe
 
     plan, bits = read_recipe(recipe), options.read_weight_bits(weight_bits)
+    if seed is not None:
+        plan = plan.model_copy(update={"seed": seed})
     target = out or (Path(plan.out).expanduser() if plan.out is not None else None)
     if target is None:
         raise RecipeError(f"The recipe '{recipe}' names no folder to write to. Add 'out: FOLDER' to it, or --out.")

@@ -78,7 +78,7 @@ class ImageData:
         if limit is not None and limit < 1:
             raise InputError(f"limit={limit} leaves no images; give 1 or more, or None for all.")
         count = min(len(source.labels), limit if limit is not None else len(source.labels))
-        return self._read(source, torch.arange(count)), source.labels[:count]
+        return self._read(source, torch.arange(count, device="cpu")), source.labels[:count]
 
     def calibration(self, count: int, seed: int = 0) -> Tensor:
         """``count`` different training images drawn at random, float32 ``[count, C, H, W]``, normalised.
@@ -183,7 +183,7 @@ class ImageData:
             yield self.normalise(images), source.labels[indices].to(device)
 
     def _read(self, source: Source, indices: Tensor) -> Tensor:
-        images = torch.empty(len(indices), *self.image_shape)
+        images = torch.empty(len(indices), *self.image_shape, device="cpu")
         for i in range(0, len(indices), _CHUNK):
             part = indices[i : i + _CHUNK]
             images[i : i + len(part)] = self.normalise(source.read(part, self.image_shape[1:], torch.device("cpu")))
@@ -210,7 +210,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         index %= len(self)
         size = self._data.image_shape[1:]
         if self._transform is None:
-            image = self._source.read(torch.tensor([index]), size, torch.device("cpu"))[0]
+            image = self._source.read(torch.tensor([index], device="cpu"), size, torch.device("cpu"))[0]
         else:
             image = resize(self._transform(as_float(self._source.picture(index)))[None], size)[0]
         return self._data.normalise(image), int(self._source.labels[index])

@@ -90,7 +90,7 @@ class Part:
 
     def __init__(self, whole: Source, indices: Sequence[int] | np.ndarray):
         self._whole = whole
-        self._indices = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        self._indices = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         self.labels = whole.labels[self._indices]
 
     def pixels(self, indices: Tensor, device: torch.device) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import StageError
 from spikezip.graph import network
+from spikezip.graph.modes import building
 from spikezip.kernels import Rows, Sum, gather
 from spikezip.measure.equivalence import qann_codes
 from spikezip.measure.layers import layers_of
@@ -43,6 +44,7 @@ class Ablation:
     synops: Tensor
 
 
+@building()
 @torch.no_grad()
 def ablate(
     snn: SpikingNetwork,

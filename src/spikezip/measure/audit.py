@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spikezip.graph.modes import default_device
+from spikezip.graph.modes import building
 from spikezip.measure.counts import count
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Reader
@@ -134,7 +134,7 @@ class Audit:
         return f"{said}Not spikes alone: {', '.join(others[:5])}{more}."
 
 
-@default_device()
+@building()
 def audit(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor] | None = None,

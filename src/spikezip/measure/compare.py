@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from spikezip.errors import StageError
 from spikezip.graph import network
+from spikezip.graph.modes import default_device
 from spikezip.graph.network import Stage
 from spikezip.measure.saving import finite, save_json
 from spikezip.measure.side_by_side import Tally, longest, read_network, read_snn, tap
@@ -123,6 +124,7 @@ class Comparison:
     __repr__ = __str__  # a notebook shows it so
 
 
+@default_device()
 def compare(
     a: _Network,
     b: _Network,

@@ -10,6 +10,7 @@ import torch
 
 from spikezip.errors import CaptureError
 from spikezip.graph import network, purity
+from spikezip.graph.modes import default_device
 from spikezip.quantize.exact import Exactness, first_rounded
 from spikezip.quantize.quantizer import Quantizer
 from spikezip.run import Engine
@@ -36,6 +37,7 @@ class Condition:
     evidence: str
 
 
+@default_device()
 def conditions(snn: SpikingNetwork, engine: Engine | None = None, steps: int | None = None) -> tuple[Condition, ...]:
     """C1 to C6 of the theorem, each looked up in this very network, run by ``engine`` (by default, its own) for
     ``steps`` steps (by default, until every image has settled)."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from spikezip.graph import network, ops
+from spikezip.graph.modes import building
 from spikezip.measure.layers import Layer, layers_of
 from spikezip.measure.streams import Carries, Operand, Reader, Stream
 from spikezip.measure.work import Counts, Row
@@ -30,6 +31,7 @@ from spikezip.spike.neuron import STBIF
 from spikezip.spike.swap import SpikingNetwork
 
 
+@building()
 @torch.no_grad()
 def count(
     snn: SpikingNetwork,

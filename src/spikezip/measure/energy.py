@@ -102,7 +102,7 @@ class EnergyModel:
 
     def energy(self, network: str, work: Work) -> Tensor:
         """pJ of one layer's work: per step for an SNN, 0-dim otherwise."""
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         for operation, count in work.operations.items():
             total = total + count * self.price(network, operation, work.memories)
         return total
@@ -143,7 +143,7 @@ class Energy:
 
 def price(counts: Counts, model: EnergyModel) -> Energy:
     """The energy of a counted run under a model."""
-    steps = torch.zeros(counts.steps, dtype=torch.float64)
+    steps = torch.zeros(counts.steps, dtype=torch.float64, device="cpu")
     totals: dict[str, float | None] = {}
     for network in NETWORKS[1:]:
         if network in model.prices:

@@ -124,7 +124,7 @@ def exit_curve(
     if bool(greatest.isnan().any()):
         raise InputError("The run's logits hold NaN or infinity, so no confidence can be told. Clean the data first.")
     if thresholds is None:
-        steps = torch.linspace(0, 1, 129, dtype=greatest.dtype)
+        steps = torch.linspace(0, 1, 129, dtype=greatest.dtype, device="cpu")
         places = (steps * (greatest.numel() - 1)).round().long()
         found = greatest.sort().values[places].tolist()
         thresholds = sorted({0.0, 1.0, *(math.floor(value * 1e6) / 1e6 for value in found)})
@@ -173,7 +173,7 @@ def choose_threshold(
 
 
 def _point(run: Run, labels: Tensor, rule: EarlyExit, steps: Tensor) -> ExitPoint:
-    images = torch.arange(len(labels))
+    images = torch.arange(len(labels), device="cpu")
     answers = run.logits[(steps - 1).to(run.logits.device), images.to(run.logits.device)].argmax(-1)
     spent = run.total_spikes.cumsum(0)[steps - 1, images]
     return ExitPoint(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikezip.errors import InputError
 from spikezip.graph import network, ops
-from spikezip.graph.modes import default_device
+from spikezip.graph.modes import building
 from spikezip.graph.ops import Kind
 from spikezip.graph.quiet import evaluating
 from spikezip.measure.audit import audit_of
@@ -61,7 +61,7 @@ class Record:
 
 
 @torch.no_grad()
-@default_device()
+@building()
 def measure(
     snn: SpikingNetwork,
     images: Tensor | Sequence[Tensor],

@@ -135,7 +135,7 @@ class Counts:
 
     def snn(self, name: str) -> Tensor:
         """One count of the SNN in each step, over all layers, ``[T]``."""
-        zero = torch.zeros(self.steps, dtype=torch.float64)
+        zero = torch.zeros(self.steps, dtype=torch.float64, device="cpu")
         return sum((row.snn.operations[name] for row in self.rows if name in row.snn.operations), zero)
 
     def qann(self, name: str) -> float:

@@ -158,7 +158,7 @@ def _check_size(source: ModelSource, example: Tensor, usual: Tensor) -> None:
 
 def _example(shape: tuple[int, ...]) -> Tensor:
     # Two images, as torch.export takes a batch of one for a constant; drawn, as zeros would hide differences.
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def _own(

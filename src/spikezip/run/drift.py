@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spikezip.graph.modes import default_device
 from spikezip.run.engine import Engine, check_counts, check_inputs, execute
 from spikezip.run.step import pieces
 from spikezip.spike.swap import SpikingNetwork
@@ -39,6 +40,7 @@ class Drift:
         return not any(max(d.levels) for d in self.layers.values()) and not any(max(o) for o in self.outputs)
 
 
+@default_device()
 def drift(snn: SpikingNetwork, images: Tensor | Sequence[Tensor], steps: int, *, batch: int = 64) -> Drift:
     """Run the reference and the event engine on the same images and compare every tracer at every step.
 

@@ -20,7 +20,7 @@ class Settled:
 
     def confident(self, logits: Tensor) -> Tensor:
         """Never: the engines see for themselves what has settled."""
-        return torch.zeros(logits.shape[:-1], dtype=torch.bool)
+        return torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class SpikingNetwork:
         if all(neuron.initial_codes is None for _, neuron in self.layers):
             return max((neuron.initial_code for _, neuron in self.layers), default=0)
         return {
-            k: n.initial_codes if n.initial_codes is not None else torch.tensor(n.initial_code) for k, n in self.layers
+            k: n.initial_codes if n.initial_codes is not None else torch.tensor(n.initial_code, device="cpu")
+            for k, n in self.layers
         }
 
     @cached_property

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spikezip.errors import DataError, InputError, UnknownNameError
+from spikezip.graph.modes import default_device
 from spikezip.measure.exits import check_labels
 
 
@@ -116,7 +117,7 @@ class TensorBatches:
     def _indices(self, split: str) -> Tensor:
         if split not in ("train", "val"):
             raise UnknownNameError("split of tensors", split, ("train", "val"))
-        mixed = torch.randperm(len(self.labels), generator=_generator(0, 0))
+        mixed = _order(len(self.labels), 0, 0)
         part = mixed[self.held_out :] if split == "train" else mixed[: self.held_out]
         return part.sort().values
 
@@ -189,17 +190,30 @@ class DatasetBatches:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in an order drawn from (seed, epoch)."""
         count = self.count(split)
-        indices = _order(count, seed, epoch) if shuffle else torch.arange(count)
+        indices = _order(count, seed, epoch) if shuffle else torch.arange(count, device="cpu")
         mine = [part.tolist() for part in _parts(indices, batch_size, drop_last, rank, world_size, start)]
         drawn = _Drawn(self._dataset(split), seed, epoch)
         own = torch.Generator()  # of its workers' seeds; the usual one is the user's
-        for images, labels in DataLoader(drawn, batch_sampler=mine, num_workers=self.workers, generator=own):
+        loader = DataLoader(drawn, batch_sampler=mine, num_workers=self.workers, generator=own)
+        for images, labels in _loaded(loader):
             yield images.to(device), labels.to(device)
 
     def _dataset(self, split: str) -> Any:
         if split not in ("train", "val"):
             raise UnknownNameError("split of datasets", split, ("train", "val"))
         return self.train if split == "train" else self.val or ()
+
+
+def _loaded(loader: DataLoader) -> Iterator[Any]:
+    """What a loader gives. It draws from its generator, and makes tensors, on the CPU, as its workers do."""
+    with default_device():
+        batches = iter(loader)
+    while True:
+        with default_device():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class _Drawn(Dataset):
@@ -231,7 +245,7 @@ def _drawing(seed: int) -> Iterator[None]:
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     """The places of so many images, mixed."""
-    return torch.randperm(count, generator=_generator(seed, epoch))
+    return torch.randperm(count, generator=_generator(seed, epoch), device="cpu")
 
 
 def _parts(

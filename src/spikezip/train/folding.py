@@ -104,6 +104,6 @@ def _release_bias(graph: fx.Graph, node: fx.Node, shares: Any) -> None:
 
 def _with_bias(bare: Tensor, bias: Tensor, shares: Sequence[float] | Tensor, spatial: int, dim: int) -> Tensor:
     steps = bare.unflatten(dim, (len(shares), bare.shape[dim] // len(shares)))
-    column = shares.to(bias.dtype) if isinstance(shares, Tensor) else bias.new_tensor(shares)
+    column = shares.to(bias) if isinstance(shares, Tensor) else bias.new_tensor(shares)
     column = column.reshape([-1 if i == dim else 1 for i in range(steps.dim())])
     return (steps + column * bias.reshape(-1, *[1] * spatial)).flatten(dim, dim + 1)

@@ -50,10 +50,10 @@ class RandomQuantizer(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw the precision of all calls until the next draw."""
-        self.drawn = torch.randint(len(self.finer), (), generator=generator)
+        self.drawn = torch.randint(len(self.finer), (), generator=generator, device="cpu")
 
     def forward(self, drive: Tensor) -> Tensor:
-        k = self.finer[int(torch.randint(len(self.finer), ()) if self.drawn is None else self.drawn)]
+        k = self.finer[int(torch.randint(len(self.finer), (), device="cpu") if self.drawn is None else self.drawn)]
         scale = self.scale / k
         levels = Levels(k * self.levels.lowest, k * self.levels.highest)
         return (levels.codes(widened(drive, scale), scale) * scale).to(drive.dtype)

@@ -127,7 +127,7 @@ class BiasShares(nn.Module):
         super().__init__()
         if steps < 2:
             raise RecipeError("Learned bias shares need 2 steps or more: by the last step all of a bias has arrived.")
-        self.reached = nn.Parameter(torch.tensor([encoding.share(t, steps) for t in range(1, steps)]))
+        self.reached = nn.Parameter(torch.tensor([encoding.share(t, steps) for t in range(1, steps)], device="cpu"))
         self.settled = settled
 
     def forward(self) -> Tensor:
@@ -168,11 +168,11 @@ class StepsBatchNorm(nn.Module):
         super().__init__()
         self.norm = norm
         self.batch_dim = batch_dim
-        self.register_buffer("shares", torch.tensor(shares), persistent=False)
+        self.register_buffer("shares", torch.tensor(shares, device="cpu"), persistent=False)
 
     def forward(self, drive: Tensor) -> Tensor:
         each = drive.shape[self.batch_dim] // len(self.shares)
-        column = self.shares.to(drive.dtype).repeat_interleave(each)
+        column = self.shares.to(drive).repeat_interleave(each)
         column = column.view([-1 if i == self.batch_dim else 1 for i in range(drive.dim())])
         return self.norm(drive / column) * column
 
