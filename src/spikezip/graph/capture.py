@@ -94,6 +94,11 @@ def _copy(x: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:
     return value if value.shape == x.shape else value.expand(x.shape)
 
 
+def _type_as(x: Tensor, other: Tensor) -> Tensor:
+    """Of the other's type, whose values have no say in it."""
+    return x.to(other.dtype)
+
+
 _decompositions = core_aten_decompositions()
 #: Operations that hide products, a fixed shape, or a mere place, or have no derivative: spelled out, so that these
 #: receive spikes, are counted, and can be saved and trained.
@@ -110,6 +115,7 @@ _SPELLED = {
     },
     _aten.bilinear.default: _bilinear,
     _aten.copy.default: _copy,
+    _aten.type_as.default: _type_as,
     _aten.lerp.Tensor: _lerp,
     _aten.lerp.Scalar: _lerp,
     _aten.addcmul.default: _addcmul,
