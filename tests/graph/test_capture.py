@@ -579,6 +579,8 @@ def test_unusable_examples(example, message):
 def test_what_is_no_module():
     with pytest.raises(InputError, match=r"The model is a function; pass an nn\.Module"):
         capture(lambda x: x, torch.zeros(1, 3))
+    with pytest.raises(InputError, match=r"ExportedProgram; pass its \.module\(\)"):
+        capture(torch.export.export(nn.Linear(3, 3), (torch.zeros(2, 3),)), torch.zeros(1, 3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

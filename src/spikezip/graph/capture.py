@@ -179,7 +179,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     ['0', '1']
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"The model is a {type(model).__name__}; pass an nn.Module.")
+        made = "its .module()" if isinstance(model, ExportedProgram) else "an nn.Module"
+        raise InputError(f"The model is a {type(model).__name__}; pass {made}.")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
