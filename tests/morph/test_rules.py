@@ -167,6 +167,18 @@ def test_attention_spelled_out_is_torchs(model):
     torch.testing.assert_close(spelled(q, kv), model(q, kv), rtol=1e-12, atol=1e-12)
 
 
+class AttendsTwice(nn.Module):
+    def forward(self, q: Tensor, kv: Tensor) -> Tensor:
+        answer = F.scaled_dot_product_attention(q, kv, kv)
+        return F.scaled_dot_product_attention(q, answer, answer, is_causal=True)
+
+
+def test_what_attention_answers_is_a_key():
+    q, kv = torch.rand(2, 2, 3, 6, dtype=torch.float64), torch.rand(2, 2, 4, 6, dtype=torch.float64)
+    ann = capture(AttendsTwice(), (q, kv))
+    torch.testing.assert_close(morph(ann)(q, kv), ann(q, kv), rtol=1e-12, atol=1e-12)
+
+
 def test_rows_that_a_mask_hides_are_0_in_every_engine():
     torch.manual_seed(0)
     images = torch.randn(16, 3, 6), torch.randn(16, 4, 6)

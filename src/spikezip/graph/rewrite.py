@@ -107,9 +107,11 @@ def call(gm: fx.GraphModule, target: Callable, args: tuple, *, like: fx.Node) ->
 
 
 def replace(node: fx.Node, by: Any) -> None:
-    """Let every user of ``node`` read ``by`` instead, and remove it."""
+    """Let every user of ``node`` read ``by`` instead, whose shape is the same, and remove it."""
     if isinstance(by, fx.Node) and "was" in node.meta:
         by.meta["was"] = node.meta["was"]
+    if isinstance(by, fx.Node) and "spec" in node.meta:
+        by.meta.setdefault("spec", node.meta["spec"])
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
 

@@ -137,7 +137,6 @@ def _fold(gm: fx.GraphModule, norm: fx.Node) -> None:
             new = _fold_into(gm, source, weight_node, factor, shift, _own(norm))
         else:
             new = _stand_alone(gm, norm, source, factor, shift)
-    new.meta["spec"] = network.spec(result)  # a BatchNorm behind this one asks
     rewrite.replace(result, new)
     if norm is not result:
         gm.graph.erase_node(norm)
