@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 import spikezip
+from spikezip.cli.sources import begun_with
 from spikezip.data import ImageData
 from spikezip.measure.counts import count as count_operations
 from spikezip.measure.provenance import provenance
 from spikezip.models import ModelSource
-from spikezip.models.weights import load_weights
 from spikezip.run import execute
 from spikezip.spike import parse_encoding
 from spikezip.train import Training, train
@@ -153,9 +153,7 @@ def untrained(ann: nn.Module, source: ModelSource, data: ImageData, recipe: Reci
     morphed = spikezip.morph(original, spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
     qann = recipe.quantized(morphed, original, real)
-    if recipe.start is not None:
-        load_weights(qann, recipe.start)
-    return qann
+    return qann if recipe.start is None else begun_with(qann, recipe.start)
 
 
 def shared_lines(name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -84,6 +84,12 @@ def test_a_recipe_goes_on_from_the_trained_weights_of_another(spikezip, recipe, 
     assert all((before[name] - after[name]).abs().max() < 1e-6 for name in before if before[name].is_floating_point())
     snn = library.load("on/snn.spikezip")
     assert (snn.encoding, snn.note("fine_tuning")) == (library.Even(4), "speq")
+    moved = {name: t + 1 if t.is_floating_point() else t for name, t in before.items()}
+    save_file(moved, "moved.safetensors")
+    on.write_text(small + "start: [pet/network.safetensors, moved.safetensors]\n")
+    assert spikezip("train", on, "--out", "mean").exit_code == 0
+    mean = load_file("mean/network.safetensors")
+    assert all((before[n] + 0.5 - mean[n]).abs().max() < 1e-5 for n in before if before[n].is_floating_point())
     on.write_text(small + "start: pet/none.safetensors\n")
     refused = spikezip("train", on, "--out", "none")
     assert refused.exit_code == 2

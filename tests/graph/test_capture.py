@@ -103,9 +103,7 @@ def test_products_are_spelled_out(function, spelled):
     torch.testing.assert_close(ann(images), model(images), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "stored", [torch.rand(4), torch.tensor([1, 0, 1, 1]), torch.tensor([True, False, True, True])]
-)
+@pytest.mark.parametrize("stored", [torch.rand(4), torch.tensor([1, 0, 1, 1]), torch.tensor([True, False, True, True])])
 def test_what_lends_its_type_alone_has_no_say(stored):
     model = Model(lambda m, x: m.lin(x + m.stored.type_as(x)) * (x > 0).type_as(x), lin=nn.Linear(4, 4), stored=stored)
     ann, images = capture(model, torch.randn(2, 4)), torch.randn(3, 4)

@@ -23,6 +23,7 @@ from spikezip.errors import DataError, InputError, RecipeError, StageError, Unkn
 from spikezip.export import load_bundle, save_bundle
 from spikezip.graph.network import fork, remark
 from spikezip.levels import Levels
+from spikezip.morph import BatchNorm, Morph
 from spikezip.quantize import Quantizer
 from spikezip.spike import Pulse, Shares
 from spikezip.train import (
@@ -772,6 +773,18 @@ def test_accumulation_takes_the_same_steps_where_images_are_no_first_dimension(t
             done = train(network, TensorBatches(images, labels), plan).network
             found += [float(m.scale.detach()) for m in done.modules() if isinstance(m, Quantizer)]
     assert found == pytest.approx([found[0]] * 6, rel=1e-6)
+
+
+def test_a_soup_of_live_networks_does_not_ask_how_long_each_was_trained():
+    images, _ = clusters(48)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    start = quantize(morph(capture(model, images[:2]), Morph(batch_norm=BatchNorm.LIVE)), 8, images)
+    one = fork(start).train()
+    one(images)
+    mixed = soup([one.eval(), start])
+    (norm,) = (m for m in mixed.modules() if isinstance(m, nn.BatchNorm1d))
+    torch.testing.assert_close(norm.running_mean, 0.5 * one.get_buffer("1.running_mean"))
+    assert norm.num_batches_tracked == 1
 
 
 def test_a_soup_is_of_one_network():

@@ -196,6 +196,8 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"stage": "speq", "morph": {"batch_norm": "live"}}, r"stage speq cannot keep BatchNorm live"),
         ({"execution": "recompute", "morph": {"batch_norm": "live"}}, r"use execution: folded or in-turn"),
         ({"start": "a/network.safetensors", "morph": {"batch_norm": "live"}}, r"is folded in .*; give the live\.safe"),
+        ({"start": []}, r"start: .*at least 1 item"),
+        ({"start": ["a/network.safetensors", "b/live.safetensors"]}, r"BatchNorm is live in these weights"),
         ({"start": "a/live.safetensors"}, r"BatchNorm is live in these weights; give the network\.safetensors beside"),
         ({"statistics": "shared"}, r"those of a live BatchNorm; add morph: \{batch_norm: live\}"),
         (

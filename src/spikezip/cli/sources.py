@@ -195,6 +195,20 @@ def check_answers(snn: SpikingNetwork, name: str, data: ImageData) -> None:
         )
 
 
+def begun_with(qann: fx.GraphModule, files: Sequence[str]) -> fx.GraphModule:
+    """A network with trained weights, and bias shares if some were learned: those of a file, or the mean of several."""
+    from spikezip.models.weights import load_weights
+    from spikezip.train import soup
+    from spikezip.train.checkpoint import shares_in
+
+    trained = [network.copied(qann) for _ in files]
+    for each, file in zip(trained, files, strict=True):
+        load_weights(each, file)
+        if shares := shares_in(Path(file)):
+            network.remark(each, bias_shares=shares)
+    return soup(trained)
+
+
 def remember(gm: fx.GraphModule, model: str, data: ImageData) -> None:
     """Write into a network what its images must look like, so that a bundle can be run without saying it again."""
     network.remark(gm, model=model, data=data.name, mean=list(data.mean), std=list(data.std))

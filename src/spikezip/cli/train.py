@@ -177,11 +177,8 @@ def _check_outputs(source: ModelSource, images: ImageData) -> None:
 def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[nn.Module, nn.Module]:
     """The morphed ANN, and the QANN made of it."""
     import spikezip
-    from spikezip.cli.sources import remember, starts_random
-    from spikezip.graph.network import remark
-    from spikezip.models.weights import load_weights
+    from spikezip.cli.sources import begun_with, remember, starts_random
     from spikezip.morph import Morph
-    from spikezip.train.checkpoint import shares_in
 
     choice = Morph(**dict(recipe.morph))
     if starts_random(recipe.model, recipe.weights):
@@ -192,9 +189,7 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
         real = _calibration(recipe, images)
         qann = recipe.quantized(ann, original, real)
     if recipe.start is not None:
-        load_weights(qann, recipe.start)
-        if shares := shares_in(Path(recipe.start)):
-            remark(qann, bias_shares=shares)
+        qann = begun_with(qann, recipe.start)
     remember(qann, recipe.model, images)
     return ann, qann
 

@@ -25,7 +25,8 @@ def soup(networks: Sequence[Network]) -> Network:
     Returns:
         A copy of the first with averaged floating-point tensors, and averaged bias shares if they were learned. It
         costs what one of them costs. What it is worth only validation images can tell: of networks that were not
-        trained from the same weights it is worth nothing.
+        trained from the same weights it is worth nothing. A live BatchNorm's statistics are averaged too, which are
+        not quite those of the averaged weights: training on, at however low a rate, takes them anew.
 
     Raises:
         StageError: there is none, their weights are integers already, or they are not one network: names, shapes or
@@ -42,7 +43,8 @@ def soup(networks: Sequence[Network]) -> Network:
         raise StageError("The mean of integer weights needs more bits than they have: call soup() before to_integer().")
     result = copied(networks[0])
     states, mean = [network.state_dict() for network in networks], result.state_dict()
-    for name in dict.fromkeys(name for state in states for name in state):
+    counters = "num_batches_tracked"  # of a live BatchNorm; no mean asks how long each was trained
+    for name in dict.fromkeys(n for state in states for n in state if n.rpartition(".")[2] != counters):
         found = [state[name].to("cpu") for state in states if name in state]
         first = found[0]
         alike = len(found) == len(states) and all(t.shape == first.shape for t in found)

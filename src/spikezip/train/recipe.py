@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -78,6 +79,10 @@ def _kind_of_levels(value: Any) -> str:
 
 
 # Told apart by form, so that an error speaks of the form that was meant.
+def _listed(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
 LevelsField = Annotated[
     Annotated[int, Field(ge=2, le=GREATEST_CODE + 1), Tag("Count")] | Annotated[LevelsPart, Tag("Range")],
     Discriminator(_kind_of_levels),
@@ -235,7 +240,8 @@ class Recipe(_Part):
         penalty: ``{spikes: 1e-6, settling: 1e-6}``, what spikes and the way to equilibrium cost (trajectory alone).
         speq: the teacher of random precision, ``{finer: [1, 2, 4, 8]}`` (speq alone).
         start: trained weights of this very QANN (``network.safetensors`` of a run; where BatchNorm is live,
-            ``live.safetensors``) to go on from, with its learned bias shares if it has some.
+            ``live.safetensors``) to go on from, with its learned bias shares if it has some; of several such files,
+            as a list, the mean (see :func:`soup`).
         compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`. The teacher of ``distil`` and ``sub_labels: teacher`` is
@@ -268,7 +274,7 @@ class Recipe(_Part):
     settled: Weight = 0.0
     penalty: PenaltyPart = PenaltyPart()
     speq: SPEQPart = SPEQPart()
-    start: str | None = None
+    start: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)] | None = None
     loss: LossPart = LossPart()
     teacher: TeacherPart | None = None
     optimizer: OptimizerPart = OptimizerPart(sgd=SGDPart())
@@ -330,7 +336,7 @@ class Recipe(_Part):
             raise ValueError("stage speq cannot keep BatchNorm live; remove morph.batch_norm")
         if live and self.execution == "recompute":
             raise ValueError("a live BatchNorm is computed once; use execution: folded or in-turn")
-        if self.start is not None and Path(self.start).name == ("network" if live else "live") + ".safetensors":
+        if ("network" if live else "live") + ".safetensors" in (Path(file).name for file in self.start or ()):
             folded, other = ("folded", "live.safetensors") if live else ("live", "network.safetensors")
             raise ValueError(f"start: BatchNorm is {folded} in these weights; give the {other} beside them")
         if shared and not live:
