@@ -91,12 +91,18 @@ LIVE_MEAN = {
         "cifar10-resnet20-t4-live-mean"
     )
 }
+SEEDS_100 = {
+    f"trajectory for t=2 (48 epochs, BatchNorm live, seed {seed}), MS blocks, 4 levels from code 1, pulse": (
+        f"cifar100-resnet20-t2-live-further-seed{seed}"
+    )
+    for seed in (2, 3)
+}
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
     "cifar10": Part(
         "CIFAR-10", "pretrained", TRAINED | LIVE, KEPT | LIVE_MEAN, dict.fromkeys(LIVE | LIVE_MEAN, TAUGHT)
     ),
-    "cifar100": Part("CIFAR-100", TAUGHT_100, {}, live("cifar100", {2: 48, 4: 33})),
+    "cifar100": Part("CIFAR-100", TAUGHT_100, SEEDS_100, live("cifar100", {2: 48, 4: 33})),
 }
 
 
