@@ -1,7 +1,7 @@
 """Settings of torch that are the caller's own, and say nothing of networks: kept from what the library makes.
 
-Where the caller's own code runs too (a model that is trained, a data set, a loss), it keeps its default device, and what
-the library makes there names the CPU itself.
+Where the caller's own code runs too (a model that is trained, a data set, a loss), it keeps its default device, and
+what the library makes there names the CPU itself.
 """
 
 from __future__ import annotations
