@@ -91,6 +91,7 @@ LIVE_MEAN = {
         "cifar10-resnet20-t4-live-mean"
     )
 }
+#: Runs of cifar100-resnet20-t2-live-further.yaml with other seeds; that of its own is kept.
 SEEDS_100 = {
     f"trajectory for t=2 (48 epochs, BatchNorm live, seed {seed}), MS blocks, 4 levels from code 1, pulse": (
         f"cifar100-resnet20-t2-live-further-seed{seed}"

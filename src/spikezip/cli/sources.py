@@ -15,6 +15,7 @@ from spikezip.data import ImageData, open_data
 from spikezip.errors import InputError
 from spikezip.graph import network
 from spikezip.models import ModelSource, resolve
+from spikezip.models.weights import load_weights
 from spikezip.spike.swap import tracer_shape
 
 if TYPE_CHECKING:
@@ -197,7 +198,6 @@ def check_answers(snn: SpikingNetwork, name: str, data: ImageData) -> None:
 
 def begun_with(qann: fx.GraphModule, files: Sequence[str]) -> fx.GraphModule:
     """A network with trained weights, and bias shares if some were learned: those of a file, or the mean of several."""
-    from spikezip.models.weights import load_weights
     from spikezip.train import soup
     from spikezip.train.checkpoint import shares_in
 

@@ -78,11 +78,11 @@ def _kind_of_levels(value: Any) -> str:
     return "Range" if isinstance(value, dict | LevelsPart) else "Count"
 
 
-# Told apart by form, so that an error speaks of the form that was meant.
 def _listed(given: Any) -> Any:
     return [given] if isinstance(given, str) else given
 
 
+# Told apart by form, so that an error speaks of the form that was meant.
 LevelsField = Annotated[
     Annotated[int, Field(ge=2, le=GREATEST_CODE + 1), Tag("Count")] | Annotated[LevelsPart, Tag("Range")],
     Discriminator(_kind_of_levels),
