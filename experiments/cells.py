@@ -153,7 +153,7 @@ def untrained(ann: nn.Module, source: ModelSource, data: ImageData, recipe: Reci
     morphed = spikezip.morph(original, spikezip.Morph(**dict(recipe.morph)))
     real = data.calibration(min(recipe.calibration, data.count("train")), recipe.seed)
     qann = recipe.quantized(morphed, original, real)
-    return qann if recipe.start is None else begun_with(qann, recipe.start)
+    return qann if recipe.start is None else begun_with(qann, recipe.start, recipe.start_scale)
 
 
 def shared_lines(name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:

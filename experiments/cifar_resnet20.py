@@ -71,39 +71,35 @@ KEPT = {
 }
 
 
-def live(data_set: str, epochs: dict[int, int]) -> dict[str, str]:
-    """Networks that were trained for one step each, BatchNorm live: each run and its recipe."""
+def live(data_set: str, epochs: dict[int, int], run: str = "live", seed: str = "") -> dict[str, str]:
+    """Networks that were trained for one step each, BatchNorm live: each row and its run."""
     return {
-        f"trajectory for t={t} ({count} epochs, BatchNorm live), MS blocks, {t + 2} levels from code 1, pulse": (
-            f"{data_set}-resnet20-t{t}-live"
+        f"trajectory for t={t} ({count} epochs, BatchNorm live{seed}), MS blocks, {t + 2} levels from code 1, pulse": (
+            f"{data_set}-resnet20-t{t}-{run}"
         )
         for t, count in epochs.items()
     }
 
 
-LIVE = live("cifar10", {4: 10}) | {
-    "trajectory for t=4 (24 epochs, BatchNorm live), MS blocks, 6 levels from code 1, pulse": (
-        "cifar10-resnet20-t4-live-on"
-    )
-}
+EPOCHS_100 = {2: 48, 4: 33}
+LIVE = live("cifar10", {4: 10}) | live("cifar10", {4: 24}, "live-on")
 LIVE_MEAN = {
     "trajectory for t=4 (mean of 10 and 24 epochs, BatchNorm live), MS blocks, 6 levels from code 1, pulse": (
         "cifar10-resnet20-t4-live-mean"
     )
 }
-#: Runs of cifar100-resnet20-t2-live-further.yaml with other seeds; that of its own is kept.
+#: Other seeds' runs of the recipes that gave the kept networks for CIFAR-100.
 SEEDS_100 = {
-    f"trajectory for t=2 (48 epochs, BatchNorm live, seed {seed}), MS blocks, 4 levels from code 1, pulse": (
-        f"cifar100-resnet20-t2-live-further-seed{seed}"
-    )
+    row: run
     for seed in (2, 3)
+    for row, run in live("cifar100", EPOCHS_100, f"live-further-seed{seed}", f", seed {seed}").items()
 }
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
     "cifar10": Part(
         "CIFAR-10", "pretrained", TRAINED | LIVE, KEPT | LIVE_MEAN, dict.fromkeys(LIVE | LIVE_MEAN, TAUGHT)
     ),
-    "cifar100": Part("CIFAR-100", TAUGHT_100, SEEDS_100, live("cifar100", {2: 48, 4: 33})),
+    "cifar100": Part("CIFAR-100", TAUGHT_100, SEEDS_100, live("cifar100", EPOCHS_100)),
 }
 
 

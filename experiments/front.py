@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cells import RESULTS, Cells, cost, fine_tuned, measured, share_right, shared_lines, spiking, untrained
-from safetensors.torch import load_file
 from torch import nn
 
 from spikezip.cli.sources import open_both, open_teacher, remember
@@ -235,7 +234,7 @@ def main() -> None:
             weights = [options.start / f"{subject}-{plain(f'{of}, {which}')}.safetensors" for which in ENDS]
             start = next((path for path in weights if path.exists()), weights[-1])
             if options.start_of:
-                start = finer(start, float(factor), RUNS / name / f"{plain(product)}-start.safetensors")
+                lines["start_scale"] = float(factor)
             lines["start"] = str(start)
         return recipe_of(product, lines, settings, seed), RUNS / name / f"{plain(product)}-{seed}"
 
@@ -315,15 +314,6 @@ def train_ann(source: ModelSource, data: Any, lines: dict[str, Any], folder: Pat
     )
     trained = train(source.module, data, recipe.plan(), out=folder, resume=True)
     source.module.load_state_dict(trained.network.state_dict())
-
-
-def finer(weights: Path, factor: float, out: Path) -> Path:
-    """Kept weights whose step sizes are multiplied by ``factor``, as a file of its own."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    found = load_file(weights)
-    scaled = {name: value * factor if name.endswith(".scale") else value for name, value in found.items()}
-    write_tensors(scaled, out, {"start": str(weights), "factor": str(factor)})
-    return out
 
 
 def plain(name: str) -> str:

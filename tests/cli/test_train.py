@@ -90,6 +90,12 @@ def test_a_recipe_goes_on_from_the_trained_weights_of_another(spikezip, recipe, 
     assert spikezip("train", on, "--out", "mean").exit_code == 0
     mean = load_file("mean/network.safetensors")
     assert all((before[n] + 0.5 - mean[n]).abs().max() < 1e-5 for n in before if before[n].is_floating_point())
+    on.write_text(small + "start: pet/network.safetensors\nstart_scale: 1.5\n")
+    assert spikezip("train", on, "--out", "larger").exit_code == 0
+    larger = load_file("larger/network.safetensors")
+    for name, tensor in before.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(larger[name], tensor * 1.5 if name.endswith(".scale") else tensor)
     on.write_text(small + "start: pet/none.safetensors\n")
     refused = spikezip("train", on, "--out", "none")
     assert refused.exit_code == 2

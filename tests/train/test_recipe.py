@@ -197,6 +197,8 @@ def test_yamls_no_is_the_precision_no(tmp_path: Path):
         ({"execution": "recompute", "morph": {"batch_norm": "live"}}, r"use execution: folded or in-turn"),
         ({"start": "a/network.safetensors", "morph": {"batch_norm": "live"}}, r"is folded in .*; give the live\.safe"),
         ({"start": []}, r"start: .*at least 1 item"),
+        ({"start_scale": 1.4}, r"start_scale: multiplies the step sizes of start:, and there is none"),
+        ({"start": "kept.safetensors", "start_scale": 0}, r"start_scale: .*greater than 0"),
         ({"start": ["a/network.safetensors", "b/live.safetensors"]}, r"BatchNorm is live in these weights"),
         ({"start": "a/live.safetensors"}, r"BatchNorm is live in these weights; give the network\.safetensors beside"),
         ({"statistics": "shared"}, r"those of a live BatchNorm; add morph: \{batch_norm: live\}"),

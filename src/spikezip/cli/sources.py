@@ -16,6 +16,7 @@ from spikezip.errors import InputError
 from spikezip.graph import network
 from spikezip.models import ModelSource, resolve
 from spikezip.models.weights import load_weights
+from spikezip.quantize.quantizer import Quantizer
 from spikezip.spike.swap import tracer_shape
 
 if TYPE_CHECKING:
@@ -196,8 +197,11 @@ def check_answers(snn: SpikingNetwork, name: str, data: ImageData) -> None:
         )
 
 
-def begun_with(qann: fx.GraphModule, files: Sequence[str]) -> fx.GraphModule:
-    """A network with trained weights, and bias shares if some were learned: those of a file, or the mean of several."""
+def begun_with(qann: fx.GraphModule, files: Sequence[str], scale: float = 1.0) -> fx.GraphModule:
+    """A network with trained weights, and bias shares if some were learned: those of a file, or the mean of several.
+
+    Its step sizes are multiplied by ``scale``.
+    """
     from spikezip.train import soup
     from spikezip.train.checkpoint import shares_in
 
@@ -206,7 +210,11 @@ def begun_with(qann: fx.GraphModule, files: Sequence[str]) -> fx.GraphModule:
         load_weights(each, file)
         if shares := shares_in(Path(file)):
             network.remark(each, bias_shares=shares)
-    return soup(trained)
+    mean = soup(trained)
+    with torch.no_grad():
+        for _, quantizer in network.modules_of(mean, Quantizer):
+            quantizer.scale.mul_(scale)
+    return mean
 
 
 def remember(gm: fx.GraphModule, model: str, data: ImageData) -> None:

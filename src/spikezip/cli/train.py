@@ -189,7 +189,7 @@ def _quantized(recipe: Recipe, source: ModelSource, images: ImageData) -> tuple[
         real = _calibration(recipe, images)
         qann = recipe.quantized(ann, original, real)
     if recipe.start is not None:
-        qann = begun_with(qann, recipe.start)
+        qann = begun_with(qann, recipe.start, recipe.start_scale)
     remember(qann, recipe.model, images)
     return ann, qann
 

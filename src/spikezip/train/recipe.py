@@ -242,6 +242,8 @@ class Recipe(_Part):
         start: trained weights of this very QANN (``network.safetensors`` of a run; where BatchNorm is live,
             ``live.safetensors``) to go on from, with its learned bias shares if it has some; of several such files,
             as a list, the mean (see :func:`soup`).
+        start_scale: what the step sizes of ``start`` are multiplied by, where it was trained with another number of
+            levels: with fewer now, steps are to be larger (1.4 for four codes in the place of six).
         compile: train with torch.compile: longer to start, then faster (see :class:`Plan`).
         cooldown: ``{after: 12, epochs: 2}``, to end a long training early; it may be added to one that is under way.
         loss: see :class:`PETLoss` and :class:`CrossEntropy`. The teacher of ``distil`` and ``sub_labels: teacher`` is
@@ -275,6 +277,7 @@ class Recipe(_Part):
     penalty: PenaltyPart = PenaltyPart()
     speq: SPEQPart = SPEQPart()
     start: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)] | None = None
+    start_scale: Rate = 1.0
     loss: LossPart = LossPart()
     teacher: TeacherPart | None = None
     optimizer: OptimizerPart = OptimizerPart(sgd=SGDPart())
@@ -311,7 +314,7 @@ class Recipe(_Part):
             {"steps", "settled", "bias_shares", "penalty", "initial_code"},
             {"speq"},
         )
-        of_qann = {"levels", "calibration", "refit", "encoding", "morph", "start"}
+        of_qann = {"levels", "calibration", "refit", "encoding", "morph", "start", "start_scale"}
         unused = {
             Stage.ANN: of_qann | of_pet | of_trajectory | of_speq,
             Stage.QAT: of_pet | of_trajectory | of_speq,
@@ -361,6 +364,8 @@ class Recipe(_Part):
             raise ValueError("loss.distil.features are those of the model itself; remove them, or teacher:")
         check_splits(self.train_split, self.validation_split)
         self._sub_paths()
+        if self.start is None and "start_scale" in self.model_fields_set:
+            raise ValueError("start_scale: multiplies the step sizes of start:, and there is none; add it")
         if self.refit and self.start is not None:
             raise ValueError("start: gives the weights to begin with, and refit: would fit others; remove one")
         if self.initial_code > self._widest.highest:
