@@ -94,12 +94,18 @@ SEEDS_100 = {
     for seed in (2, 3)
     for row, run in live("cifar100", EPOCHS_100, f"live-further-seed{seed}", f", seed {seed}").items()
 }
+#: Networks for t = 2 that began as the one for t = 4.
+FROM_T4_100 = {
+    row.replace("epochs,", "epochs from the one for t=4,"): run
+    for seed, run in (("", "live-from-t4"), (", seed 2", "live-from-t4-seed2"))
+    for row, run in live("cifar100", {2: 16}, run, seed).items()
+}
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
     "cifar10": Part(
         "CIFAR-10", "pretrained", TRAINED | LIVE, KEPT | LIVE_MEAN, dict.fromkeys(LIVE | LIVE_MEAN, TAUGHT)
     ),
-    "cifar100": Part("CIFAR-100", TAUGHT_100, SEEDS_100, live("cifar100", EPOCHS_100)),
+    "cifar100": Part("CIFAR-100", TAUGHT_100, SEEDS_100 | FROM_T4_100, live("cifar100", EPOCHS_100)),
 }
 
 
