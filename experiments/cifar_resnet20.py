@@ -231,9 +231,9 @@ def draw(data_set: str, runs: list[dict[str, Any]], path: Path) -> None:
         for some, title in ((others, "for any number of steps"), (for_few, "trained for a few steps"))
         if some
     ]
-    figure = Figure(figsize=(5.5 * len(panels), 5.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6 * len(panels) + 0.4), layout="constrained")
     figure.suptitle(f"{data_set}, ResNet-20: every run settles on its QANN's accuracy")
-    for axes, (some, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (some, title) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for number, run in enumerate(some):
             steps = range(1, len(run["snn"]) + 1)
             look = series_style(number) | {"marker": None}
@@ -249,7 +249,7 @@ def draw(data_set: str, runs: list[dict[str, Any]], path: Path) -> None:
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set(title=title, xlabel="time step t", ylabel="accuracy (%)", ylim=(least, 1.05 * max(anns)))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
     figure.savefig(path.with_suffix(".png"), dpi=150)
 
