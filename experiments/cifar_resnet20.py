@@ -71,12 +71,11 @@ KEPT = {
 }
 
 
-def live(data_set: str, epochs: dict[int, int], run: str = "live", seed: str = "") -> dict[str, str]:
+def live(data_set: str, epochs: dict[int, int], run: str = "live", seed: str = "", begun: str = "") -> dict[str, str]:
     """Networks that were trained for one step each, BatchNorm live: each row and its run."""
     return {
-        f"trajectory for t={t} ({count} epochs, BatchNorm live{seed}), MS blocks, {t + 2} levels from code 1, pulse": (
-            f"{data_set}-resnet20-t{t}-{run}"
-        )
+        f"trajectory for t={t} ({count} epochs{begun}, BatchNorm live{seed}), "
+        f"MS blocks, {t + 2} levels from code 1, pulse": f"{data_set}-resnet20-t{t}-{run}"
         for t, count in epochs.items()
     }
 
@@ -96,9 +95,9 @@ SEEDS_100 = {
 }
 #: Networks for t = 2 that began as the one for t = 4.
 FROM_T4_100 = {
-    row.replace("epochs,", "epochs from the one for t=4,"): run
+    row: run
     for seed, run in (("", "live-from-t4"), (", seed 2", "live-from-t4-seed2"))
-    for row, run in live("cifar100", {2: 16}, run, seed).items()
+    for row, run in live("cifar100", {2: 16}, run, seed, " from the one for t=4").items()
 }
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {

@@ -212,7 +212,7 @@ def begun_with(qann: fx.GraphModule, files: Sequence[str], scale: float = 1.0) -
             network.remark(each, bias_shares=shares)
     mean = soup(trained)
     with torch.no_grad():
-        for _, quantizer in network.modules_of(mean, Quantizer):
+        for quantizer in (m for m in mean.modules() if isinstance(m, Quantizer)):
             quantizer.scale.mul_(scale)
     return mean
 
