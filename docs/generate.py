@@ -679,6 +679,26 @@ def readme(text: str) -> str:
     return text
 
 
+def nir(result: dict[str, Any]) -> str:
+    """Networks in NIR."""
+    head = ["network", "images", "steps", "spikes", "differing", "answers off by", "in nirtorch", "nodes", "MiB"]
+    rows = [
+        [
+            row["network"],
+            str(row["images"]),
+            str(row["steps"]),
+            f"{row['spikes']:,}",
+            f"{row['differing']:,}",
+            f"{row['answers_off_by']:.2g}",
+            f"{row['answers_off_by_in_nirtorch']:.2g}",
+            str(row["nodes"]),
+            f"{row['mebibytes']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    return table(head, rows) + provenance(result)
+
+
 def neurons(result: dict[str, Any]) -> str:
     """The same QANN with other neurons."""
     steps = result["steps"]
@@ -776,6 +796,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "mutation": mutation,
     "early-exit": early_exit,
     "neurons": neurons,
+    "nir": nir,
     "ablation-digits": ablation,
     "ablation-cifar10": ablation,
     "ablation-cifar10-resnet32": ablation,

@@ -3,9 +3,9 @@
     python experiments/unfold.py experiments/recipes/cifar10-resnet20-t4-live.yaml FOLDED.safetensors LIVE.safetensors \
         --data PATH/TO/CIFAR
 
-The recipe is that of the training that the folded network came from. Each BatchNorm gets the statistics of its input over
-training images, at all the steps that the recipe unrolls, and a weight and bias by which network and folded network compute
-the same::
+The recipe is that of the training that the folded network came from. Each BatchNorm gets the statistics of its input
+over training images, at all the steps that the recipe unrolls, and a weight and bias by which both networks compute the
+same::
 
     y = x + b = sqrt(var + eps) (x - mean) / sqrt(var + eps) + (mean + b)
 
@@ -69,7 +69,10 @@ def main() -> None:
     again = network.copied(live)
     fold_batch_norm(again)
     worst = max(float((a - b).abs().max()) for a, b in zip(again.parameters(), folded.parameters(), strict=True))
-    header = {"pixels": json.dumps({"mean": list(images.mean), "std": list(images.std)}), "unfolded": options.folded.name}
+    header = {
+        "pixels": json.dumps({"mean": list(images.mean), "std": list(images.std)}),
+        "unfolded": options.folded.name,
+    }
     save_file({name: tensor.contiguous() for name, tensor in live.state_dict().items()}, options.live, header)
     print(f"{len(norms)} BatchNorms; folded anew, no weight is off by more than {worst:.1e}. Wrote {options.live}.")
 

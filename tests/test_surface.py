@@ -51,7 +51,7 @@ PUBLIC = [
     "verify",
 ]
 
-VERBS = ["demo", "inspect", "convert", "train", "run", "verify", "report", "bench"]
+VERBS = ["demo", "inspect", "convert", "train", "run", "verify", "report", "export", "bench"]
 
 # Each of these takes from half a second to several, and most uses of the library need none of them.
 HEAVY = ["torchvision", "timm", "matplotlib", "accelerate", "sklearn", "tensorboard", "pydantic", "typer", "rich"]

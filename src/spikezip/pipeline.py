@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +24,9 @@ from spikezip.quantize.exact import output_rounding
 from spikezip.run import EarlyExit, Engine, Run, State, Stream, execute, stream
 from spikezip.spike import Encoding, Pulse, SpikingNetwork
 from spikezip.spike import spike as _spike
+
+if TYPE_CHECKING:
+    import nir
 
 __all__ = ["SNN", "capture", "convert", "load", "measure", "morph", "quantize", "report", "spike", "verify"]
 
@@ -337,6 +340,15 @@ class SNN(SpikingNetwork):
         from spikezip.export.bundle import save_bundle
 
         return save_bundle(self, path, overwrite=overwrite, provenance=provenance)
+
+    def to_nir(self, *, exact: bool = True) -> nir.NIRGraph:
+        """The network as a NIR graph, with the same spikes at every step; see :func:`spikezip.export.nir.to_nir`.
+
+        ``nir.write(path, graph)`` writes it to a file.
+        """
+        from spikezip.export.nir import to_nir
+
+        return to_nir(self, exact=exact)
 
     def note(self, key: str, default: Any = None) -> Any:
         """A choice made on the way here: ``residual``, ``weight_bits``, ``exactness``, ``fine_tuning``, ..."""

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import spikezip
-from spikezip.cli import bench, convert, demo, inspect, report, run, screen, train, verify
+from spikezip.cli import bench, convert, demo, export, inspect, report, run, screen, train, verify
 from spikezip.cli.narrow import NarrowCommand, NarrowGroup
 from spikezip.errors import SpikezipError
 from spikezip.interrupt import EXIT_STOPPED, hand_over
@@ -116,7 +116,7 @@ def _help(verb: Any) -> str:
     return "\n\n".join(text if "\n  " in text else " ".join(text.split("\n")) for text in paragraphs)
 
 
-for _verb in (demo, inspect, convert, train, run, verify, report, bench):
+for _verb in (demo, inspect, convert, train, run, verify, report, export, bench):
     app.command(name=_verb.__name__.rpartition(".")[2], cls=NarrowCommand, help=_help(_verb))(_verb.command)
 
 

@@ -73,10 +73,11 @@ class Rules:
         return tuple(str(node.target) for node, rule in self.of.items() if rule is Rule.TRACKER)
 
 
-def rules(snn: SpikingNetwork, steps: int) -> Rules:
-    """Choose the rule of every node of an SNN, for a run of ``steps`` steps."""
+def rules(snn: SpikingNetwork, steps: int, *, exact: bool = True) -> Rules:
+    """Choose the rule of every node of an SNN, for a run of ``steps`` steps; ``exact``: no sum is to be rounded, if the
+    network is an integer one."""
     gm = snn.graph
-    exact = bool(network.note(gm, "weight_bits"))
+    exact = exact and bool(network.note(gm, "weight_bits"))
     grids = _Exact(snn, steps) if exact else None
     found: dict[fx.Node, Rule] = {}
     for node in gm.graph.nodes:
