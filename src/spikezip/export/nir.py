@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +89,7 @@ def to_nir(snn: SpikingNetwork, *, exact: bool = True) -> nir.NIRGraph:
             f"Biases are released by {snn.bias_encoding}, and in NIR they are part of thresholds, there from the "
             "start. Give spike() or convert() bias_encoding=Pulse()."
         )
+    snn = _on_cpu(snn)
     writer = _Writer(nir, snn, exact)
     for node in snn.graph.graph.nodes:
         if node.op != "output":
@@ -107,7 +108,7 @@ def currents(snn: SpikingNetwork, inputs: Tensor | Sequence[Tensor], steps: int)
     Returns:
         ``[steps, B, ...]`` in float64, one of each input.
     """
-    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    snn, given = _on_cpu(snn), _all_on_cpu(inputs)
     places = [node for node in snn.graph.graph.nodes if node.op == "placeholder"]
     if len(given) != len(places):
         raise InputError(f"The network takes {len(places)} inputs, not {len(given)}.")
@@ -155,7 +156,7 @@ def compare(
     Raises:
         InputError: the encoding is a constant one, and ``steps`` is not given.
     """
-    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    snn, given = _on_cpu(snn), _all_on_cpu(inputs)
     told: dict[str, list[Tensor]] = {name: [] for name, _ in snn.layers}
 
     def tell(layer: str, t: int, rows: Tensor, codes: Tensor) -> None:
@@ -512,6 +513,14 @@ class _Before(fx.Interpreter):
         return value
 
 
+def _on_cpu(snn: SpikingNetwork) -> SpikingNetwork:
+    return replace(snn, graph=network.fork(snn.graph).cpu())
+
+
+def _all_on_cpu(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x.cpu() for x in ((inputs,) if isinstance(inputs, Tensor) else inputs))
+
+
 def _grid_of(gm: fx.GraphModule, place: fx.Node) -> InputGrid | None:
     """What rounds an input; None in a network of float weights."""
     readers = [gm.get_submodule(str(user.target)) for user in place.users if user.op == "call_module"]
@@ -522,7 +531,7 @@ def _stored(node: fx.Node, operand: Any) -> np.ndarray:
     value = network.constant(operand)
     if value is None:
         raise _refused(node, "its weight or factor is computed, not stored")
-    return value.detach().cpu().numpy()
+    return value.detach().numpy()
 
 
 def _dense(weight: np.ndarray, groups: int) -> np.ndarray:
