@@ -94,6 +94,13 @@ SEEDS_100 = {
     for row, run in live("cifar100", EPOCHS_100, f"live-further-seed{seed}", f", seed {seed}").items()
 }
 #: Networks for t = 2 that began as the one for t = 4.
+FROM_T4 = {
+    row: run
+    for seed in (0, 1, 2)
+    for row, run in live(
+        "cifar10", {2: 12}, f"live-from-t4-seed{seed}", f", seed {seed}" * bool(seed), " from the one for t=4"
+    ).items()
+}
 FROM_T4_100 = {
     row: run
     for seed, run in (("", "live-from-t4"), (", seed 2", "live-from-t4-seed2"))
@@ -102,7 +109,11 @@ FROM_T4_100 = {
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
     "cifar10": Part(
-        "CIFAR-10", "pretrained", TRAINED | LIVE, KEPT | LIVE_MEAN, dict.fromkeys(LIVE | LIVE_MEAN, TAUGHT)
+        "CIFAR-10",
+        "pretrained",
+        TRAINED | LIVE | FROM_T4,
+        KEPT | LIVE_MEAN,
+        dict.fromkeys(LIVE | FROM_T4 | LIVE_MEAN, TAUGHT),
     ),
     "cifar100": Part("CIFAR-100", TAUGHT_100, SEEDS_100 | FROM_T4_100, live("cifar100", EPOCHS_100)),
 }
