@@ -35,8 +35,8 @@ def command(
     which tells how many do. A network that NIR has no nodes for is refused, by name.
 
     [bold]Examples[/]
-      spikezip export digits.spikezip --out digits.nir
-      spikezip export digits.spikezip --out digits.nir --data digits --limit 20
+      spikezip export resnet20.spikezip --out resnet20.nir
+      spikezip export resnet20.spikezip --out resnet20.nir --data cifar10 --limit 20
     """
     import torch
 

@@ -276,7 +276,7 @@ class _Writer:
             return _refused(node, "sums that reach it have more digits than float64, and are rounded; give exact=False")
         why = "what it gives is no sum of what reaches it"
         pools = network.op_name(node).startswith("max_pool")
-        return _refused(node, why + "; convert with morph=Morph(pooling=Pooling.AVERAGE)" * pools)
+        return _refused(node, why + "; convert with Morph(pooling=Pooling.AVERAGE), or --pool average" * pools)
 
     def _neurons(self, node: fx.Node) -> tuple[str, ...]:
         neuron = self.gm.get_submodule(str(node.target))
