@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,8 +256,9 @@ def test_rounded_sums_and_float_weights_are_written_if_asked_for(tmp_path):
     deep = _converted(Deep(), x, morph=Morph(residual=Residual.MS))
     with pytest.raises(StageError, match=r"more digits than float64.*exact=False"):
         deep.to_nir()
-    for snn in (deep, _converted(mlp(), _drawn(6), weight_bits=None)):
-        inputs = x if snn is deep else _drawn(6)
+    floats = _converted(mlp(), _drawn(6), weight_bits=None)
+    averages = _converted(Blocks(), _drawn(*PLANE), weight_bits=None, initial_code="mean")
+    for snn, inputs in ((deep, x), (floats, _drawn(6)), (averages, _drawn(*PLANE))):
         played = compare(snn, snn.to_nir(exact=False), inputs)
         assert played.spikes > 100
         assert played.differing <= played.spikes // 100
@@ -271,7 +273,7 @@ def test_a_constant_current_asks_for_the_length_of_the_run():
 
 
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nir", None)
+    monkeypatch.setitem(sys.modules, "nir", None)
     with pytest.raises(OutputError, match=r"pip install 'spikezip\[nir\]'"):
         nir_export.needed()
 

@@ -40,12 +40,13 @@ from torch import Tensor, fx
 from spikezip.errors import InputError, OutputError, StageError
 from spikezip.export.nir_play import play
 from spikezip.graph import network, ops
+from spikezip.quantize.averages import spell_averages
 from spikezip.quantize.grid import FixedPoint, Grids, InputGrid
 from spikezip.run.reference import reference
 from spikezip.run.rules import Rule, rules
 from spikezip.run.step import at_share, images_back
 from spikezip.spike.neuron import STBIF
-from spikezip.spike.swap import SpikingNetwork
+from spikezip.spike.swap import SpikingNetwork, spike
 from spikezip.version import __version__
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def to_nir(snn: SpikingNetwork, *, exact: bool = True) -> nir.NIRGraph:
             "start. Give spike() or convert() bias_encoding=Pulse()."
         )
     snn = _on_cpu(snn)
+    if not network.note(snn.graph, "weight_bits"):
+        snn = _with_sums(snn)
     writer = _Writer(nir, snn, exact)
     for node in snn.graph.graph.nodes:
         if node.op != "output":
@@ -515,6 +518,14 @@ class _Before(fx.Interpreter):
 
 def _on_cpu(snn: SpikingNetwork) -> SpikingNetwork:
     return replace(snn, graph=network.fork(snn.graph).cpu())
+
+
+def _with_sums(snn: SpikingNetwork) -> SpikingNetwork:
+    """The network with its averages as sums and factors, as an integer network has them."""
+    qann = network.fork(snn.qann)
+    spell_averages(qann)
+    start = snn.initial_code
+    return spike(qann, snn.encoding, bias_encoding=snn.bias_encoding, slew=snn.slew, initial_code=start)
 
 
 def _all_on_cpu(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
