@@ -80,6 +80,11 @@ def live(data_set: str, epochs: dict[int, int], run: str = "live", seed: str = "
     }
 
 
+def each(data_set: str, epochs: dict[int, int], runs: dict[str, str], begun: str = "") -> dict[str, str]:
+    """The same of several seeds: what a row says of the seed, and its run."""
+    return {row: run for seed, name in runs.items() for row, run in live(data_set, epochs, name, seed, begun).items()}
+
+
 EPOCHS_100 = {2: 48, 4: 33}
 LIVE = live("cifar10", {4: 10}) | live("cifar10", {4: 24}, "live-on")
 LIVE_MEAN = {
@@ -88,24 +93,13 @@ LIVE_MEAN = {
     )
 }
 #: Other seeds' runs of the recipes that gave the kept networks for CIFAR-100.
-SEEDS_100 = {
-    row: run
-    for seed in (2, 3)
-    for row, run in live("cifar100", EPOCHS_100, f"live-further-seed{seed}", f", seed {seed}").items()
-}
+SEEDS_100 = each("cifar100", EPOCHS_100, {f", seed {seed}": f"live-further-seed{seed}" for seed in (2, 3)})
 #: Networks for t = 2 that began as the one for t = 4.
-FROM_T4 = {
-    row: run
-    for seed in (0, 1, 2)
-    for row, run in live(
-        "cifar10", {2: 12}, f"live-from-t4-seed{seed}", f", seed {seed}" * bool(seed), " from the one for t=4"
-    ).items()
-}
-FROM_T4_100 = {
-    row: run
-    for seed, run in (("", "live-from-t4"), (", seed 2", "live-from-t4-seed2"))
-    for row, run in live("cifar100", {2: 16}, run, seed, " from the one for t=4").items()
-}
+BEGUN = " from the one for t=4"
+FROM_T4 = each(
+    "cifar10", {2: 12}, {f", seed {seed}" * bool(seed): f"live-from-t4-seed{seed}" for seed in (0, 1, 2)}, BEGUN
+)
+FROM_T4_100 = each("cifar100", {2: 16}, {"": "live-from-t4", ", seed 2": "live-from-t4-seed2"}, BEGUN)
 TAUGHT, TAUGHT_100 = (str(bundles.NETWORKS / f"{of}-resnet20-ann-taught.safetensors") for of in ("cifar10", "cifar100"))
 SETS = {
     "cifar10": Part(

@@ -29,6 +29,7 @@ from spikezip.models.weights import load_weights
 from spikezip.morph import Morph
 from spikezip.morph.fold import LiveBatchNorm, fold_batch_norm
 from spikezip.quantize.quantizer import Quantizer
+from spikezip.spike import parse_encoding
 from spikezip.train.recipe import Stage, read_recipe
 from spikezip.train.trajectory import unroll
 
@@ -62,13 +63,15 @@ def main() -> None:
     load_weights(folded, options.folded)
 
     norms = take_over(live, folded)
-    plan = recipe.plan(source.module if recipe.needs_teacher else None).objective
-    unrolled = unroll(live, len(plan.weights), plan.encoding, settled=plan.settled > 0, initial_code=plan.initial_code)
+    encoding = parse_encoding(recipe.encoding)
+    unrolled = unroll(live, len(recipe.steps), encoding, settled=recipe.settled > 0, initial_code=recipe.initial_code)
     standardize(unrolled, norms, shown)
 
     again = network.copied(live)
     fold_batch_norm(again)
-    worst = max(float((a - b).abs().max()) for a, b in zip(again.parameters(), folded.parameters(), strict=True))
+    worst = max(
+        float((a - b).detach().abs().max()) for a, b in zip(again.parameters(), folded.parameters(), strict=True)
+    )
     header = {
         "pixels": json.dumps({"mean": list(images.mean), "std": list(images.std)}),
         "unfolded": options.folded.name,

@@ -9,8 +9,7 @@ import typer
 
 from spikezip.cli import options, screen
 from spikezip.cli.target import output_file
-
-EXIT_DIFFERENT = 1
+from spikezip.cli.verify import EXIT_DIFFERENT
 
 
 def command(

@@ -52,7 +52,6 @@ from spikezip.version import __version__
 if TYPE_CHECKING:
     import nir
 
-_aten = torch.ops.aten
 _BOTH = 1.5  #: the threshold of "and"
 
 
@@ -169,8 +168,7 @@ def compare(
         raise InputError("A constant encoding lasts as long as the run. Give steps.")
     most = steps or snn.t_off(1) + snn.bound
     run = reference(snn, given, most, stop=steps is None, observe=tell)
-    names = {node.metadata["layer"]: name for name, node in graph.nodes.items() if "layer" in node.metadata}
-    layers = {name: layer for layer, name in names.items()}
+    layers = {name: node.metadata["layer"] for name, node in graph.nodes.items() if "layer" in node.metadata}
     before = {name: neuron.start(told[name][0]) for name, neuron in snn.layers}
     wrong = 0
 
@@ -341,18 +339,13 @@ class _Writer:
     def _moving(self, node: fx.Node) -> list[fx.Node]:
         return [n for n in node.all_input_nodes if self.streams[n]]
 
-    def source(self, node: fx.Node) -> tuple[str, ...]:
-        """The one stream that an operation reads."""
-        (only,) = self._moving(node)
-        return self.streams[only]
-
     # -- operations ----------------------------------------------------------------------------------------------------
 
     def convolution(self, node: fx.Node) -> tuple[str, ...]:
         weight = _stored(node, ops.weight_of(node))
         dims = weight.ndim - 2
         stride, padding, dilation, groups = ops.geometry(node, dims)
-        read = self._moving(node)[0]
+        (read,) = self._moving(node)
         size = _shape(read)[-dims:]
         # nir (1.0.8) takes windows for square: zeros at both ends of the shorter side.
         short = [max(weight.shape[2:]) - side for side in weight.shape[2:]]
@@ -364,15 +357,16 @@ class _Writer:
         shape, *places = (each[0] if dims == 1 else tuple(each) for each in (size, stride, padding, dilation))
         weight = _dense(weight, groups)
         layer = kind(shape, weight, *places, 1, np.zeros(weight.shape[0], weight.dtype))
-        return (self._node(f"{_name(node)}_synapses", layer, self.source(node)),)
+        return (self._node(f"{_name(node)}_synapses", layer, self.streams[read]),)
 
     def linear(self, node: fx.Node) -> tuple[str, ...]:
         if len(_shape(node)) != 1:
             raise _refused(node, f"it is a linear layer of {list(_shape(node))}, and NIR's are of vectors")
+        (read,) = self._moving(node)
         weight = _stored(node, ops.weight_of(node))
         if network.op_name(node) != "linear":
             weight = np.ascontiguousarray(weight.T)
-        return (self._node(f"{_name(node)}_synapses", self.nir.Linear(weight), self.source(node)),)
+        return (self._node(f"{_name(node)}_synapses", self.nir.Linear(weight), self.streams[read]),)
 
     def sum(self, node: fx.Node) -> tuple[str, ...]:
         first, second = node.args[0], node.args[1]
@@ -468,8 +462,9 @@ class _Writer:
         return (self._node(f"{_name(node)}_{node.name}", layer, self.streams[read]),)
 
     def _window(self, node: fx.Node, *window: Sequence[int]) -> tuple[str, ...]:
+        (read,) = self._moving(node)
         pool = self.nir.SumPool2d(*(np.array(each) for each in window))
-        return (self._node(f"{_name(node)}_{node.name}", pool, self.source(node)),)
+        return (self._node(f"{_name(node)}_{node.name}", pool, self.streams[read]),)
 
     def _flat(self, shape: tuple[int, ...], node: fx.Node, sources: Sequence[str]) -> tuple[str, ...]:
         flat = self.nir.Flatten({"input": np.array(shape)}, 0, -1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spikezip.errors import InputError
+from spikezip.export.nir_nodes import NODES
 
 if TYPE_CHECKING:
     import nir
@@ -40,8 +40,10 @@ def play(
     places = [name for name, kind in kinds.items() if kind == "Input"]
     if len(places) != len(inputs):
         raise InputError(f"The graph has {len(places)} inputs, and {len(inputs)} are given.")
-    if unknown := sorted(set(kinds.values()) - set(_NODES) - {"Input"}):
-        raise InputError(f"No rule for NIR's {', '.join(unknown)}; known are Input, {', '.join(_NODES)}.")
+    if unknown := sorted(set(kinds.values()) - {*NODES, "Input", "Output"}):
+        raise InputError(f"No rule for NIR's {', '.join(unknown)}; known are Input, Output, {', '.join(NODES)}.")
+    # Converted once, not at every step.
+    run = {name: NODES[kind](graph.nodes[name]).double() for name, kind in kinds.items() if kind in NODES}
     now, late = _parted(graph, kinds)
     try:
         order = list(TopologicalSorter(now).static_order())
@@ -56,15 +58,14 @@ def play(
             if kinds[name] == "Input":
                 values[name] = inputs[places.index(name)][t - 1].double()
             else:
-                node: Any = graph.nodes[name]
                 read = [values[source] for source in now[name]]
                 read += [before[source] for source in late[name] if source in before]
                 # Nothing has come back yet to what waits for nothing else.
                 given = sum(read[1:], read[0]) if read else torch.zeros(1, dtype=torch.float64)
                 if kinds[name] == "I":
-                    sums[name] = sums.get(name, 0.0) + _tensor(node.r) * given
-                    given = sums[name]
-                values[name] = _NODES[kinds[name]](node, given)
+                    values[name], sums[name] = run[name](given, sums.get(name))
+                else:
+                    values[name] = run[name](given) if name in run else given
             if name in found:
                 found[name].append(values[name])
             if watch:
@@ -90,40 +91,3 @@ def _parted(graph: nir.NIRGraph, kinds: Mapping[str, str]) -> tuple[dict[str, li
     for source, target in graph.edges:
         (late if source in behind.get(target, ()) else now)[target].append(source)
     return now, late
-
-
-def _tensor(values: Any) -> Tensor:
-    return torch.as_tensor(values).double()
-
-
-def _pair(values: Any) -> list[int]:
-    return [int(v) for v in torch.as_tensor(values).flatten()]
-
-
-def _convolution(dims: int) -> Callable[[Any, Tensor], Tensor]:
-    operation = {1: functional.conv1d, 2: functional.conv2d}[dims]
-
-    def run(node: Any, x: Tensor) -> Tensor:
-        places = (_pair(each) for each in (node.stride, node.padding, node.dilation))
-        return operation(x, _tensor(node.weight), _tensor(node.bias), *places, int(node.groups))  # type: ignore[arg-type]
-
-    return run
-
-
-def _sum_pool(node: Any, x: Tensor) -> Tensor:
-    size, stride, padding = (_pair(each) for each in (node.kernel_size, node.stride, node.padding))
-    return functional.avg_pool2d(x, size, stride, padding, divisor_override=1)
-
-
-_NODES: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "Affine": lambda node, x: functional.linear(x, _tensor(node.weight), _tensor(node.bias)),
-    "Conv1d": _convolution(1),
-    "Conv2d": _convolution(2),
-    "Flatten": lambda node, x: x.flatten(1 + int(node.start_dim), -1),
-    "I": lambda node, x: x,
-    "Linear": lambda node, x: functional.linear(x, _tensor(node.weight)),
-    "Output": lambda node, x: x,
-    "Scale": lambda node, x: _tensor(node.scale) * x,
-    "SumPool2d": _sum_pool,
-    "Threshold": lambda node, x: (x > _tensor(node.threshold)).double(),
-}
